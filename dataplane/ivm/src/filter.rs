@@ -1,0 +1,32 @@
+//! A compiled filter: columns are positions, literals have the column's class, constants are folded.
+
+use std::sync::Arc;
+
+use rows::Value;
+
+use crate::query::Op;
+use crate::source::ScanPlan;
+
+#[derive(Debug)]
+pub enum Filter {
+    /// Empty is true.
+    And(Vec<Filter>),
+    /// Empty is false.
+    Or(Vec<Filter>),
+    /// `op` is never `In`/`NotIn`. `value` is null only for `Is`/`IsNot`.
+    Compare { column: usize, op: Op, value: Value },
+    /// `negated` is NOT IN; a null cell matches neither. Values are non-null and of the column's class.
+    In { column: usize, negated: bool, values: Vec<Value> },
+    Exists(Exists),
+}
+
+#[derive(Debug)]
+pub struct Exists {
+    /// Index of the condition within its level, for memory of what changed.
+    pub id: usize,
+    pub negated: bool,
+    /// Columns of the parent row, pairwise equal to `plan.constraint` of the child. A null parent cell means no children.
+    pub parent: Vec<usize>,
+    /// The child level: constraint = child columns, filter with nested EXISTS; no start, order = row key.
+    pub plan: Arc<ScanPlan>,
+}
