@@ -1,1 +1,38 @@
-//! placeholder header, replaced by the crate's own
+//! Real neighbours and independent judges for tests: a PostgreSQL starter, a scripted client of the sync protocol, an oracle
+//! that recomputes query results from Postgres, a small API server, and the server under test as a process.
+//!
+//! This crate knows nothing of the server's own code: it speaks to it only by sockets, files and signals, so the same tests run
+//! against any server of the protocol, and a mistake in the server's types cannot hide itself in its judge.
+
+pub mod api;
+pub mod client;
+pub mod oracle;
+pub mod postgres;
+pub mod process;
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::{Context, Result};
+
+/// Finds `count` neighbouring loopback ports that nobody listens on and returns the first. Somebody else may take one before it
+/// is used; starters retry with another.
+pub fn free_ports(count: u16) -> Result<u16> {
+    for _ in 0..200 {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("bind a loopback port")?;
+        let port = first.local_addr()?.port();
+        let Some(last) = port.checked_add(count - 1) else { continue };
+        let rest: Vec<_> = (port + 1..=last).map(|p| TcpListener::bind((Ipv4Addr::LOCALHOST, p))).collect();
+        if rest.iter().all(std::result::Result::is_ok) {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("found no {count} free neighbouring loopback ports in 200 tries")
+}
+
+/// The seed of a randomised test: `ZERO_SEED` replays one, otherwise a fresh one. Prints it, so that a failure can be replayed.
+#[must_use]
+pub fn seed(test: &str) -> u64 {
+    let seed = std::env::var("ZERO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    println!("{test}: ZERO_SEED={seed}");
+    seed
+}

@@ -1,0 +1,3 @@
+//! The test kit's own tests: a judge that cannot fail is worth nothing.
+
+mod postgres;
