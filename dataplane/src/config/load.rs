@@ -1,0 +1,399 @@
+//! From what was given to a [`Config`]: derived defaults, checks within one setting and across settings.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::given::{Environment, Given};
+use super::option::Effect;
+use super::problem::Refusal;
+use super::secret::SecretUrl;
+use super::{
+    Admin, ApiServer, App, Auth, Change, Config, Cvr, Engine, LogFormat, Logging, Network, Notices, Replica, Role,
+    TokenKey, Upstream, env_file,
+};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const POSTGRES: &[&str] = &["postgres", "postgresql"];
+const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
+/// Postgres cuts longer names off.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+/// Appended to `{app}_{shard}_` in slot names: a time in milliseconds.
+const SLOT_SUFFIX_BYTES: usize = 13;
+
+/// Reads the command line, the environment and the `.env` file of the working directory.
+pub fn from_process() -> Result<Config, Refusal> {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let environment: Environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+        .collect();
+    load(&arguments, &env_file::with_file(environment, std::path::Path::new(".env")))
+}
+
+/// `arguments` are those after the program's name.
+pub fn load(arguments: &[String], environment: &Environment) -> Result<Config, Refusal> {
+    let mut given = Given::gather(arguments, environment)?;
+    let config = read(&mut given);
+    match config {
+        Some(config) if !given.has_problems() => Ok(config),
+        _ => Err(Refusal::Problems(given.into_problems())),
+    }
+}
+
+/// `None` only together with a problem.
+pub(super) fn read(given: &mut Given) -> Option<Config> {
+    let notices = notices(given);
+    let role = role(given);
+    let app = app(given);
+    let upstream_db = upstream_db(given);
+    let change = database(given, "ZERO_CHANGE_DB", "ZERO_CHANGE_MAX_CONNS", upstream_db.as_ref());
+    let cvr_db = database(given, "ZERO_CVR_DB", "ZERO_CVR_MAX_CONNS", upstream_db.as_ref());
+    let mutate = mutate(given);
+    let query = query(given);
+    let auth = auth(given);
+    let network = network(given);
+    compression_options(given);
+    let admin = admin(given);
+    let logging = logging(given);
+    let replica = Replica {
+        file: PathBuf::from(given.text("ZERO_REPLICA_FILE").unwrap_or_default()),
+        auto_reset: given.boolean("ZERO_AUTO_RESET"),
+    };
+    let engine = Engine { threads: engine_threads(given) };
+    let task_id = given.text("ZERO_TASK_ID").unwrap_or_else(random_task_id);
+    let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+    let upstream_rest = (
+        given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER"),
+        given.duration("ZERO_UPSTREAM_PG_STREAM_INBOUND_TIMEOUT_MS", MILLISECOND),
+        whole(given, "ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", 1),
+        lag_report_interval(given),
+    );
+    let cvr_rest = (
+        span(given, "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", HOUR),
+        span(given, "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_INTERVAL_SECONDS", SECOND),
+        whole(given, "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_BATCH_SIZE", 0),
+    );
+    Some(Config {
+        role,
+        app,
+        upstream: Upstream {
+            db: upstream_db?,
+            replication_slot_failover: upstream_rest.0,
+            stream_inbound_timeout: upstream_rest.1,
+            initial_sync_table_copy_workers: upstream_rest.2,
+            lag_report_interval: upstream_rest.3,
+        },
+        change: change.map(|(db, max_conns)| Change { db, max_conns })?,
+        cvr: cvr_db.map(|(db, max_conns)| Cvr {
+            db,
+            max_conns,
+            inactivity_threshold: cvr_rest.0,
+            purge_interval: cvr_rest.1,
+            purge_batch_size: cvr_rest.2,
+        })?,
+        mutate,
+        query,
+        auth,
+        network,
+        admin,
+        logging,
+        replica,
+        engine,
+        task_id,
+        server_version,
+        notices,
+    })
+}
+
+fn notices(given: &mut Given) -> Notices {
+    let mut notices = Notices::default();
+    for setting in given.given() {
+        match setting.effect {
+            Effect::Replaced(new) => notices.deprecated.push((setting.variable, new)),
+            Effect::Inert(_) => notices.no_effect.push(setting.variable),
+            Effect::NotBuilt(_) => notices.not_built.push(setting.variable),
+            Effect::Used | Effect::Internal | Effect::Rejected => {}
+        }
+    }
+    notices
+}
+
+fn role(given: &mut Given) -> Role {
+    let replicates = given.number("ZERO_NUM_SYNC_WORKERS") == Some(0.0);
+    let uri = given.url("ZERO_CHANGE_STREAMER_URI", &["ws", "wss", "http", "https"], "ws://replication-manager:4849/");
+    let discover = given.text("ZERO_CHANGE_STREAMER_MODE").as_deref() == Some("discover");
+    let subscribes = uri.is_some() || discover;
+    let (role, variable, how) = match (replicates, subscribes) {
+        (false, false) => return Role::SingleNode,
+        (true, true) => {
+            given.problem(
+                "ZERO_NUM_SYNC_WORKERS",
+                "0 makes this a replication-manager, but the change streamer settings make it a view-syncer",
+                "unset one of ZERO_NUM_SYNC_WORKERS and ZERO_CHANGE_STREAMER_URI (or ZERO_CHANGE_STREAMER_MODE)",
+            );
+            return Role::ReplicationManager;
+        }
+        (true, false) => (Role::ReplicationManager, "ZERO_NUM_SYNC_WORKERS", "0 makes this a replication-manager"),
+        (false, true) if uri.is_some() => (Role::ViewSyncer, "ZERO_CHANGE_STREAMER_URI", "it makes this a view-syncer"),
+        (false, true) => (Role::ViewSyncer, "ZERO_CHANGE_STREAMER_MODE", "discover makes this a view-syncer"),
+    };
+    given.problem(
+        variable,
+        format!("{how}, a role that is not available in this build"),
+        "unset it to run a single node, which replicates and serves clients in one process",
+    );
+    role
+}
+
+fn app(given: &mut Given) -> App {
+    let id = given.text("ZERO_APP_ID").unwrap_or_default();
+    let shard_num = given.integer("ZERO_SHARD_NUM", 0..=u32::MAX).unwrap_or_default();
+    if !id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+        given.problem(
+            "ZERO_APP_ID",
+            format!("{id:?} has characters that are not allowed"),
+            "the App ID may only consist of lower-case letters, numbers, and the underscore character",
+        );
+    }
+    let longest = format!("{id}_{shard_num}_").len() + SLOT_SUFFIX_BYTES;
+    if let Some(excess) = longest.checked_sub(IDENTIFIER_BYTES_MAX).filter(|excess| *excess > 0) {
+        given.problem(
+            "ZERO_APP_ID",
+            format!("names made from it are longer than the {IDENTIFIER_BYTES_MAX} bytes Postgres allows"),
+            format!("shorten it by {excess} or more characters"),
+        );
+    }
+    if given.is_given("ZERO_SHARD_ID") {
+        given.problem("ZERO_SHARD_ID", "it is not supported any more", "use ZERO_APP_ID to tell applications apart");
+    }
+    let mut publications = Vec::new();
+    for name in given.list("ZERO_APP_PUBLICATIONS") {
+        let fault = if name.is_empty() {
+            "one of the names is empty".to_owned()
+        } else if name.starts_with('_') {
+            format!("{name:?} begins with an underscore, which is kept for publications made by the server")
+        } else if name.len() > IDENTIFIER_BYTES_MAX {
+            format!("{name:?} is longer than the {IDENTIFIER_BYTES_MAX} bytes Postgres allows")
+        } else {
+            if !publications.contains(&name) {
+                publications.push(name);
+            }
+            continue;
+        };
+        given.problem("ZERO_APP_PUBLICATIONS", fault, "give names of existing publications, separated by commas");
+    }
+    App { id, shard_num, publications }
+}
+
+fn upstream_db(given: &mut Given) -> Option<SecretUrl> {
+    if given.text("ZERO_UPSTREAM_TYPE").as_deref() == Some("custom") {
+        given.problem(
+            "ZERO_UPSTREAM_TYPE",
+            "custom change sources are not available",
+            "replicate from Postgres: unset it, or give pg",
+        );
+    }
+    if !given.is_given("ZERO_UPSTREAM_DB") {
+        given.problem(
+            "ZERO_UPSTREAM_DB",
+            "it is required and not set",
+            format!("give a URL such as {POSTGRES_EXAMPLE}"),
+        );
+    }
+    given.url("ZERO_UPSTREAM_DB", POSTGRES, POSTGRES_EXAMPLE)
+}
+
+fn database(
+    given: &mut Given,
+    url: &'static str,
+    max_conns: &'static str,
+    upstream: Option<&SecretUrl>,
+) -> Option<(SecretUrl, usize)> {
+    let db = given.url(url, POSTGRES, POSTGRES_EXAMPLE);
+    let max_conns = whole(given, max_conns, 1);
+    Some((db.or_else(|| upstream.cloned())?, max_conns))
+}
+
+/// Old spellings are consulted field by field, and the URL's old spelling comes first.
+fn mutate(given: &mut Given) -> ApiServer {
+    let old = |given: &Given, old: &'static str, new: &'static str| {
+        if given.is_given(old) && !given.is_given(new) { old } else { new }
+    };
+    let urls = if given.is_given("ZERO_PUSH_URL") { "ZERO_PUSH_URL" } else { "ZERO_MUTATE_URL" };
+    let api_key = old(given, "ZERO_PUSH_API_KEY", "ZERO_MUTATE_API_KEY");
+    let cookies = old(given, "ZERO_PUSH_FORWARD_COOKIES", "ZERO_MUTATE_FORWARD_COOKIES");
+    let client = old(given, "ZERO_PUSH_ALLOWED_CLIENT_HEADERS", "ZERO_MUTATE_ALLOWED_CLIENT_HEADERS");
+    let request = old(given, "ZERO_PUSH_ALLOWED_REQUEST_HEADERS", "ZERO_MUTATE_ALLOWED_REQUEST_HEADERS");
+    api_server(given, urls, api_key, cookies, client, request)
+}
+
+/// The old group counts as a whole, and only when the new one has no URL.
+fn query(given: &mut Given) -> ApiServer {
+    if given.is_given("ZERO_QUERY_URL") || !given.is_given("ZERO_GET_QUERIES_URL") {
+        api_server(
+            given,
+            "ZERO_QUERY_URL",
+            "ZERO_QUERY_API_KEY",
+            "ZERO_QUERY_FORWARD_COOKIES",
+            "ZERO_QUERY_ALLOWED_CLIENT_HEADERS",
+            "ZERO_QUERY_ALLOWED_REQUEST_HEADERS",
+        )
+    } else {
+        api_server(
+            given,
+            "ZERO_GET_QUERIES_URL",
+            "ZERO_GET_QUERIES_API_KEY",
+            "ZERO_GET_QUERIES_FORWARD_COOKIES",
+            "ZERO_GET_QUERIES_ALLOWED_CLIENT_HEADERS",
+            "ZERO_GET_QUERIES_ALLOWED_REQUEST_HEADERS",
+        )
+    }
+}
+
+fn api_server(
+    given: &mut Given,
+    urls: &'static str,
+    api_key: &'static str,
+    forward_cookies: &'static str,
+    allowed_client_headers: &'static str,
+    allowed_request_headers: &'static str,
+) -> ApiServer {
+    let texts = given.list(urls);
+    if let Some(bad) = texts.iter().find(|text| !text.contains("://") && !text.starts_with("http")) {
+        let fault = if bad.is_empty() { "one of the URLs is empty" } else { "one of the URLs has no scheme" };
+        given.problem(urls, fault, "give absolute URLs such as https://api.example.com/mutate, separated by commas");
+    }
+    let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
+    ApiServer {
+        urls: texts,
+        api_key: given.secret(api_key),
+        forward_cookies: given.boolean(forward_cookies),
+        allowed_client_headers: lower(given.list(allowed_client_headers)),
+        allowed_request_headers: lower(given.list(allowed_request_headers)),
+    }
+}
+
+fn auth(given: &mut Given) -> Auth {
+    let jwk = given.text("ZERO_AUTH_JWK");
+    if jwk
+        .as_ref()
+        .is_some_and(|text| !serde_json::from_str::<serde_json::Value>(text).is_ok_and(|jwk| jwk.is_object()))
+    {
+        given.problem("ZERO_AUTH_JWK", "it is not a JSON object", "give the public key in JWK form");
+    }
+    let mut keys: Vec<TokenKey> = Vec::new();
+    keys.extend(jwk.map(TokenKey::Jwk));
+    keys.extend(
+        given
+            .url("ZERO_AUTH_JWKS_URL", &["https", "http"], "https://auth.example.com/.well-known/jwks.json")
+            .map(TokenKey::JwksUrl),
+    );
+    keys.extend(given.secret("ZERO_AUTH_SECRET").map(TokenKey::Secret));
+    if keys.len() > 1 {
+        given.problem(
+            "ZERO_AUTH_JWK",
+            "more than one of ZERO_AUTH_JWK, ZERO_AUTH_JWKS_URL and ZERO_AUTH_SECRET is set",
+            "keep the one that verifies your tokens",
+        );
+    }
+    Auth {
+        key: keys.pop(),
+        issuer: given.text("ZERO_AUTH_ISSUER"),
+        audience: given.text("ZERO_AUTH_AUDIENCE"),
+        revalidate_interval: span(given, "ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS", SECOND),
+        retransform_interval: span(given, "ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS", SECOND),
+    }
+}
+
+fn network(given: &mut Given) -> Network {
+    let port = port(given, "ZERO_PORT").unwrap_or_default();
+    let change_streamer_port = match self::port(given, "ZERO_CHANGE_STREAMER_PORT") {
+        Some(port) => port,
+        None => port.checked_add(1).unwrap_or_else(|| {
+            given.problem("ZERO_CHANGE_STREAMER_PORT", "there is no port after ZERO_PORT", "set one of the two");
+            0
+        }),
+    };
+    if port == change_streamer_port && port != 0 {
+        given.problem("ZERO_CHANGE_STREAMER_PORT", format!("{port} is also ZERO_PORT"), "give two different ports");
+    }
+    let in_ecs = given.text("ECS_CONTAINER_METADATA_URI_V4").is_some();
+    let keepalive_timeout = given.duration("ZERO_KEEPALIVE_TIMEOUT_MS", MILLISECOND);
+    Network {
+        port,
+        change_streamer_port,
+        keepalive_timeout: keepalive_timeout.or_else(|| in_ecs.then_some(20 * SECOND)),
+        websocket_max_payload_bytes: whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES", 1),
+    }
+}
+
+/// Not obeyed here, but a text that is not JSON is a mistake the original reports as well.
+fn compression_options(given: &mut Given) {
+    let malformed = |text: &str| serde_json::from_str::<serde_json::Value>(text).is_err();
+    if given.peek("ZERO_WEBSOCKET_COMPRESSION_OPTIONS").is_some_and(malformed) {
+        given.problem("ZERO_WEBSOCKET_COMPRESSION_OPTIONS", "it is not JSON", "give an object such as {\"level\":1}");
+    }
+}
+
+fn port(given: &mut Given, variable: &'static str) -> Option<u16> {
+    given.integer(variable, 1..=u32::from(u16::MAX)).and_then(|port| u16::try_from(port).ok())
+}
+
+fn admin(given: &mut Given) -> Admin {
+    let development = given.text("NODE_ENV").as_deref() == Some("development");
+    let password = given.secret("ZERO_ADMIN_PASSWORD");
+    if password.is_none() && !development {
+        given.problem(
+            "ZERO_ADMIN_PASSWORD",
+            "it is required in production mode and not set",
+            "set it, or set NODE_ENV=development on a machine of your own",
+        );
+    }
+    Admin { password, development }
+}
+
+fn logging(given: &mut Given) -> Logging {
+    Logging {
+        level: match given.text("ZERO_LOG_LEVEL").as_deref() {
+            Some("debug") => tracing::Level::DEBUG,
+            Some("warn") => tracing::Level::WARN,
+            Some("error") => tracing::Level::ERROR,
+            _ => tracing::Level::INFO,
+        },
+        format: match given.text("ZERO_LOG_FORMAT").as_deref() {
+            Some("json") => LogFormat::Json,
+            _ => LogFormat::Text,
+        },
+        slow_hydrate_threshold: span(given, "ZERO_LOG_SLOW_HYDRATE_THRESHOLD", MILLISECOND),
+    }
+}
+
+fn engine_threads(given: &mut Given) -> usize {
+    match given.integer("ZERO_NUM_SYNC_WORKERS", 0..=u32::from(u16::MAX)) {
+        Some(threads) => threads as usize,
+        // One processor is left to the sockets and the replica's writer.
+        None => std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1)),
+    }
+}
+
+/// Zero and less switch the probes off.
+fn lag_report_interval(given: &mut Given) -> Option<Duration> {
+    let milliseconds = given.number("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS")?;
+    if milliseconds <= 0.0 { None } else { given.duration("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS", MILLISECOND) }
+}
+
+/// A span whose default is in the table; zero stands in for one that is already a problem.
+fn span(given: &mut Given, variable: &'static str, unit: Duration) -> Duration {
+    given.duration(variable, unit).unwrap_or_default()
+}
+
+/// A whole number whose default is in the table.
+fn whole(given: &mut Given, variable: &'static str, least: u32) -> usize {
+    given.integer(variable, least..=u32::MAX).unwrap_or(least) as usize
+}
+
+fn random_task_id() -> String {
+    const LENGTH: usize = 21;
+    rand::Rng::sample_iter(rand::rng(), rand::distr::Alphanumeric).take(LENGTH).map(char::from).collect()
+}

@@ -1,0 +1,258 @@
+//! The configuration of the server: `ZERO_*` variables and flags, read once at start, checked as a whole, typed by group.
+//!
+//! * [`settings`] is the table of everything that can be given; flags, `--help` and `CONFIG.md` are derived from it.
+//! * [`given`] reads the command line and the environment by that table.
+//! * [`load`] turns what was given into a [`Config`], or says everything that is wrong at once.
+//!
+//! Knows no other crate of the data plane: the composition root converts these groups into each crate's own options.
+//! Secrets live in types whose `Debug` is masked, so a `Config` may be logged as a whole.
+//!
+//! The process ends with one of the codes in [`exit`]; a refused configuration is [`exit::ERROR`].
+
+mod env_file;
+pub mod exit;
+mod given;
+mod load;
+pub mod option;
+mod problem;
+mod reference;
+mod secret;
+pub mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use given::Environment;
+pub use load::{from_process, load};
+pub use problem::{Problem, Refusal};
+pub use reference::reference;
+pub use secret::{Secret, SecretUrl};
+
+/// What a process does. One binary serves all roles; the settings decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Replicates from upstream and serves clients.
+    SingleNode,
+    /// Replicates from upstream and serves the change stream to view-syncers: `ZERO_NUM_SYNC_WORKERS=0`.
+    ReplicationManager,
+    /// Serves clients from a replication-manager's change stream: `ZERO_CHANGE_STREAMER_URI` is set.
+    ViewSyncer,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub role: Role,
+    pub app: App,
+    pub upstream: Upstream,
+    pub change: Change,
+    pub cvr: Cvr,
+    pub mutate: ApiServer,
+    pub query: ApiServer,
+    pub auth: Auth,
+    pub network: Network,
+    pub admin: Admin,
+    pub logging: Logging,
+    pub replica: Replica,
+    pub engine: Engine,
+    /// Unique name of this instance.
+    pub task_id: String,
+    pub server_version: String,
+    pub notices: Notices,
+}
+
+/// Isolates one application's schemas, publications and slots from another's.
+#[derive(Clone, Debug)]
+pub struct App {
+    pub id: String,
+    pub shard_num: u32,
+    /// Empty: the publication over all tables of schema `public` that setup maintains.
+    pub publications: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub db: SecretUrl,
+    pub replication_slot_failover: bool,
+    /// `None`: twice the server's `wal_sender_timeout`. Zero: never.
+    pub stream_inbound_timeout: Option<Duration>,
+    pub initial_sync_table_copy_workers: usize,
+    /// `None`: no lag probes are written.
+    pub lag_report_interval: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub db: SecretUrl,
+    pub max_conns: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cvr {
+    pub db: SecretUrl,
+    pub max_conns: usize,
+    /// A client group that was not connected for so long may be purged.
+    pub inactivity_threshold: Duration,
+    pub purge_interval: Duration,
+    /// Zero: nothing is purged.
+    pub purge_batch_size: usize,
+}
+
+/// The user's API server as seen by one kind of request.
+#[derive(Clone)]
+pub struct ApiServer {
+    /// URL patterns; the first is the default endpoint. Empty: not configured.
+    pub urls: Vec<String>,
+    pub api_key: Option<Secret>,
+    pub forward_cookies: bool,
+    /// Lower-case.
+    pub allowed_client_headers: Vec<String>,
+    /// Lower-case.
+    pub allowed_request_headers: Vec<String>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer")
+            .field("urls", &self.urls.iter().map(|url| secret::mask_text(url)).collect::<Vec<_>>())
+            .field("api_key", &self.api_key)
+            .field("forward_cookies", &self.forward_cookies)
+            .field("allowed_client_headers", &self.allowed_client_headers)
+            .field("allowed_request_headers", &self.allowed_request_headers)
+            .finish()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// How client tokens are verified here; `None` leaves that to the API server.
+    pub key: Option<TokenKey>,
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+    pub revalidate_interval: Duration,
+    pub retransform_interval: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub enum TokenKey {
+    /// A public key as JSON.
+    Jwk(String),
+    JwksUrl(SecretUrl),
+    Secret(Secret),
+}
+
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub port: u16,
+    pub change_streamer_port: u16,
+    /// Drain when calls to `/keepalive` stop for so long after having started.
+    pub keepalive_timeout: Option<Duration>,
+    pub websocket_max_payload_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// `None` only in development: then a request without a password is let in.
+    pub password: Option<Secret>,
+    /// `NODE_ENV=development`.
+    pub development: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Logging {
+    pub level: tracing::Level,
+    pub format: LogFormat,
+    pub slow_hydrate_threshold: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Replica {
+    pub file: PathBuf,
+    /// Wipe and sync anew when replication cannot continue.
+    pub auto_reset: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// At least one, except on a replication-manager.
+    pub threads: usize,
+}
+
+/// What the person running the server should know about settings that were accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notices {
+    /// Old spelling and new one.
+    pub deprecated: Vec<(&'static str, &'static str)>,
+    pub no_effect: Vec<&'static str>,
+    pub not_built: Vec<&'static str>,
+}
+
+impl Config {
+    /// Logs the configuration and what became of settings that have no effect. Call once, after logging has started.
+    pub fn announce(&self) {
+        let Notices { deprecated, no_effect, not_built } = &self.notices;
+        for (old, new) in deprecated {
+            tracing::warn!("{old} is an old spelling; use {new}");
+        }
+        if !not_built.is_empty() {
+            tracing::warn!("settings for parts that are not in this build: {}; see CONFIG.md", not_built.join(", "));
+        }
+        if !no_effect.is_empty() {
+            tracing::info!("settings without effect here: {}; see CONFIG.md", no_effect.join(", "));
+        }
+        if self.admin.password.is_none() {
+            tracing::warn!("ZERO_ADMIN_PASSWORD is not set: /statz is open to everybody who can reach the port");
+        }
+        tracing::info!(config = ?Shown(self), "configuration");
+    }
+}
+
+/// The groups that say how the server runs; notices are logged in words.
+struct Shown<'a>(&'a Config);
+
+impl std::fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Config {
+            role,
+            app,
+            upstream,
+            change,
+            cvr,
+            mutate,
+            query,
+            auth,
+            network,
+            admin,
+            logging,
+            replica,
+            engine,
+            task_id,
+            server_version,
+            notices: _,
+        } = self.0;
+        f.debug_struct("Config")
+            .field("role", role)
+            .field("app", app)
+            .field("upstream", upstream)
+            .field("change", change)
+            .field("cvr", cvr)
+            .field("mutate", mutate)
+            .field("query", query)
+            .field("auth", auth)
+            .field("network", network)
+            .field("admin", admin)
+            .field("logging", logging)
+            .field("replica", replica)
+            .field("engine", engine)
+            .field("task_id", task_id)
+            .field("server_version", server_version)
+            .finish()
+    }
+}

@@ -1,0 +1,381 @@
+//! The table of all settings. It is the only place where a variable's name, type, default and meaning are written: flags,
+//! `--help`, parsing and `CONFIG.md` are derived from it.
+
+use super::option::{Setting, boolean, choice, list, number, text};
+
+const LEVELS: &[&str] = &["debug", "info", "warn", "error"];
+
+const BACKUP: &str = "backup and restore of the replica";
+const ROLES: &str = "the replication-manager and view-syncer roles";
+const CRUD: &str = "CRUD mutations";
+const OTLP: &str = "OTLP export (scrape /metrics instead)";
+const EVENTS: &str = "status events";
+const SHADOW: &str = "rehearsals of the initial sync";
+const ENGINE: &str = "the query engine here has no such step";
+const STREAM: &str = "the change stream here needs no such tuning";
+const LITESTREAM: &str = "no litestream process is started";
+const PLATFORM: &str = "only labels the original's telemetry, which is never sent";
+
+/// All settings by section, in the order of `CONFIG.md`.
+pub const SECTIONS: &[(&str, &[Setting])] = &[
+    ("Upstream database", UPSTREAM),
+    ("Mutate and query API servers", API_SERVERS),
+    ("Client view records (CVR) database", CVR),
+    ("Change database", CHANGE),
+    ("Query execution", QUERIES),
+    ("Replica", REPLICA),
+    ("Application", APPLICATION),
+    ("Authentication", AUTH),
+    ("Network and life cycle", NETWORK),
+    ("Logging", LOGGING),
+    ("Change streamer", CHANGE_STREAMER),
+    ("Initial sync", INITIAL_SYNC),
+    ("Backup", LITESTREAM_SETTINGS),
+    ("Status events", EVENT_SETTINGS),
+    ("Old spellings", OLD_SPELLINGS),
+    ("Other environment variables", ENVIRONMENT),
+];
+
+const UPSTREAM: &[Setting] = &[
+    text("ZERO_UPSTREAM_DB", "URL of the authoritative Postgres database; a direct connection, not a pooler")
+        .required()
+        .secret(),
+    choice("ZERO_UPSTREAM_TYPE", &["pg", "custom"], "kind of upstream; only `pg` is served").default("pg").hidden(),
+    number("ZERO_UPSTREAM_MAX_CONNS", "size of the upstream pool used for CRUD mutations")
+        .default("20")
+        .not_built(CRUD),
+    number("ZERO_UPSTREAM_MAX_CONNS_PER_WORKER", "share of one worker process").internal(),
+    boolean(
+        "ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER",
+        "create the replication slot with failover (Postgres 17 and later)",
+    )
+    .default("false"),
+    number(
+        "ZERO_UPSTREAM_PG_STREAM_INBOUND_TIMEOUT_MS",
+        "silence after which the replication stream is torn down; 0 is never",
+    )
+    .derived("twice the server's `wal_sender_timeout`"),
+];
+
+const API_SERVERS: &[Setting] = &[
+    list(
+        "ZERO_MUTATE_URL",
+        "allowed URLs of the API server's mutate endpoint, as URL patterns; the first is the default",
+    ),
+    text("ZERO_MUTATE_API_KEY", "sent to the mutate endpoint as `X-Api-Key`").secret(),
+    boolean("ZERO_MUTATE_FORWARD_COOKIES", "forward the cookies of the WebSocket upgrade").default("false"),
+    list("ZERO_MUTATE_ALLOWED_CLIENT_HEADERS", "names of headers given by the client that are forwarded"),
+    list("ZERO_MUTATE_ALLOWED_REQUEST_HEADERS", "names of headers of the WebSocket upgrade that are forwarded"),
+    list(
+        "ZERO_QUERY_URL",
+        "allowed URLs of the API server's query endpoint, as URL patterns; the first is the default",
+    ),
+    text("ZERO_QUERY_API_KEY", "sent to the query endpoint as `X-Api-Key`").secret(),
+    boolean("ZERO_QUERY_FORWARD_COOKIES", "forward the cookies of the WebSocket upgrade").default("false"),
+    list("ZERO_QUERY_ALLOWED_CLIENT_HEADERS", "names of headers given by the client that are forwarded"),
+    list("ZERO_QUERY_ALLOWED_REQUEST_HEADERS", "names of headers of the WebSocket upgrade that are forwarded"),
+    boolean("ZERO_ENABLE_CRUD_MUTATIONS", "accept CRUD mutations and write them upstream")
+        .default("true")
+        .not_built(CRUD),
+];
+
+const CVR: &[Setting] = &[
+    text("ZERO_CVR_DB", "URL of the Postgres database that holds client view records")
+        .derived("`ZERO_UPSTREAM_DB`")
+        .secret(),
+    number("ZERO_CVR_MAX_CONNS", "size of the CVR pool, shared by all engine threads").default("30"),
+    number("ZERO_CVR_MAX_CONNS_PER_WORKER", "share of one worker process").internal(),
+    number(
+        "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS",
+        "a client group unused for so long may be forgotten",
+    )
+    .default("48"),
+    number(
+        "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_INTERVAL_SECONDS",
+        "first interval between purges of forgotten client groups",
+    )
+    .default("60"),
+    number(
+        "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_BATCH_SIZE",
+        "client groups removed by the first purge; 0 is never purge",
+    )
+    .default("25"),
+];
+
+const CHANGE: &[Setting] = &[
+    text("ZERO_CHANGE_DB", "URL of the Postgres database that holds the recent replication log")
+        .derived("`ZERO_UPSTREAM_DB`")
+        .secret(),
+    number("ZERO_CHANGE_MAX_CONNS", "size of the change database pool").default("5"),
+    number("ZERO_CHANGE_STATEMENT_TIMEOUT_MS", "wait for the answer to one statement")
+        .default("20000")
+        .hidden()
+        .inert(STREAM),
+    number("ZERO_CHANGE_LOG_BATCH_SIZE", "change-log rows per insert").default("2000").hidden().inert(STREAM),
+];
+
+const QUERIES: &[Setting] = &[
+    boolean("ZERO_QUERY_HYDRATION_STATS", "count and log the rows considered by slow hydrations")
+        .default("false")
+        .inert(ENGINE),
+    boolean("ZERO_SQLITE_CORRUPTION_CHECKS", "check the replica file when corruption is seen")
+        .default("false")
+        .hidden()
+        .inert("a corrupt replica is always reported"),
+    boolean("ZERO_ENABLE_QUERY_PLANNER", "plan joins by cost").default("true").inert(ENGINE),
+    boolean("ZERO_ENABLE_QUERY_COVERING", "log queries whose results are covered by others")
+        .default("true")
+        .inert("equal queries always share one materialisation"),
+    number("ZERO_YIELD_THRESHOLD_MS", "time slice of query work before other work gets a turn")
+        .default("10")
+        .inert("query work has threads of its own and holds up no socket"),
+    text("ZERO_STORAGE_DB_TMP_DIR", "directory of the databases that hold operator state")
+        .derived("the system's temporary directory")
+        .inert("operator state is kept in memory"),
+    number("ZERO_TARGET_CLIENT_ROW_COUNT", "no effect in the original either").default("20000").hidden().inert(ENGINE),
+];
+
+const REPLICA: &[Setting] = &[
+    text("ZERO_REPLICA_FILE", "path of the SQLite replica").default("zero.db"),
+    number("ZERO_REPLICA_VACUUM_INTERVAL_HOURS", "compact the replica at start when the last time is so long ago")
+        .derived("never")
+        .not_built("compaction of the replica file"),
+    boolean("ZERO_AUTO_RESET", "wipe the replica and sync anew when replication cannot continue").default("true"),
+];
+
+const APPLICATION: &[Setting] = &[
+    text("ZERO_APP_ID", "isolation key; names schemas, publications and slots upstream").default("zero"),
+    list("ZERO_APP_PUBLICATIONS", "Postgres publications to replicate; changing the set syncs anew")
+        .derived("one over all tables of schema `public`"),
+    number("ZERO_SHARD_NUM", "shard number").default("0").hidden(),
+    text("ZERO_SHARD_ID", "not supported any more").rejected(),
+    text("ZERO_TASK_ID", "unique name of this instance").derived("random"),
+    text("ZERO_SERVER_VERSION", "version shown in logs and metrics").derived("the version of this build"),
+];
+
+const AUTH: &[Setting] = &[
+    text("ZERO_AUTH_JWK", "public JWK that signs client tokens (legacy)").hidden(),
+    text("ZERO_AUTH_JWKS_URL", "URL of a JWK set that signs client tokens (legacy)").hidden(),
+    text("ZERO_AUTH_SECRET", "symmetric key that signs client tokens (legacy)").secret().hidden(),
+    text("ZERO_AUTH_ISSUER", "required `iss` of client tokens").hidden(),
+    text("ZERO_AUTH_AUDIENCE", "required `aud` of client tokens").hidden(),
+    number(
+        "ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS",
+        "period of asking the query endpoint whether a connection is still allowed",
+    )
+    .default("300"),
+    number("ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS", "period of transforming the queries of a client group anew")
+        .default("300"),
+];
+
+const NETWORK: &[Setting] = &[
+    number("ZERO_PORT", "HTTP and WebSocket port for clients").default("4848"),
+    number(
+        "ZERO_KEEPALIVE_TIMEOUT_MS",
+        "drain and exit when calls to `/keepalive` stop for so long after having started",
+    )
+    .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set"),
+    number("ZERO_NUM_SYNC_WORKERS", "number of engine threads; 0 makes the node a replication-manager")
+        .derived("processors - 1, at least 1"),
+    text("ZERO_ADMIN_PASSWORD", "password of `/statz` and the inspector; required unless `NODE_ENV=development`")
+        .secret(),
+    boolean("ZERO_LAZY_STARTUP", "start only when the first client connects")
+        .default("false")
+        .inert("the server is ready as soon as the replica is"),
+    number("ZERO_PER_USER_MUTATION_LIMIT_MAX", "CRUD mutations allowed per window").derived("no limit").not_built(CRUD),
+    number("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", "length of that window").default("60000").not_built(CRUD),
+    boolean("ZERO_WEBSOCKET_COMPRESSION", "compress WebSocket messages")
+        .default("false")
+        .not_built("WebSocket compression"),
+    text("ZERO_WEBSOCKET_COMPRESSION_OPTIONS", "options of the compression, as JSON")
+        .not_built("WebSocket compression"),
+    number(
+        "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES",
+        "largest accepted client message; a larger one closes the socket with 1009",
+    )
+    .default("10485760"),
+    boolean("ZERO_ENABLE_TELEMETRY", "anonymous usage metrics").default("true").inert("no telemetry is ever sent"),
+];
+
+const LOGGING: &[Setting] = &[
+    choice("ZERO_LOG_LEVEL", LEVELS, "least severe level that is logged").default("info"),
+    choice("ZERO_LOG_FORMAT", &["text", "json"], "format of log lines").default("text"),
+    number("ZERO_LOG_SLOW_ROW_THRESHOLD", "milliseconds after which fetching one row is called slow")
+        .default("2")
+        .inert(ENGINE),
+    number("ZERO_LOG_SLOW_HYDRATE_THRESHOLD", "milliseconds after which a hydration is called slow").default("100"),
+    number("ZERO_LOG_IVM_SAMPLING", "one of so many requests to the query engine is sampled")
+        .default("5000")
+        .inert(ENGINE),
+];
+
+const CHANGE_STREAMER: &[Setting] = &[
+    text("ZERO_CHANGE_STREAMER_URI", "address of the replication-manager; makes the node a view-syncer"),
+    choice("ZERO_CHANGE_STREAMER_MODE", &["dedicated", "discover"], "how the replication-manager is found")
+        .default("dedicated"),
+    number("ZERO_CHANGE_STREAMER_PORT", "port of the change stream").derived("`ZERO_PORT` + 1"),
+    text("ZERO_CHANGE_STREAMER_ADDRESS", "address registered in the change database").hidden().not_built(ROLES),
+    choice("ZERO_CHANGE_STREAMER_PROTOCOL", &["ws", "wss"], "scheme registered in the change database")
+        .default("ws")
+        .hidden()
+        .not_built(ROLES),
+    list("ZERO_CHANGE_STREAMER_DISCOVERY_INTERFACE_PREFERENCES", "preferred network interfaces, by name prefix")
+        .default("eth,en")
+        .hidden()
+        .not_built(ROLES),
+    number("ZERO_CHANGE_STREAMER_STARTUP_DELAY_MS", "wait before the stream is taken over from another instance")
+        .default("15000")
+        .not_built(ROLES),
+    number("ZERO_CHANGE_STREAMER_BACK_PRESSURE_LIMIT_HEAP_PROPORTION", "share of the heap used to buffer the stream")
+        .default("0.04")
+        .inert(STREAM),
+    number(
+        "ZERO_CHANGE_STREAMER_FLOW_CONTROL_CONSENSUS_TIMEOUT_PROPORTION",
+        "extra wait for slow subscribers, relative",
+    )
+    .default("2.0")
+    .not_built(ROLES),
+    number(
+        "ZERO_CHANGE_STREAMER_FLOW_CONTROL_SLOW_SUBSCRIBER_GRACE_PERIOD_SECONDS",
+        "slow subscribers restart after so long",
+    )
+    .default("30")
+    .not_built(ROLES),
+    number("ZERO_CHANGE_STREAMER_FLOW_CONTROL_CONSENSUS_PADDING_SECONDS", "extra wait for slow subscribers, absolute")
+        .default("1")
+        .not_built(ROLES),
+    choice(
+        "ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_MODE",
+        &["off", "write", "compare", "serve"],
+        "stage of an internal migration",
+    )
+    .default("off")
+    .hidden()
+    .inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_READ_PERCENT", "same").default("0").hidden().inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_COLD_READ_PERCENT", "same").default("0").hidden().inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_COMPARE_PERCENT", "same").default("1").hidden().inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_RETENTION_MS", "same").default("60000").hidden().inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_READ_BATCH_ROWS", "same").default("1000").hidden().inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_PURGE_BATCH_ROWS", "same").default("1000").hidden().inert(STREAM),
+    number("ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_BARRIER_TIMEOUT_MS", "same")
+        .default("300000")
+        .hidden()
+        .inert(STREAM),
+    number("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS", "period of the lag probes written upstream; 0 is never")
+        .default("30000"),
+];
+
+const INITIAL_SYNC: &[Setting] = &[
+    number("ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", "tables copied at the same time").default("5"),
+    boolean("ZERO_INITIAL_SYNC_PROFILE_COPY", "profile the copy")
+        .default("false")
+        .hidden()
+        .inert("attach a profiler instead"),
+    boolean("ZERO_INITIAL_SYNC_TEXT_COPY", "copy in text instead of binary format")
+        .default("false")
+        .inert("one format is always used"),
+    boolean("ZERO_SHADOW_SYNC_ENABLED", "rehearse the initial sync from time to time")
+        .default("false")
+        .not_built(SHADOW),
+    number("ZERO_SHADOW_SYNC_INTERVAL_HOURS", "period of the rehearsal").default("12").not_built(SHADOW),
+    number("ZERO_SHADOW_SYNC_SAMPLE_RATE", "share of rows rehearsed").default("0.1").not_built(SHADOW),
+    number("ZERO_SHADOW_SYNC_MAX_ROWS_PER_TABLE", "most rows rehearsed of one table")
+        .default("10000")
+        .not_built(SHADOW),
+];
+
+const LITESTREAM_SETTINGS: &[Setting] = &[
+    text("ZERO_LITESTREAM_BACKUP_URL", "destination of the replica's backup, `s3://bucket/path`").not_built(BACKUP),
+    text("ZERO_LITESTREAM_ENDPOINT", "endpoint of an S3-compatible store").not_built(BACKUP),
+    text("ZERO_LITESTREAM_REGION", "region of the store").not_built(BACKUP),
+    text("ZERO_LITESTREAM_EXECUTABLE", "path of litestream 0.3").inert(LITESTREAM),
+    text("ZERO_LITESTREAM_EXECUTABLE_V5", "path of litestream 0.5").inert(LITESTREAM),
+    boolean("ZERO_LITESTREAM_RESTORE_USING_V5", "restore with litestream 0.5").default("true").inert(LITESTREAM),
+    boolean("ZERO_LITESTREAM_BACKUP_USING_V5", "back up with litestream 0.5").default("false").inert(LITESTREAM),
+    text("ZERO_LITESTREAM_CONFIG_PATH", "configuration file of litestream 0.3").inert(LITESTREAM),
+    text("ZERO_LITESTREAM_CONFIG_PATH_V5", "configuration file of litestream 0.5").inert(LITESTREAM),
+    text("ZERO_LITESTREAM_VFS_QUERY_EXECUTABLE", "program that asks the backup for its position").inert(LITESTREAM),
+    number("ZERO_LITESTREAM_VFS_POLL_INTERVAL_MS", "period of asking").default("15000").inert(LITESTREAM),
+    number("ZERO_LITESTREAM_VFS_POLL_TIMEOUT_MS", "wait for the answer").default("10000").inert(LITESTREAM),
+    text("ZERO_LITESTREAM_VFS_LOG_FILE", "log of that program").inert(LITESTREAM),
+    text("ZERO_LITESTREAM_VFS_EXTENSION_PATH", "SQLite extension that reads the backup").inert(LITESTREAM),
+    number("ZERO_LITESTREAM_VFS_PROBE_INTERVAL_MS", "period of asking").default("30000").inert(LITESTREAM),
+    number("ZERO_LITESTREAM_VFS_PROBE_TIMEOUT_MS", "wait for the answer").default("30000").inert(LITESTREAM),
+    choice("ZERO_LITESTREAM_LOG_LEVEL", LEVELS, "log level of litestream").default("warn").inert(LITESTREAM),
+    number("ZERO_LITESTREAM_PORT", "port of litestream's metrics").derived("`ZERO_PORT` + 2").inert(LITESTREAM),
+    number("ZERO_LITESTREAM_CHECKPOINT_THRESHOLD_MB", "WAL size that starts a checkpoint")
+        .default("40")
+        .inert(LITESTREAM),
+    number("ZERO_LITESTREAM_MIN_CHECKPOINT_PAGE_COUNT", "pages that start a passive checkpoint")
+        .derived("threshold × 250")
+        .inert(LITESTREAM),
+    number("ZERO_LITESTREAM_MAX_CHECKPOINT_PAGE_COUNT", "pages that start a restart checkpoint")
+        .derived("10 × the minimum")
+        .inert(LITESTREAM),
+    number("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_MINUTES", "period of incremental backups")
+        .default("5")
+        .not_built(BACKUP),
+    number("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", "period of incremental backups")
+        .default("15")
+        .not_built(BACKUP),
+    number("ZERO_LITESTREAM_SNAPSHOT_BACKUP_INTERVAL_HOURS", "period of full snapshots").default("4").not_built(BACKUP),
+    number("ZERO_LITESTREAM_SNAPSHOT_RETENTION_INTERVAL_HOURS", "age at which snapshots are removed").internal(),
+    number("ZERO_LITESTREAM_RESTORE_PARALLELISM", "files fetched at the same time").default("48").not_built(BACKUP),
+    number("ZERO_LITESTREAM_MULTIPART_CONCURRENCY", "parts in flight").default("48").not_built(BACKUP),
+    number("ZERO_LITESTREAM_MULTIPART_SIZE", "bytes per part").default("16777216").not_built(BACKUP),
+];
+
+const EVENT_SETTINGS: &[Setting] = &[
+    text("ZERO_CLOUD_EVENT_SINK_ENV", "name of the variable that holds the URI events are sent to").not_built(EVENTS),
+    text("ZERO_CLOUD_EVENT_EXTENSION_OVERRIDES_ENV", "name of the variable that holds extensions of the events")
+        .not_built(EVENTS),
+];
+
+const OLD_SPELLINGS: &[Setting] = &[
+    list("ZERO_PUSH_URL", "old spelling; comes before `ZERO_MUTATE_URL` when both are given")
+        .replaced_by("ZERO_MUTATE_URL"),
+    text("ZERO_PUSH_API_KEY", "old spelling").secret().replaced_by("ZERO_MUTATE_API_KEY"),
+    boolean("ZERO_PUSH_FORWARD_COOKIES", "old spelling").replaced_by("ZERO_MUTATE_FORWARD_COOKIES"),
+    list("ZERO_PUSH_ALLOWED_CLIENT_HEADERS", "old spelling").replaced_by("ZERO_MUTATE_ALLOWED_CLIENT_HEADERS"),
+    list("ZERO_PUSH_ALLOWED_REQUEST_HEADERS", "old spelling").replaced_by("ZERO_MUTATE_ALLOWED_REQUEST_HEADERS"),
+    list("ZERO_GET_QUERIES_URL", "old spelling; ignored with its group when `ZERO_QUERY_URL` is given")
+        .replaced_by("ZERO_QUERY_URL"),
+    text("ZERO_GET_QUERIES_API_KEY", "old spelling").secret().replaced_by("ZERO_QUERY_API_KEY"),
+    boolean("ZERO_GET_QUERIES_FORWARD_COOKIES", "old spelling").replaced_by("ZERO_QUERY_FORWARD_COOKIES"),
+    list("ZERO_GET_QUERIES_ALLOWED_CLIENT_HEADERS", "old spelling").replaced_by("ZERO_QUERY_ALLOWED_CLIENT_HEADERS"),
+    list("ZERO_GET_QUERIES_ALLOWED_REQUEST_HEADERS", "old spelling").replaced_by("ZERO_QUERY_ALLOWED_REQUEST_HEADERS"),
+];
+
+const ENVIRONMENT: &[Setting] = &[
+    text("NODE_ENV", "`development` relaxes the admin password; anything else is production").no_flag(),
+    text("ECS_CONTAINER_METADATA_URI_V4", "its presence sets the default of `ZERO_KEEPALIVE_TIMEOUT_MS`").no_flag(),
+    text("ZERO_ENABLE_STARTUP_MESSAGE", "print a product notice").no_flag().inert("there is no notice"),
+    number("ZERO_PG_SOCKET_INACTIVITY_TIMEOUT", "reset a Postgres socket without traffic")
+        .default("120000")
+        .no_flag()
+        .inert("TCP keepalives find dead peers"),
+    number("ZERO_IDLE_IN_TRANSACTION_SESSION_TIMEOUT", "Postgres setting of the CVR and change pools")
+        .default("60000")
+        .no_flag()
+        .inert("transactions here never wait for a client"),
+    number("ZERO_TRANSACTION_POOL_KEEPALIVE_MS", "keepalive inside long transactions")
+        .default("5000")
+        .no_flag()
+        .inert("transactions here never wait for a client"),
+    text("ZERO_LOG_ALL_REPLICATION_REPORTS_AT_DEBUG", "log every lag report").no_flag().inert("see the lag metrics"),
+    text("ZERO_ON_CLOUD_ZERO", "platform").no_flag().inert(PLATFORM),
+    text("ZERO_IN_CONTAINER", "platform").no_flag().inert(PLATFORM),
+    text("ZERO_SCHEMA_PATH", "schema file of the development tools").no_flag().inert("not read by the server"),
+    text("SINGLE_PROCESS", "run all workers in one process").no_flag().inert("there is always one process"),
+    text("DO_NOT_TRACK", "disable telemetry").no_flag().inert("no telemetry is ever sent"),
+    text("OTEL_EXPORTER_OTLP_ENDPOINT", "destination of metrics, traces and logs").no_flag().not_built(OTLP),
+    text("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "destination of metrics").no_flag().not_built(OTLP),
+    text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "destination of traces").no_flag().not_built(OTLP),
+    text("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "destination of logs").no_flag().not_built(OTLP),
+];
+
+/// All settings in table order.
+pub fn all() -> impl Iterator<Item = &'static Setting> {
+    SECTIONS.iter().flat_map(|(_, settings)| settings.iter())
+}

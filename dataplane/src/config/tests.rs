@@ -1,0 +1,330 @@
+//! What comes out of an environment: a value, or a problem.
+
+use std::time::Duration;
+
+use super::given::Given;
+use super::option::Effect;
+use super::{Config, Environment, LogFormat, Refusal, Role, TokenKey, load, settings};
+
+const UPSTREAM: (&str, &str) = ("ZERO_UPSTREAM_DB", "postgres://u:hunter2@db/zero");
+const PASSWORD: (&str, &str) = ("ZERO_ADMIN_PASSWORD", "hunter2");
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn words(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// The configuration of a minimal environment plus `pairs`.
+fn config(pairs: &[(&str, &str)]) -> Config {
+    let all: Vec<_> = [UPSTREAM, PASSWORD].iter().chain(pairs).copied().collect();
+    load(&[], &environment(&all)).unwrap()
+}
+
+/// The problems of a minimal environment plus `pairs`, as text.
+fn problems(pairs: &[(&str, &str)]) -> Vec<String> {
+    let all: Vec<_> = [UPSTREAM, PASSWORD].iter().chain(pairs).copied().collect();
+    refused(&[], &all)
+}
+
+fn refused(flags: &[&str], pairs: &[(&str, &str)]) -> Vec<String> {
+    match load(&words(flags), &environment(pairs)) {
+        Err(Refusal::Problems(problems)) => problems.iter().map(ToString::to_string).collect(),
+        other => panic!("expected problems, got {other:?}"),
+    }
+}
+
+fn check_refused(pairs: &[(&str, &str)], parts: &[&str]) {
+    let problems = problems(pairs);
+    assert_eq!(problems.len(), 1, "{pairs:?}: {problems:#?}");
+    for part in parts {
+        assert!(problems[0].contains(part), "{pairs:?}: {:?} lacks {part:?}", problems[0]);
+    }
+}
+
+#[test]
+fn defaults() {
+    let config = config(&[]);
+    assert_eq!(config.role, Role::SingleNode);
+    assert_eq!(config.app.id, "zero");
+    assert_eq!(config.app.shard_num, 0);
+    assert!(config.app.publications.is_empty());
+    assert_eq!(config.change.db, config.upstream.db);
+    assert_eq!(config.cvr.db, config.upstream.db);
+    assert_eq!(config.change.max_conns, 5);
+    assert_eq!(config.cvr.max_conns, 30);
+    assert_eq!(config.cvr.inactivity_threshold, Duration::from_secs(48 * 3600));
+    assert_eq!(config.cvr.purge_interval, Duration::from_secs(60));
+    assert_eq!(config.cvr.purge_batch_size, 25);
+    assert_eq!(config.network.port, 4848);
+    assert_eq!(config.network.change_streamer_port, 4849);
+    assert_eq!(config.network.keepalive_timeout, None);
+    assert_eq!(config.network.websocket_max_payload_bytes, 10 << 20);
+    assert_eq!(config.upstream.lag_report_interval, Some(Duration::from_secs(30)));
+    assert_eq!(config.upstream.stream_inbound_timeout, None);
+    assert_eq!(config.upstream.initial_sync_table_copy_workers, 5);
+    assert_eq!(config.auth.revalidate_interval, Duration::from_secs(300));
+    assert!(config.auth.key.is_none());
+    assert_eq!(config.logging.level, tracing::Level::INFO);
+    assert_eq!(config.logging.format, LogFormat::Text);
+    assert_eq!(config.logging.slow_hydrate_threshold, Duration::from_millis(100));
+    assert_eq!(config.replica.file.to_str(), Some("zero.db"));
+    assert!(config.replica.auto_reset);
+    assert!(config.engine.threads >= 1);
+    assert_eq!(config.task_id.len(), 21);
+    assert!(!config.admin.development);
+    assert_eq!(config.notices, super::Notices::default());
+}
+
+#[test]
+fn values_given() {
+    let config = config(&[
+        ("ZERO_APP_ID", "my_app2"),
+        ("ZERO_APP_PUBLICATIONS", "one, two,one"),
+        ("ZERO_CVR_DB", "postgresql://cvr/zero"),
+        ("ZERO_PORT", "5000"),
+        ("ZERO_NUM_SYNC_WORKERS", "3"),
+        ("ZERO_LOG_FORMAT", "json"),
+        ("ZERO_LOG_LEVEL", "debug"),
+        ("ZERO_AUTO_RESET", "FALSE"),
+        ("ZERO_MUTATE_FORWARD_COOKIES", "1"),
+        ("ZERO_MUTATE_URL", "https://a.example.com/mutate,https://*.example.com/mutate"),
+        ("ZERO_MUTATE_ALLOWED_REQUEST_HEADERS", "X-Forwarded-For"),
+        ("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS", "-1"),
+        ("ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", "0.5"),
+        ("ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES", "1e6"),
+        ("ZERO_AUTH_SECRET", "hunter2"),
+        ("ZERO_TASK_ID", "task"),
+    ]);
+    assert_eq!(config.app.id, "my_app2");
+    assert_eq!(config.app.publications, ["one", "two"]);
+    assert_eq!(config.cvr.db.expose(), "postgresql://cvr/zero");
+    assert_eq!(config.network.change_streamer_port, 5001);
+    assert_eq!(config.engine.threads, 3);
+    assert_eq!(config.logging.format, LogFormat::Json);
+    assert_eq!(config.logging.level, tracing::Level::DEBUG);
+    assert!(!config.replica.auto_reset);
+    assert!(config.mutate.forward_cookies);
+    assert_eq!(config.mutate.urls.len(), 2);
+    assert_eq!(config.mutate.allowed_request_headers, ["x-forwarded-for"]);
+    assert_eq!(config.upstream.lag_report_interval, None);
+    assert_eq!(config.cvr.inactivity_threshold, Duration::from_secs(1800));
+    assert_eq!(config.network.websocket_max_payload_bytes, 1_000_000);
+    assert!(matches!(config.auth.key, Some(TokenKey::Secret(_))));
+    assert_eq!(config.task_id, "task");
+}
+
+#[test]
+fn a_flag_comes_before_the_environment() {
+    let pairs = environment(&[UPSTREAM, PASSWORD, ("ZERO_PORT", "5000"), ("ZERO_APP_PUBLICATIONS", "a,b")]);
+    let flags =
+        words(&["--port", "6000", "--app-publications", "c", "d", "--mutate-forward-cookies", "--auto-reset=false"]);
+    let config = load(&flags, &pairs).unwrap();
+    assert_eq!(config.network.port, 6000);
+    assert_eq!(config.app.publications, ["c", "d"]);
+    assert!(config.mutate.forward_cookies);
+    assert!(!config.replica.auto_reset);
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let config =
+        config(&[("ZERO_PORT", ""), ("ZERO_CVR_DB", ""), ("ZERO_SHARD_ID", ""), ("ZERO_CHANGE_STREAMER_URI", "")]);
+    assert_eq!(config.network.port, 4848);
+    assert_eq!(config.cvr.db, config.upstream.db);
+    assert_eq!(config.role, Role::SingleNode);
+}
+
+#[test]
+fn ecs_sets_the_keepalive_timeout() {
+    let ecs = ("ECS_CONTAINER_METADATA_URI_V4", "http://169.254.170.2/v4/x");
+    assert_eq!(config(&[ecs]).network.keepalive_timeout, Some(Duration::from_secs(20)));
+    let own = config(&[ecs, ("ZERO_KEEPALIVE_TIMEOUT_MS", "1500")]);
+    assert_eq!(own.network.keepalive_timeout, Some(Duration::from_millis(1500)));
+}
+
+#[test]
+fn what_is_refused() {
+    for (variable, value, parts) in [
+        ("ZERO_PORT", "abc", &["\"abc\" is not a number"][..]),
+        ("ZERO_PORT", "0", &["0 is out of range", "from 1 to 65535"]),
+        ("ZERO_PORT", "4848.5", &["out of range"]),
+        ("ZERO_PORT", "65535", &["ZERO_CHANGE_STREAMER_PORT", "no port after"]),
+        ("ZERO_CHANGE_STREAMER_PORT", "4848", &["4848 is also ZERO_PORT"]),
+        ("ZERO_AUTO_RESET", "yes", &["\"yes\" is not a boolean", "true, 1, false or 0"]),
+        ("ZERO_LOG_LEVEL", "trace", &["\"trace\"", "debug, info, warn, error"]),
+        ("ZERO_LOG_FORMAT", "JSON", &["text, json"]),
+        ("ZERO_APP_ID", "My-App", &["\"My-App\"", "lower-case letters, numbers, and the underscore"]),
+        ("ZERO_APP_ID", "a_very_long_application_name_for_a_replication_slot", &["63 bytes", "shorten it by"]),
+        ("ZERO_SHARD_ID", "0", &["use ZERO_APP_ID"]),
+        ("ZERO_APP_PUBLICATIONS", "ok,_zero_public_0", &["\"_zero_public_0\" begins with an underscore"]),
+        ("ZERO_APP_PUBLICATIONS", "a,,b", &["is empty"]),
+        ("ZERO_NUM_SYNC_WORKERS", "0", &["replication-manager", "not available in this build"]),
+        ("ZERO_CHANGE_STREAMER_URI", "ws://rm:4849/", &["view-syncer", "not available in this build"]),
+        ("ZERO_CHANGE_STREAMER_URI", "rm:4849", &["the scheme \"rm\" is not ws or wss"]),
+        ("ZERO_CHANGE_STREAMER_MODE", "discover", &["view-syncer", "not available in this build"]),
+        ("ZERO_UPSTREAM_TYPE", "custom", &["custom change sources"]),
+        ("ZERO_CVR_MAX_CONNS", "0", &["0 is out of range", "at least 1"]),
+        ("ZERO_CVR_GARBAGE_COLLECTION_INITIAL_INTERVAL_SECONDS", "-5", &["-5 is not a span of time"]),
+        ("ZERO_AUTH_JWK", "{", &["not a JSON object"]),
+        ("ZERO_AUTH_JWKS_URL", "file:///x", &["the scheme \"file\""]),
+        ("ZERO_MUTATE_URL", "example.com", &["no scheme"]),
+        // Also settings without effect are read by their kind.
+        ("ZERO_YIELD_THRESHOLD_MS", "ten", &["\"ten\" is not a number"]),
+        ("ZERO_LITESTREAM_LOG_LEVEL", "loud", &["one of the known values"]),
+        ("ZERO_WEBSOCKET_COMPRESSION_OPTIONS", "{level:1}", &["not JSON"]),
+    ] {
+        check_refused(&[(variable, value)], parts);
+    }
+    check_refused(&[("ZERO_AUTH_JWK", "{}"), ("ZERO_AUTH_SECRET", "hunter2")], &["more than one of"]);
+    check_refused(
+        &[("ZERO_NUM_SYNC_WORKERS", "0"), ("ZERO_CHANGE_STREAMER_URI", "ws://rm:4849/")],
+        &["unset one of ZERO_NUM_SYNC_WORKERS and ZERO_CHANGE_STREAMER_URI"],
+    );
+}
+
+#[test]
+fn all_problems_are_reported_at_once_in_table_order() {
+    let problems = refused(&[], &[("ZERO_PORT", "x"), ("ZERO_APP_ID", "A"), ("ZERO_CVR_DB", "mysql://db/zero")]);
+    let variables: Vec<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
+    assert_eq!(variables, ["ZERO_UPSTREAM_DB", "ZERO_CVR_DB", "ZERO_APP_ID", "ZERO_PORT", "ZERO_ADMIN_PASSWORD"]);
+}
+
+#[test]
+fn the_admin_password_may_be_missing_in_development_only() {
+    for node_env in ["", "production", "test"] {
+        let problems = refused(&[], &[UPSTREAM, ("NODE_ENV", node_env)]);
+        assert!(problems[0].starts_with("ZERO_ADMIN_PASSWORD: it is required in production mode"), "{problems:?}");
+    }
+    let config = load(&[], &environment(&[UPSTREAM, ("NODE_ENV", "development")])).unwrap();
+    assert!(config.admin.development && config.admin.password.is_none());
+}
+
+#[test]
+fn old_spellings_are_mapped_with_a_warning() {
+    let push = config(&[
+        ("ZERO_PUSH_URL", "https://old/push"),
+        ("ZERO_MUTATE_URL", "https://new/push"),
+        ("ZERO_PUSH_API_KEY", "old"),
+        ("ZERO_MUTATE_API_KEY", "new"),
+        ("ZERO_PUSH_FORWARD_COOKIES", "true"),
+    ]);
+    assert_eq!(push.mutate.urls, ["https://old/push"]);
+    assert_eq!(push.mutate.api_key.map(|key| key.expose().to_owned()).as_deref(), Some("new"));
+    assert!(push.mutate.forward_cookies);
+    assert!(push.notices.deprecated.contains(&("ZERO_PUSH_URL", "ZERO_MUTATE_URL")));
+
+    let old = [("ZERO_GET_QUERIES_URL", "https://old/q"), ("ZERO_GET_QUERIES_API_KEY", "old")];
+    let queries = config(&old);
+    assert_eq!(queries.query.urls, ["https://old/q"]);
+    assert!(queries.query.api_key.is_some());
+    let both = config(&[old[0], old[1], ("ZERO_QUERY_URL", "https://new/q")]);
+    assert_eq!(both.query.urls, ["https://new/q"]);
+    assert!(both.query.api_key.is_none());
+}
+
+#[test]
+fn settings_without_effect_are_named() {
+    let config = config(&[
+        ("ZERO_YIELD_THRESHOLD_MS", "20"),
+        ("ZERO_LITESTREAM_BACKUP_URL", "s3://bucket/generation"),
+        ("ZERO_UPSTREAM_MAX_CONNS_PER_WORKER", "nonsense"),
+        ("ZERO_UNKNOWN", "1"),
+    ]);
+    assert_eq!(config.notices.no_effect, ["ZERO_YIELD_THRESHOLD_MS"]);
+    assert_eq!(config.notices.not_built, ["ZERO_LITESTREAM_BACKUP_URL"]);
+}
+
+/// A setting is read exactly when the table says so, so that `CONFIG.md` cannot claim otherwise.
+#[test]
+fn the_table_says_what_is_read() {
+    let mut read = std::collections::BTreeSet::new();
+    for old in [&[][..], &[("ZERO_PUSH_URL", "https://x/y"), ("ZERO_GET_QUERIES_URL", "https://x/y")]] {
+        let pairs: Vec<_> = [UPSTREAM, PASSWORD].iter().chain(old).copied().collect();
+        let mut given = Given::gather(&[], &environment(&pairs)).unwrap();
+        assert!(super::load::read(&mut given).is_some());
+        read.extend(given.read_variables().iter().copied());
+    }
+    for setting in settings::all() {
+        match setting.effect {
+            Effect::Used => assert!(read.contains(setting.variable), "{} is said to be used", setting.variable),
+            Effect::Inert(_) | Effect::NotBuilt(_) | Effect::Internal => {
+                assert!(!read.contains(setting.variable), "{} is said to have no effect", setting.variable);
+            }
+            Effect::Replaced(_) | Effect::Rejected => {}
+        }
+    }
+}
+
+#[test]
+fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
+    for setting in settings::all() {
+        let value = match setting.kind {
+            super::option::Kind::Text if setting.variable.ends_with("_DB") => "postgres://db/zero",
+            super::option::Kind::Text => match setting.variable {
+                "ZERO_CHANGE_STREAMER_URI" | "ZERO_SHARD_ID" => continue,
+                "ZERO_APP_ID" => "zero",
+                "ZERO_AUTH_JWK" | "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
+                _ => "https://example.com/",
+            },
+            super::option::Kind::Number => "7",
+            super::option::Kind::Bool => "true",
+            super::option::Kind::List if setting.variable == "ZERO_APP_PUBLICATIONS" => "one",
+            super::option::Kind::List => "https://example.com/",
+            super::option::Kind::Choice(choices) => choices[0],
+        };
+        let base: Vec<_> = [UPSTREAM, PASSWORD].into_iter().filter(|(name, _)| *name != setting.variable).collect();
+        let by_environment: Vec<_> = base.iter().copied().chain([(setting.variable, value)]).collect();
+        load(&[], &environment(&by_environment)).unwrap_or_else(|refusal| panic!("{}: {refusal}", setting.variable));
+        if let Some(flag) = setting.flag() {
+            let flags = [format!("--{flag}"), value.to_owned()];
+            load(&flags, &environment(&base)).unwrap_or_else(|refusal| panic!("--{flag}: {refusal}"));
+        }
+    }
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    const CANARY: &str = "canary7519";
+    let url = format!("postgres://u:{CANARY}@db/zero?password={CANARY}");
+    let api = format!("https://u:{CANARY}@api/x");
+    for setting in settings::all().filter(|setting| setting.secret) {
+        let good = if setting.variable.ends_with("_DB") { url.as_str() } else { CANARY };
+        let pairs: Vec<_> =
+            [UPSTREAM, PASSWORD, ("ZERO_MUTATE_URL", &api), ("ZERO_PUSH_URL", &api), ("ZERO_QUERY_URL", &api)]
+                .into_iter()
+                .filter(|(name, _)| *name != setting.variable)
+                .chain([(setting.variable, good)])
+                .collect();
+        let shown = format!("{:?}", load(&[], &environment(&pairs)).unwrap());
+        assert!(!shown.contains(CANARY) && !shown.contains("hunter2"), "{}: {shown}", setting.variable);
+        // A malformed one is not shown either, nor is one with a stray password in a wrong place.
+        let bad = format!("mysql://u:{CANARY}@db:{CANARY}/zero");
+        let pairs: Vec<_> = [(setting.variable, bad.as_str()), ("ZERO_PORT", "x")].to_vec();
+        assert!(!refused(&[], &pairs).join("\n").contains(CANARY), "{}", setting.variable);
+    }
+}
+
+#[test]
+fn help_and_usage() {
+    match load(&words(&["--help"]), &Environment::new()) {
+        Err(refusal @ Refusal::Help(_)) => {
+            assert_eq!(refusal.exit_code(), 0);
+            let text = refusal.to_string();
+            assert!(text.contains("--upstream-db") && text.contains("ZERO_UPSTREAM_DB") && text.contains("Exit codes"));
+            assert!(!text.contains("--push-url"), "hidden settings are not in the help");
+        }
+        other => panic!("{other:?}"),
+    }
+    match load(&words(&["--no-such-flag"]), &Environment::new()) {
+        Err(refusal @ Refusal::Usage(_)) => assert_eq!(refusal.exit_code(), 255),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_reference_page_is_current() {
+    crate::reference_page::check("CONFIG.md", &super::reference());
+}
