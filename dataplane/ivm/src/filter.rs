@@ -15,14 +15,15 @@ pub enum Filter {
     Or(Vec<Filter>),
     /// `op` is never `In`/`NotIn`. `value` is null only for `Is`/`IsNot`.
     Compare { column: usize, op: Op, value: Value },
-    /// `negated` is NOT IN; a null cell matches neither. Values are non-null and of the column's class.
+    /// `negated` is NOT IN; a null cell matches neither. Values are non-null, of the column's class,
+    /// and ascend.
     In { column: usize, negated: bool, values: Vec<Value> },
     Exists(Exists),
 }
 
 #[derive(Debug)]
 pub struct Exists {
-    /// Index of the condition within its level, for memory of what changed.
+    /// Index of the condition within its graph, for memory of what changed.
     pub id: usize,
     pub negated: bool,
     /// Columns of the parent row, pairwise equal to `plan.constraint` of the child. A null parent cell means no children.
