@@ -4,5 +4,7 @@
 //! Knows no replica, no query and no socket; the binary's composition root joins these with the crates of the data plane.
 
 pub mod config;
+pub mod logging;
+pub mod metrics;
 #[cfg(test)]
 mod reference_page;
