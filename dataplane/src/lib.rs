@@ -3,6 +3,7 @@
 //!
 //! Knows no replica, no query and no socket; the binary's composition root joins these with the crates of the data plane.
 
+pub mod admin;
 pub mod config;
 pub mod logging;
 pub mod metrics;

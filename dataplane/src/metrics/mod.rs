@@ -10,6 +10,7 @@ use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry, TextEncoder};
 
+pub(crate) use memory::usage as memory_usage;
 pub use reference::{Family, families, reference};
 
 use names::Name;
