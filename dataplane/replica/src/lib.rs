@@ -1,1 +1,37 @@
-//! placeholder header, replaced by the crate's own
+//! The SQLite replica: created by one initial copy, kept up to date by one [`Writer`], read by many [`Reader`]s.
+//!
+//! Knows SQLite and the engine's scan interface; no Postgres, no socket, no client group, no backup.
+//!
+//! Invariants:
+//! * The file is at exactly one upstream version, stored in the same transaction as the data. A crash at any point leaves the
+//!   last committed version, or, during the initial copy, no file.
+//! * A [`rows::Batch`] is the difference between two committed versions, and is returned after the commit.
+//! * A scan returns what [`ivm::eval`] says it must, whatever plan SQLite chooses.
+//! * A file that is not ours is never written to and never deleted.
+
+mod alter;
+mod bound;
+mod cells;
+mod checkpoint;
+mod compile;
+mod connection;
+mod error;
+mod estimate;
+mod gate;
+mod layout;
+mod like;
+mod load;
+mod meta;
+mod net;
+mod open;
+mod reader;
+mod table;
+mod writer;
+
+pub use error::Error;
+pub use gate::{CommitGate, Pin};
+pub use load::Loader;
+pub use meta::{Description, Identity};
+pub use open::{Opened, Replica};
+pub use reader::Reader;
+pub use writer::Writer;
