@@ -27,6 +27,8 @@ pub mod eval;
 mod exists;
 pub mod filter;
 mod fold;
+#[cfg(feature = "generators")]
+pub mod generators;
 pub mod graph;
 mod hydrate;
 mod level;

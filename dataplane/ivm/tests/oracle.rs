@@ -1,0 +1,178 @@
+//! What a query means, by plain recursion over full tables: slow, and independent of the engine.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ivm::like::like;
+use ivm::query::{Condition, EXISTS_SAMPLE, Literal, Op, Query, Related};
+use rows::{Direction, Key, Row, Schema, Table, ValueRef};
+
+/// Rows by table name and client key.
+pub type RowSet = BTreeMap<(String, Key), Row>;
+
+pub struct Oracle<'a> {
+    pub schema: &'a Schema,
+    pub rows: &'a dyn Fn(&str) -> Vec<Row>,
+    pub client_key: &'a dyn Fn(&Table) -> Vec<usize>,
+}
+
+impl Oracle<'_> {
+    pub fn result(&self, query: &Query) -> RowSet {
+        let mut out = RowSet::new();
+        self.collect(query, None, &mut out);
+        out
+    }
+
+    /// Adds the rows of a level that join `parent`, and those below them.
+    fn collect(&self, query: &Query, parent: Option<(&Related, &Table, &Row)>, out: &mut RowSet) {
+        let table = &self.schema.tables[&*query.table];
+        let key = (self.client_key)(table);
+        let mut order: Vec<(usize, Direction)> =
+            query.order_by.iter().map(|(name, d)| (table.position(name).unwrap(), *d)).collect();
+        order.extend(key.iter().map(|&c| (c, Direction::Asc)));
+        let mut rows: Vec<Row> = (self.rows)(&query.table)
+            .into_iter()
+            .filter(|row| parent.is_none_or(|(related, from, above)| joins(related, from, above, table, row)))
+            .filter(|row| self.holds(&query.filter, table, row))
+            .filter(|row| {
+                let Some(start) = &query.start else { return true };
+                let order = order.iter().map(|&(column, direction)| {
+                    let name = &table.columns[column].name;
+                    let bound = start.row.iter().find(|(n, _)| **n == **name);
+                    let bound = bound.map_or(ValueRef::Null, |(_, v)| v.as_ref());
+                    direction.apply(sort(row.get(column), bound))
+                });
+                match order.fold(Ordering::Equal, Ordering::then) {
+                    Ordering::Less => false,
+                    Ordering::Equal => !start.exclusive,
+                    Ordering::Greater => true,
+                }
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            let order = order.iter().map(|&(c, direction)| direction.apply(sort(a.get(c), b.get(c))));
+            order.fold(Ordering::Equal, Ordering::then)
+        });
+        rows.truncate(query.limit.map_or(usize::MAX, |l| l as usize));
+        for row in rows {
+            out.insert((query.table.clone(), row.key(&key)), row.clone());
+            for related in &query.related {
+                self.collect(&related.query, Some((related, table, &row)), out);
+            }
+            self.samples(&query.filter, table, &row, out);
+        }
+    }
+
+    /// Adds the rows that a client needs to find the EXISTS conditions of a row true.
+    fn samples(&self, condition: &Condition, table: &Table, row: &Row, out: &mut RowSet) {
+        match condition {
+            Condition::And(parts) | Condition::Or(parts) => {
+                parts.iter().for_each(|part| self.samples(part, table, row, out));
+            }
+            Condition::Exists { negated: false, synced: true, related } if related.query.limit != Some(0) => {
+                let sample = Query {
+                    table: related.query.table.clone(),
+                    filter: related.query.filter.clone(),
+                    order_by: Vec::new(),
+                    start: None,
+                    limit: Some(EXISTS_SAMPLE),
+                    related: Vec::new(),
+                };
+                self.collect(&sample, Some((related, table, row)), out);
+            }
+            Condition::Exists { .. } | Condition::Compare { .. } => {}
+        }
+    }
+
+    fn holds(&self, condition: &Condition, table: &Table, row: &Row) -> bool {
+        match condition {
+            Condition::And(parts) => parts.iter().all(|part| self.holds(part, table, row)),
+            Condition::Or(parts) => parts.iter().any(|part| self.holds(part, table, row)),
+            Condition::Compare { column, op, value } => compare(row.get(table.position(column).unwrap()), *op, value),
+            Condition::Exists { negated, related, .. } => {
+                let child = &self.schema.tables[&*related.query.table];
+                let found = related.query.limit != Some(0)
+                    && (self.rows)(&related.query.table).iter().any(|candidate| {
+                        joins(related, table, row, child, candidate)
+                            && self.holds(&related.query.filter, child, candidate)
+                    });
+                found != *negated
+            }
+        }
+    }
+}
+
+fn joins(related: &Related, parent: &Table, above: &Row, child: &Table, row: &Row) -> bool {
+    related.parent.iter().zip(&related.child).all(|(a, b)| {
+        equal(above.get(parent.position(a).unwrap()), row.get(child.position(b).unwrap()))
+    })
+}
+
+/// Equality of non-null values of one class.
+fn equal(a: ValueRef<'_>, b: ValueRef<'_>) -> bool {
+    match (a, b) {
+        (ValueRef::Bool(a), ValueRef::Bool(b)) => a == b,
+        (ValueRef::Str(a), ValueRef::Str(b)) => a == b,
+        _ => number(a).is_some_and(|a| number(b) == Some(a)),
+    }
+}
+
+/// Test data is within the exact range of doubles.
+fn number(value: ValueRef<'_>) -> Option<f64> {
+    match value {
+        ValueRef::Int(i) => Some(i as f64),
+        ValueRef::Float(f) => Some(f),
+        _ => None,
+    }
+}
+
+fn sort(a: ValueRef<'_>, b: ValueRef<'_>) -> Ordering {
+    match (a, b) {
+        (ValueRef::Null, ValueRef::Null) => Ordering::Equal,
+        (ValueRef::Null, _) => Ordering::Less,
+        (_, ValueRef::Null) => Ordering::Greater,
+        (ValueRef::Bool(a), ValueRef::Bool(b)) => a.cmp(&b),
+        (ValueRef::Str(a), ValueRef::Str(b)) => a.chars().cmp(b.chars()),
+        _ => number(a).unwrap().partial_cmp(&number(b).unwrap()).unwrap(),
+    }
+}
+
+fn compare(cell: ValueRef<'_>, op: Op, literal: &Literal) -> bool {
+    let value = match literal {
+        Literal::Many(values) => {
+            let member = values.iter().any(|v| equal(cell, v.as_ref()));
+            return !cell.is_null() && member == (op == Op::In);
+        }
+        Literal::One(value) => value.as_ref(),
+    };
+    let is = if value.is_null() { cell.is_null() } else { equal(cell, value) };
+    match op {
+        Op::Is => return is,
+        Op::IsNot => return !is,
+        _ if cell.is_null() || value.is_null() => return false,
+        _ => {}
+    }
+    let text = |insensitive| match (cell, value) {
+        (ValueRef::Str(text), ValueRef::Str(pattern)) => like(text, pattern, insensitive),
+        _ => panic!("LIKE compares strings"),
+    };
+    match op {
+        Op::Eq => is,
+        Op::Ne => !is,
+        Op::Lt => sort(cell, value).is_lt(),
+        Op::Gt => sort(cell, value).is_gt(),
+        Op::Le => sort(cell, value).is_le(),
+        Op::Ge => sort(cell, value).is_ge(),
+        Op::Like => text(false),
+        Op::NotLike => !text(false),
+        Op::ILike => text(true),
+        Op::NotILike => !text(true),
+        Op::Is | Op::IsNot | Op::In | Op::NotIn => unreachable!("answered above"),
+    }
+}
+
+/// The key under which a row set is compared.
+pub fn entry(table: &Arc<Table>, key: &Key) -> (String, Key) {
+    (table.name.to_string(), key.clone())
+}
