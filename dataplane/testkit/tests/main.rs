@@ -1,3 +1,4 @@
 //! The test kit's own tests: a judge that cannot fail is worth nothing.
 
+mod oracle;
 mod postgres;

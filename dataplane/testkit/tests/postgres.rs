@@ -44,7 +44,8 @@ async fn npm_14_starts_restarts_and_survives_a_kill() -> Result<()> {
 
 #[tokio::test]
 async fn settings_are_passed_on() -> Result<()> {
-    let options = Options { wal_level: "replica", settings: vec![("max_connections".into(), "17".into())], ..Options::default() };
+    let options =
+        Options { wal_level: "replica", settings: vec![("max_connections".into(), "17".into())], ..Options::default() };
     let postgres = Postgres::start_with(Version::V15, options)?;
     let client = postgres.connect("postgres").await?;
     let level: String = client.query_one("SHOW wal_level", &[]).await?.get(0);
