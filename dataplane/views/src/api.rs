@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use protocol::ast::Ast;
@@ -93,6 +93,7 @@ pub enum Frame {
 pub struct Outbox {
     sender: mpsc::UnboundedSender<Frame>,
     queued: Arc<AtomicUsize>,
+    overflowed: Arc<AtomicBool>,
     limit: usize,
 }
 
@@ -117,6 +118,7 @@ impl Frame {
 pub struct OutboxReceiver {
     receiver: mpsc::UnboundedReceiver<Frame>,
     queued: Arc<AtomicUsize>,
+    overflowed: Arc<AtomicBool>,
 }
 
 /// The client reads too slowly or is gone.
@@ -128,7 +130,11 @@ impl Outbox {
     pub fn new(limit: usize) -> (Outbox, OutboxReceiver) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));
-        (Outbox { sender, queued: Arc::clone(&queued), limit }, OutboxReceiver { receiver, queued })
+        let overflowed = Arc::new(AtomicBool::new(false));
+        (
+            Outbox { sender, queued: Arc::clone(&queued), overflowed: Arc::clone(&overflowed), limit },
+            OutboxReceiver { receiver, queued, overflowed },
+        )
     }
 
     /// Queues a frame. A single frame larger than the limit passes when the queue is empty.
@@ -137,6 +143,7 @@ impl Outbox {
         let before = self.queued.fetch_add(size, Ordering::Relaxed);
         if before > 0 && before + size > self.limit {
             self.queued.fetch_sub(size, Ordering::Relaxed);
+            self.overflowed.store(true, Ordering::Release);
             // Best effort: the receiver sees the close or is gone already.
             let _ = self.sender.send(Frame::Close(None));
             return Err(Full);
@@ -155,6 +162,12 @@ impl OutboxReceiver {
     /// The next frame, `None` when every sender is gone. Call [`OutboxReceiver::sent`] once the socket has taken it.
     pub async fn recv(&mut self) -> Option<Frame> {
         self.receiver.recv().await
+    }
+
+    /// Whether a frame was refused: the receiver then gives up what is queued and disconnects.
+    #[must_use]
+    pub fn overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::Acquire)
     }
 
     pub fn sent(&self, bytes: usize) {
