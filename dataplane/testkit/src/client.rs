@@ -37,6 +37,8 @@ pub struct Options {
     pub client_schema: Value,
     /// Whether `initConnection` travels in the handshake's header, as the real client does when it fits.
     pub init_in_header: bool,
+    /// How long queries stay after they are no longer desired.
+    pub ttl_ms: u64,
 }
 
 impl Options {
@@ -52,6 +54,7 @@ impl Options {
             auth_token: None,
             client_schema,
             init_in_header: true,
+            ttl_ms: 300_000,
         }
     }
 
@@ -156,8 +159,6 @@ struct Connection {
     reader: JoinHandle<()>,
 }
 
-const TTL_MS: u64 = 300_000;
-
 impl Client {
     #[must_use]
     pub fn new(options: Options) -> Client {
@@ -209,7 +210,7 @@ impl Client {
     /// Adds to what the next connection will ask for, without sending.
     pub fn want(&mut self, queries: &[Query]) {
         for query in queries {
-            self.wanted.insert(query.hash(), (query.clone(), TTL_MS));
+            self.wanted.insert(query.hash(), (query.clone(), self.options.ttl_ms));
         }
     }
 
@@ -325,8 +326,8 @@ impl Client {
     pub async fn change_queries(&mut self, add: &[Query], remove: &[Query]) -> Result<()> {
         let mut patch = Vec::new();
         for query in add {
-            self.wanted.insert(query.hash(), (query.clone(), TTL_MS));
-            patch.push(put(&query.hash(), query, TTL_MS));
+            self.wanted.insert(query.hash(), (query.clone(), self.options.ttl_ms));
+            patch.push(put(&query.hash(), query, self.options.ttl_ms));
         }
         for query in remove {
             if self.wanted.remove(&query.hash()).is_some() {

@@ -87,7 +87,7 @@ impl ZeroCache {
         let mut command = Command::new(&binary);
         command.env_clear().envs(std::env::vars().filter(|(name, _)| !name.starts_with("ZERO_") && name != "NODE_ENV"));
         command.envs(self.environment.iter().cloned()).current_dir(&self.folder);
-        // A process group of its own, so that a signal reaches a server that consists of several processes.
+        // A process group of its own, so that Ctrl-C reaches the tests alone.
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.child = Some(command.spawn().with_context(|| format!("start {}", binary.display()))?);
         Ok(())
@@ -152,7 +152,7 @@ impl ZeroCache {
         self.wait_exit(Duration::from_secs(20))
     }
 
-    /// `SIGKILL` to the whole process group.
+    /// `SIGKILL` to the process and all its descendants.
     pub fn kill(&mut self) -> Result<()> {
         self.signal("KILL")?;
         self.wait_exit(Duration::from_secs(5)).map(drop)
@@ -160,8 +160,11 @@ impl ZeroCache {
 
     fn signal(&self, name: &str) -> Result<()> {
         let id = self.child.as_ref().context("the server is not running")?.id();
-        let target = if name == "KILL" { format!("-{id}") } else { id.to_string() };
-        let status = Command::new("kill").arg("-s").arg(name).arg("--").arg(target).status().context("run kill")?;
+        let mut targets = vec![id.to_string()];
+        if name == "KILL" {
+            add_descendants(&id.to_string(), &mut targets);
+        }
+        let status = Command::new("kill").arg("-s").arg(name).arg("--").args(targets).status().context("run kill")?;
         ensure!(status.success(), "kill -s {name} failed");
         Ok(())
     }
@@ -252,6 +255,16 @@ impl Drop for ZeroCache {
             eprintln!("the server's log is kept in {}", self.folder.display());
         } else {
             let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn add_descendants(id: &str, found: &mut Vec<String>) {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    for children in threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok()) {
+        for child in children.split_whitespace() {
+            found.push(child.to_owned());
+            add_descendants(child, found);
         }
     }
 }
