@@ -1,1 +1,41 @@
-//! placeholder header, replaced by the crate's own
+//! The Postgres side of replication: set-up of the shard, the initial copy, the logical replication stream.
+//!
+//! Knows no SQLite, no client protocol, no query engine: it turns Postgres into [`rows::CopyBlock`]s and
+//! [`rows::Transaction`]s. [`initial_copy`] creates a slot and reads every published table under the slot's snapshot;
+//! [`Stream`] then delivers every later transaction, whole and in commit order.
+//!
+//! Invariants:
+//! - Upstream is told that a position is safe only after the caller said so through [`Acks`]; nothing is acknowledged on its own.
+//! - Values of one column are decoded to equal cells by the initial copy and by the stream.
+//! - The catalog used for a transaction is the catalog as of that transaction: it comes from the DDL messages in the WAL, never
+//!   from a look at the present schema.
+//! - A table or a message that cannot be represented is named; nothing is skipped silently.
+
+mod backfill;
+mod catalog;
+mod connect;
+mod copy;
+mod copy_decode;
+mod ddl;
+mod decode;
+mod diff;
+mod error;
+mod options;
+mod pgoutput;
+mod reader;
+mod requirements;
+mod shard;
+mod slot;
+mod stream;
+mod tls;
+mod transaction;
+mod wire;
+
+pub use connect::{Address, connect, quote_identifier, quote_literal};
+pub use copy::{CopyMessage, CopyPlan, initial_copy};
+pub use error::Error;
+pub use options::{App, Options};
+pub use shard::decommission;
+pub use stream::{Acks, Event, Resume, Stream};
+
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,328 @@
+//! The initial copy: everything that is published, as of the position where a new replication slot begins.
+//!
+//! ```text
+//! checks -> set-up of the shard -> slot + exported snapshot -> row in `replicas` (unfinished)
+//!        -> plan to the receiver -> blocks from parallel workers -> row finished, older replicas cleaned up
+//! ```
+//!
+//! A crash in the middle leaves an unfinished row and a slot behind. The next attempt drops both; a lock held for as long as
+//! the copy runs tells a dead attempt from a live one.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rows::{CopyBlock, TableSpec, Version};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use crate::catalog::{Catalog, Published};
+use crate::connect::{connect, quote_identifier, quote_literal};
+use crate::copy_decode::{Pages, TableCopy};
+use crate::options::Options;
+use crate::slot::Created;
+use crate::wire::Connection;
+use crate::{Error, Result, requirements, shard, slot};
+
+/// Tables above twice this size are read in ranges, so that all workers can share one large table.
+const RANGE_PAGES: u64 = 4096;
+const PAGE_BYTES: u64 = 8192;
+const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+
+/// What is being copied; precedes every block.
+#[derive(Clone, Debug)]
+pub struct CopyPlan {
+    pub slot: String,
+    pub replica_id: String,
+    /// The position of the snapshot: the first transaction of the stream comes after it.
+    pub version: Version,
+    pub tables: Vec<Arc<TableSpec>>,
+}
+
+#[derive(Debug)]
+pub enum CopyMessage {
+    /// First, once.
+    Plan(CopyPlan),
+    /// Rows of `tables[table]` of the plan. Blocks of different tables alternate.
+    Block { table: usize, block: CopyBlock },
+}
+
+/// Copies everything into `sink` and returns when upstream is ready for [`crate::Stream`]. The caller must have made the rows
+/// durable before it calls the copy its own; if it fails to, it starts over with another copy, which cleans this one up.
+///
+/// `sink` is the only queue: a slow receiver slows the workers down.
+pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) -> Result<CopyPlan> {
+    let mut client = connect(&options.address, "zero-initial-sync").await?;
+    let server = requirements::check(&client).await?;
+    lock(&client, options).await?;
+    shard::ensure(&mut client, options).await?;
+    forget_unfinished(&client, options).await?;
+    let created = slot::create(&client, options, server).await?;
+    let name = created.name.clone();
+    match copy_under(&client, options, created, sink).await {
+        Ok(plan) => Ok(plan),
+        Err(error) => {
+            // Best effort: the next attempt does the same.
+            if let Err(clean_up) = forget_unfinished(&client, options).await {
+                tracing::warn!(slot = name, error = %clean_up, "the slot of the failed copy stays for now");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn lock(client: &Client, options: &Options) -> Result<()> {
+    let key = format!("initial-copy:{}", options.app.shard_schema());
+    let row = client
+        .query_one("SELECT pg_try_advisory_lock(hashtext($1))", &[&key])
+        .await
+        .map_err(|e| Error::statement("lock the initial copy", e))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    Err(Error::transient(format!(
+        "another process is making the initial copy of {}; only one can at a time",
+        options.app.shard_schema()
+    )))
+}
+
+async fn forget_unfinished(client: &Client, options: &Options) -> Result<()> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    let forgotten = client
+        .execute(&format!("DELETE FROM {schema}.\"replicas\" WHERE \"initialSyncContext\" IS NULL"), &[])
+        .await
+        .map_err(|e| Error::statement("forget unfinished copies", e))?;
+    if forgotten > 0 {
+        tracing::info!("an earlier initial copy did not finish; starting afresh");
+    }
+    slot::drop_unclaimed(client, &options.app).await
+}
+
+async fn copy_under(
+    client: &Client,
+    options: &Options,
+    created: Created,
+    sink: mpsc::Sender<CopyMessage>,
+) -> Result<CopyPlan> {
+    let version = created.consistent_point;
+    let reader = connect(&options.address, "zero-initial-sync").await?;
+    let import = |e| Error::statement("use the snapshot of the replication slot", e);
+    reader.batch_execute(&import_snapshot(&created.snapshot)).await.map_err(import)?;
+    let json = schema_json(&reader, options).await?;
+    let catalog = Catalog::parse(&json)?;
+    for warning in &catalog.warnings {
+        tracing::warn!("{warning}");
+    }
+    let tables: Vec<Published> = catalog.tables.values().cloned().collect();
+    let sizes = sizes(&reader, &tables).await?;
+    let replica_id = register(client, options, &created, &json).await?;
+    let plan = CopyPlan { slot: created.name.clone(), replica_id, version, tables: catalog.specs() };
+    tracing::info!(slot = plan.slot, version = %version, tables = tables.len(), "initial copy begins");
+    deliver(&sink, CopyMessage::Plan(plan.clone())).await?;
+
+    let work = Arc::new(Work {
+        tasks: Mutex::new(tasks(&tables, &sizes)),
+        tables,
+        rows: AtomicU64::new(0),
+        rows_expected: sizes.iter().map(|s| s.rows).sum(),
+    });
+    let task_count = work.tasks.lock().expect("no panic under this lock").len();
+    let mut workers = JoinSet::new();
+    for _ in 0..options.copy_workers.clamp(1, task_count.max(1)) {
+        let mut connection = Connection::open(&options.address, "zero-initial-sync-copy-worker", false).await?;
+        connection.run(&import_snapshot(&created.snapshot), "use the snapshot of the replication slot").await?;
+        workers.spawn(copy_tables(connection, Arc::clone(&work), sink.clone()));
+    }
+    // Every worker has the snapshot, so the connection that exported it may go.
+    drop(created);
+    drop(reader);
+    drop(sink);
+    watch(workers, &work).await?;
+    finish(client, options, &plan).await?;
+    Ok(plan)
+}
+
+fn import_snapshot(snapshot: &str) -> String {
+    format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
+         SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
+        quote_literal(snapshot)
+    )
+}
+
+pub(crate) async fn schema_json(client: &Client, options: &Options) -> Result<String> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    let row = client
+        .query_one(&format!("SELECT {schema}.schema_specs()"), &[])
+        .await
+        .map_err(|e| Error::statement("read the published schema", e))?;
+    Ok(row.get(0))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    rows: u64,
+    pages: u64,
+}
+
+/// Estimated rows and exact pages; never a count, which would read the table.
+async fn sizes(client: &Client, tables: &[Published]) -> Result<Vec<Size>> {
+    let oids: Vec<i64> = tables.iter().map(|t| i64::from(t.spec.oid)).collect();
+    let rows = client
+        .query(
+            "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::int8, coalesce(sum(pg_relation_size(c.oid)), 0)::int8
+             FROM unnest($1::int8[]) WITH ORDINALITY t(oid, position)
+             LEFT JOIN LATERAL (SELECT t.oid::oid AS leaf UNION SELECT relid FROM pg_partition_tree(t.oid::oid::regclass)) l ON true
+             LEFT JOIN pg_class c ON c.oid = l.leaf
+             GROUP BY t.position ORDER BY t.position",
+            &[&oids],
+        )
+        .await
+        .map_err(|e| Error::statement("estimate the sizes of tables", e))?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let bytes = u64::try_from(row.get::<_, i64>(1)).unwrap_or(0);
+            let rows = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+            // A table that was never analyzed has no estimate: assume rows of 100 bytes.
+            Size { rows: if rows == 0 { bytes / 100 } else { rows }, pages: bytes / PAGE_BYTES }
+        })
+        .collect())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Task {
+    table: usize,
+    pages: Option<Pages>,
+}
+
+/// Large tables first, in ranges; the last range is open because the table may have grown.
+fn tasks(tables: &[Published], sizes: &[Size]) -> VecDeque<Task> {
+    let mut order: Vec<usize> = (0..tables.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(sizes[i].pages));
+    let mut tasks = VecDeque::new();
+    for table in order {
+        let pages = sizes[table].pages;
+        if pages <= 2 * RANGE_PAGES || tables[table].partitions.is_some() {
+            tasks.push_back(Task { table, pages: None });
+            continue;
+        }
+        let mut start = 0;
+        while start < pages {
+            let end = start + RANGE_PAGES;
+            let last = end >= pages;
+            tasks.push_back(Task { table, pages: Some(Pages { start, end: (!last).then_some(end) }) });
+            start = end;
+        }
+    }
+    tasks
+}
+
+struct Work {
+    tasks: Mutex<VecDeque<Task>>,
+    tables: Vec<Published>,
+    rows: AtomicU64,
+    rows_expected: u64,
+}
+
+async fn copy_tables(mut connection: Connection, work: Arc<Work>, sink: mpsc::Sender<CopyMessage>) -> Result<()> {
+    loop {
+        let task = work.tasks.lock().expect("no panic under this lock").pop_front();
+        let Some(Task { table, pages }) = task else { return Ok(()) };
+        let mut copy = TableCopy::start(&mut connection, &work.tables[table], pages).await?;
+        while let Some(block) = copy.next().await? {
+            work.rows.fetch_add(block.row_count() as u64, Ordering::Relaxed);
+            deliver(&sink, CopyMessage::Block { table, block }).await?;
+        }
+    }
+}
+
+async fn deliver(sink: &mpsc::Sender<CopyMessage>, message: CopyMessage) -> Result<()> {
+    sink.send(message).await.map_err(|_| Error::transient("the receiver of the initial copy is gone"))
+}
+
+/// Waits for the workers and logs progress. The first failure ends all of them.
+async fn watch(mut workers: JoinSet<Result<()>>, work: &Work) -> Result<()> {
+    let start = Instant::now();
+    let mut period = tokio::time::interval_at(start + PROGRESS_PERIOD, PROGRESS_PERIOD);
+    loop {
+        tokio::select! {
+            ended = workers.join_next() => match ended {
+                Some(Ok(result)) => result?,
+                Some(Err(e)) => return Err(Error::transient_from("a worker of the initial copy stopped", e)),
+                None => break,
+            },
+            _ = period.tick() => progress(work, start.elapsed()),
+        }
+    }
+    let rows = work.rows.load(Ordering::Relaxed);
+    let seconds = start.elapsed().as_secs_f64();
+    tracing::info!(rows, seconds, rows_per_second = (rows as f64 / seconds.max(0.001)) as u64, "initial copy: all rows are read");
+    Ok(())
+}
+
+fn progress(work: &Work, elapsed: Duration) {
+    let rows = work.rows.load(Ordering::Relaxed);
+    let expected = work.rows_expected.max(rows);
+    let fraction = if expected == 0 { 1.0 } else { rows as f64 / expected as f64 };
+    let eta = if rows == 0 { None } else { Some((elapsed.as_secs_f64() * (1.0 - fraction) / fraction) as u64) };
+    tracing::info!(rows, rows_expected = expected, percent = (fraction * 100.0) as u64, eta_seconds = eta, "initial copy");
+}
+
+async fn register(client: &Client, options: &Options, created: &Created, json: &str) -> Result<String> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    let doing = |e| Error::statement("register the new replica", e);
+    let version = created.consistent_point.to_string();
+    let row = client
+        .query_one(
+            &format!(
+                "INSERT INTO {schema}.\"replicas\" (\"id\", \"slot\", \"version\", \"initialSchema\")
+                 VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::int8::text, $1, $2, $3::text::json) RETURNING \"id\""
+            ),
+            &[&created.name, &version, &json],
+        )
+        .await
+        .map_err(doing)?;
+    let id: String = row.get(0);
+    client
+        .execute(
+            &format!("INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\") VALUES ($1, $2, $3, '{{}}')"),
+            &[&id, &version, &json],
+        )
+        .await
+        .map_err(doing)?;
+    Ok(id)
+}
+
+/// Makes the replica the one to stream for, and forgets those before it.
+async fn finish(client: &Client, options: &Options, plan: &CopyPlan) -> Result<()> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    let context = serde_json::json!({ "appID": options.app.id, "taskID": options.task_id }).to_string();
+    client
+        .execute(
+            &format!("UPDATE {schema}.\"replicas\" SET \"initialSyncContext\" = $2::text::json WHERE \"id\" = $1"),
+            &[&plan.replica_id, &context],
+        )
+        .await
+        .map_err(|e| Error::statement("finish the initial copy", e))?;
+    forget_older(client, options, &plan.replica_id).await
+}
+
+/// Deletes the rows of older replicas and drops their slots, as far as nobody streams from them.
+pub(crate) async fn forget_older(client: &Client, options: &Options, replica_id: &str) -> Result<()> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    client
+        .execute(
+            &format!(
+                "DELETE FROM {schema}.\"replicas\" WHERE \"initialSyncContext\" IS NOT NULL
+                 AND \"rank\" < (SELECT \"rank\" FROM {schema}.\"replicas\" WHERE \"id\" = $1)"
+            ),
+            &[&replica_id],
+        )
+        .await
+        .map_err(|e| Error::statement("forget older replicas", e))?;
+    slot::drop_unclaimed(client, &options.app).await
+}

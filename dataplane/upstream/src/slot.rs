@@ -1,0 +1,240 @@
+//! Replication slots: names, creation with an exported snapshot, health, take-over, clean-up.
+
+use std::time::Duration;
+
+use rows::Version;
+use tokio_postgres::Client;
+
+use crate::connect::{quote_identifier, quote_literal};
+use crate::error::ServerError;
+use crate::options::{App, Options, parse_lsn};
+use crate::requirements::Server;
+use crate::wire::Connection;
+use crate::{Error, Result};
+
+const NO_FREE_SLOT: &str = "53400";
+const NOT_PERMITTED: &str = "42501";
+
+/// A slot that was just made. The snapshot lives until the next statement on `connection`.
+pub(crate) struct Created {
+    pub name: String,
+    pub consistent_point: Version,
+    pub snapshot: String,
+    pub connection: Connection,
+}
+
+/// Creates the slot of a new replica.
+pub(crate) async fn create(client: &Client, options: &Options, server: Server) -> Result<Created> {
+    let mut retried = false;
+    loop {
+        let name = unused_name(client, &options.app).await?;
+        let failover = if options.slot_failover && server.version >= 170_000 { " (FAILOVER)" } else { "" };
+        match try_create(options, &name, "", failover, "zero-initial-sync").await? {
+            Ok(created) => return Ok(created),
+            Err(error) if !retried && error.code == NO_FREE_SLOT => {
+                tracing::warn!("no replication slot is free; dropping our own that nobody uses");
+                let schema = quote_identifier(&options.app.shard_schema());
+                client
+                    .batch_execute(&format!(
+                        "DELETE FROM {schema}.\"replicas\" WHERE \"slot\" IN (SELECT slot_name FROM pg_replication_slots WHERE NOT active)"
+                    ))
+                    .await
+                    .map_err(|e| Error::statement("forget replicas that nobody uses", e))?;
+                drop_unclaimed(client, &options.app).await?;
+            }
+            Err(error) if !retried && error.code == NOT_PERMITTED => {
+                client
+                    .batch_execute("ALTER ROLE current_user WITH REPLICATION")
+                    .await
+                    .map_err(|e| Error::statement("give this role the right to replicate", e))?;
+            }
+            Err(error) => return Err(creation_failed(&error)),
+        }
+        retried = true;
+    }
+}
+
+/// A slot that ends with its connection: only its snapshot and position are wanted.
+pub(crate) async fn create_temporary(options: &Options, purpose: &str) -> Result<Created> {
+    let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros());
+    let name = format!("{}_bf_{micros}", options.app.shard_schema());
+    try_create(options, &name, " TEMPORARY", "", purpose).await?.map_err(|e| creation_failed(&e))
+}
+
+fn creation_failed(error: &ServerError) -> Error {
+    if error.code == NO_FREE_SLOT {
+        return Error::configuration(
+            "Postgres has no free replication slot: raise max_replication_slots (and max_wal_senders), or drop slots that are not needed (see pg_replication_slots)",
+        );
+    }
+    Error::response("create a replication slot", error)
+}
+
+async fn try_create(
+    options: &Options,
+    name: &str,
+    temporary: &str,
+    failover: &str,
+    application: &str,
+) -> Result<std::result::Result<Created, ServerError>> {
+    let mut connection = Connection::open(&options.address, application, true).await?;
+    // Creation waits for every older transaction to end.
+    connection.run("SET lock_timeout = 29000", "limit the wait for a slot").await?;
+    let sql = format!("CREATE_REPLICATION_SLOT {}{temporary} LOGICAL pgoutput{failover}", quote_identifier(name));
+    let answer = tokio::time::timeout(Duration::from_secs(60), connection.query(&sql)).await.map_err(|_| {
+        Error::transient("creating a replication slot takes longer than 60 s: a long transaction upstream holds it up (see pg_stat_activity)")
+    })??;
+    let rows = match answer {
+        Ok(rows) => rows,
+        Err(error) => return Ok(Err(error)),
+    };
+    let field = |i: usize| rows.first().and_then(|r| r.get(i)).cloned().flatten();
+    let (Some(point), Some(snapshot)) = (field(1), field(2)) else {
+        return Err(Error::transient("Postgres did not describe the replication slot that it created"));
+    };
+    Ok(Ok(Created { name: name.to_owned(), consistent_point: parse_lsn(&point)?, snapshot, connection }))
+}
+
+async fn unused_name(client: &Client, app: &App) -> Result<String> {
+    let schema = app.shard_schema();
+    let rows = client
+        .query("SELECT slot_name::text FROM pg_replication_slots", &[])
+        .await
+        .map_err(|e| Error::statement("read the replication slots", e))?;
+    let used: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
+    Ok((0..).map(|n| format!("{schema}_{}", letters(n))).find(|name| !used.contains(name)).expect("names do not run out"))
+}
+
+/// a, b, ..., z, aa, ab, ...
+fn letters(mut n: u32) -> String {
+    let mut name = Vec::new();
+    loop {
+        name.push(char::from(b'a' + (n % 26) as u8));
+        n /= 26;
+        if n == 0 {
+            return name.iter().rev().collect();
+        }
+        n -= 1;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    /// Pid and application name of the process that streams from it.
+    pub active: Option<(i32, String)>,
+    pub confirmed: Version,
+}
+
+/// The slot, if it can still be streamed from.
+pub(crate) async fn state(client: &Client, slot: &str) -> Result<State> {
+    let row = client
+        .query_opt(
+            "SELECT s.active_pid, a.application_name, s.confirmed_flush_lsn::text, s.restart_lsn IS NULL, s.wal_status
+             FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(|e| Error::statement("read the state of the replication slot", e))?;
+    let Some(row) = row else {
+        return Err(Error::reset(format!("replication slot {slot} is gone; somebody dropped it")));
+    };
+    let wal_status: Option<&str> = row.get(4);
+    if row.get::<_, bool>(3) || wal_status == Some("lost") {
+        return Err(Error::reset(format!(
+            "replication slot {slot} has lost its WAL, because it lagged by more than max_slot_wal_keep_size"
+        )));
+    }
+    let confirmed = parse_lsn(row.get::<_, Option<&str>>(2).unwrap_or("0/0"))?;
+    let active = row
+        .get::<_, Option<i32>>(0)
+        .map(|pid| (pid, row.get::<_, Option<String>>(1).filter(|a| !a.is_empty()).unwrap_or_else(|| "unknown".to_owned())));
+    Ok(State { active, confirmed })
+}
+
+/// Makes the slot free: fails with [`Error::SlotInUse`], or ends the process that streams from it.
+pub(crate) async fn release(client: &Client, slot: &str, take_over: bool) -> Result<State> {
+    let mut asked = None;
+    for _ in 0..100 {
+        let state = state(client, slot).await?;
+        let Some((pid, application)) = state.active.clone() else { return Ok(state) };
+        if !take_over {
+            return Err(Error::SlotInUse { slot: slot.to_owned(), pid, application });
+        }
+        if asked != Some(pid) {
+            tracing::info!(slot, pid, application, "taking the replication slot over");
+            client
+                .execute("SELECT pg_terminate_backend($1)", &[&pid])
+                .await
+                .map_err(|e| Error::statement("end the process that uses the replication slot", e))?;
+            asked = Some(pid);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let state = state(client, slot).await?;
+    match state.active.clone() {
+        None => Ok(state),
+        Some((pid, application)) => Err(Error::SlotInUse { slot: slot.to_owned(), pid, application }),
+    }
+}
+
+/// Drops slots of this shard that are idle and that no row of `replicas` references.
+pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
+    let schema = quote_identifier(&app.shard_schema());
+    let pattern = format!("^{}_[a-z]+$", app.shard_schema());
+    let rows = client
+        .query(
+            &format!(
+                "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ {} AND NOT active
+                 AND slot_name NOT IN (SELECT \"slot\" FROM {schema}.\"replicas\")",
+                quote_literal(&pattern)
+            ),
+            &[],
+        )
+        .await
+        .map_err(|e| Error::statement("look for unused replication slots", e))?;
+    for row in rows {
+        drop_one(client, row.get(0)).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn drop_matching(client: &Client, pattern: &str) -> Result<()> {
+    let rows = client
+        .query("SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ $1", &[&pattern])
+        .await
+        .map_err(|e| Error::statement("read the replication slots", e))?;
+    for row in rows {
+        drop_one(client, row.get(0)).await?;
+    }
+    Ok(())
+}
+
+/// Drops a slot; one that is gone or was taken in the meantime is no error.
+async fn drop_one(client: &Client, slot: &str) -> Result<()> {
+    use tokio_postgres::error::SqlState;
+    for _ in 0..20 {
+        match client.execute("SELECT pg_drop_replication_slot($1::text::name)", &[&slot]).await {
+            Ok(_) => {
+                tracing::info!(slot, "dropped replication slot");
+                return Ok(());
+            }
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(e) => return Err(Error::statement("drop a replication slot", e)),
+        }
+    }
+    tracing::warn!(slot, "replication slot stays: it is in use");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::letters;
+
+    #[test]
+    fn names_count_in_letters() {
+        for (n, name) in [(0, "a"), (25, "z"), (26, "aa"), (27, "ab"), (51, "az"), (52, "ba"), (701, "zz"), (702, "aaa")] {
+            assert_eq!(letters(n), name);
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! Assembles whole transactions from the messages of the stream, with the catalog as of each of them.
+//!
+//! Pure: bytes go in, transactions come out. What needs a look at the database (contents that cannot be derived from the stream)
+//! is named in [`Finished::reread`] and added by [`crate::backfill`].
+//!
+//! A transaction is held in memory until its commit, however large: it is applied wholly or not at all. Above
+//! [`crate::Options::transaction_bytes_warn`] a line in the log says so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use rows::transaction::SchemaChange;
+use rows::{Cell, Change, TableSpec, Transaction, Version};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::catalog::{Catalog, Published};
+use crate::decode::{self, Kind};
+use crate::diff::diff;
+use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
+use crate::reader::Malformed;
+use crate::{Error, Result};
+
+/// Tables whose changes are ignored in transactions that commit below a position, because contents read at that position
+/// include them already.
+pub(crate) type Skipped = BTreeMap<u32, u64>;
+
+/// In [`Skipped`]: the contents at hand are of a later shape of the table; they are read when the stream reaches it.
+pub(crate) const UNTIL_NEXT_SHAPE: u64 = u64::MAX;
+
+pub(crate) struct Assembler {
+    ddl_prefix: String,
+    /// Whether event triggers report schema changes.
+    watching: bool,
+    bytes_warn: usize,
+    pub catalog: Catalog,
+    /// What `catalog` was read from, to be remembered.
+    pub schema_json: String,
+    pub skipped: Skipped,
+    relations: HashMap<u32, Relation>,
+    mapped: HashMap<u32, Arc<Mapped>>,
+    open: Option<Open>,
+    warned: HashSet<String>,
+}
+
+struct Open {
+    version: Version,
+    commit_time_us: i64,
+    changes: Vec<Change>,
+    bytes: usize,
+    schema_changed: bool,
+    reread: BTreeSet<u32>,
+    rewritten: BTreeSet<u32>,
+    /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first).
+    waiting: Vec<(u32, Vec<u8>)>,
+}
+
+/// A committed transaction, not yet complete if `reread` is not empty.
+pub(crate) struct Finished {
+    pub transaction: Transaction,
+    /// Approximate memory.
+    pub bytes: usize,
+    /// Whether the catalog differs from the one before.
+    pub schema_changed: bool,
+    /// Tables whose last schema change in it wants new contents.
+    pub reread: BTreeSet<u32>,
+}
+
+/// How the tuples of one table are decoded.
+struct Mapped {
+    spec: Arc<TableSpec>,
+    kinds: Vec<Kind>,
+    /// Positions of the identity's columns in a tuple.
+    identity: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum DdlMessage<'a> {
+    Schema {
+        tag: String,
+        #[serde(borrow)]
+        schema: &'a RawValue,
+    },
+    Rewrite {
+        oid: u32,
+    },
+    Error {
+        tag: String,
+        message: String,
+    },
+    #[serde(other)]
+    Unknown,
+}
+
+impl Assembler {
+    pub(crate) fn new(
+        ddl_prefix: String,
+        watching: bool,
+        bytes_warn: usize,
+        schema_json: String,
+        skipped: Skipped,
+    ) -> Result<Assembler> {
+        let catalog = Catalog::parse(&schema_json)?;
+        let warned = catalog.warnings.iter().cloned().collect();
+        Ok(Assembler {
+            ddl_prefix,
+            watching,
+            bytes_warn,
+            catalog,
+            schema_json,
+            skipped,
+            relations: HashMap::new(),
+            mapped: HashMap::new(),
+            open: None,
+            warned,
+        })
+    }
+
+    /// Whether the stream is between two transactions.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// Takes one message of the stream; returns a transaction when it is complete.
+    pub(crate) fn message(&mut self, bytes: &[u8]) -> Result<Option<Finished>> {
+        match parse(bytes)? {
+            Message::Begin { commit_lsn, commit_time_us } => {
+                if self.open.is_some() {
+                    return Err(out_of_order());
+                }
+                self.open = Some(Open {
+                    version: Version::new(commit_lsn),
+                    commit_time_us,
+                    changes: Vec::new(),
+                    bytes: 0,
+                    schema_changed: false,
+                    reread: BTreeSet::new(),
+                    rewritten: BTreeSet::new(),
+                    waiting: Vec::new(),
+                });
+            }
+            Message::Commit { commit_lsn, .. } => return self.commit(commit_lsn).map(Some),
+            Message::Relation(relation) => {
+                self.mapped.remove(&relation.oid);
+                self.relations.insert(relation.oid, relation);
+            }
+            Message::Logical { transactional: true, prefix, content } if prefix == self.ddl_prefix => self.ddl(content)?,
+            Message::Logical { .. } | Message::Ignored => {}
+            message @ (Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. }) => self.row(message, bytes)?,
+            Message::Truncate { oids } => self.truncate(&oids)?,
+        }
+        Ok(None)
+    }
+
+    fn open(&mut self) -> Result<&mut Open> {
+        self.open.as_mut().ok_or_else(out_of_order)
+    }
+
+    fn is_skipped(&self, oid: u32, version: Version) -> bool {
+        self.skipped.get(&oid).is_some_and(|&until| version.as_u64() < until)
+    }
+
+    fn row(&mut self, message: Message<'_>, bytes: &[u8]) -> Result<()> {
+        let (Message::Insert { oid, .. } | Message::Update { oid, .. } | Message::Delete { oid, .. }) = message else {
+            return Ok(());
+        };
+        if self.catalog.excluded.contains(&oid) {
+            return Ok(());
+        }
+        let version = self.open()?.version;
+        if self.is_skipped(oid, version) {
+            return Ok(());
+        }
+        if !self.catalog.tables.contains_key(&oid) {
+            if !self.watching {
+                return Err(self.unknown_table(oid));
+            }
+            self.open()?.waiting.push((oid, bytes.to_vec()));
+            return Ok(());
+        }
+        let table = self.mapped(oid)?;
+        let (change, size) = table.change(message).map_err(|e| e.within(format!("table {}", table.spec.wire_name())))?;
+        let bytes_warn = self.bytes_warn;
+        let open = self.open()?;
+        if open.bytes <= bytes_warn && open.bytes + size > bytes_warn {
+            tracing::warn!(
+                version = %open.version,
+                mebibytes = bytes_warn >> 20,
+                "an upstream transaction is larger than the limit; it is assembled in memory all the same"
+            );
+        }
+        open.bytes += size;
+        open.changes.push(change);
+        Ok(())
+    }
+
+    fn truncate(&mut self, oids: &[u32]) -> Result<()> {
+        let version = self.open()?.version;
+        let mut tables = Vec::new();
+        for oid in oids {
+            if self.is_skipped(*oid, version) || self.catalog.excluded.contains(oid) {
+                continue;
+            }
+            match self.catalog.tables.get(oid) {
+                Some(table) => tables.push(Arc::clone(&table.spec)),
+                // Created in this transaction and described later: it is empty at that point.
+                None if self.watching => {}
+                None => return Err(self.unknown_table(*oid)),
+            }
+        }
+        if !tables.is_empty() {
+            self.open()?.changes.push(Change::Truncate { tables });
+        }
+        Ok(())
+    }
+
+    fn unknown_table(&self, oid: u32) -> Error {
+        let name = self.relations.get(&oid).map_or_else(|| format!("with oid {oid}"), |r| format!("{}.{}", r.schema, r.name));
+        Error::reset(format!(
+            "table {name} is published now and was not before, and its creation was not reported{}",
+            self.without_triggers()
+        ))
+    }
+
+    fn without_triggers(&self) -> &'static str {
+        if self.watching { "" } else { "; the role may not create event triggers, so schema changes cannot be followed" }
+    }
+
+    fn mapped(&mut self, oid: u32) -> Result<Arc<Mapped>> {
+        if let Some(mapped) = self.mapped.get(&oid) {
+            return Ok(Arc::clone(mapped));
+        }
+        let relation = self
+            .relations
+            .get(&oid)
+            .ok_or_else(|| Error::transient(format!("Postgres sent a row of oid {oid} without describing the table")))?;
+        let table = self.catalog.tables.get(&oid).ok_or_else(|| self.unknown_table(oid))?;
+        let mapped = Arc::new(self.map(relation, table)?);
+        self.mapped.insert(oid, Arc::clone(&mapped));
+        Ok(mapped)
+    }
+
+    fn map(&self, relation: &Relation, table: &Published) -> Result<Mapped> {
+        let spec = &table.spec;
+        let same = relation.name == spec.name
+            && relation.schema == spec.schema
+            && relation.columns.len() == spec.columns.len()
+            && relation.columns.iter().zip(&spec.columns).all(|(r, c)| r.name == c.name && r.type_oid == c.type_oid);
+        if !same {
+            return Err(Error::reset(format!(
+                "table {} changed its shape to {} without report{}",
+                spec.wire_name(),
+                relation.name,
+                self.without_triggers()
+            )));
+        }
+        let identity = spec
+            .identity
+            .iter()
+            .map(|name| spec.columns.iter().position(|c| c.name == *name).expect("the catalog lists identity columns"))
+            .collect();
+        Ok(Mapped { spec: Arc::clone(spec), kinds: table.columns.iter().map(|c| c.kind).collect(), identity })
+    }
+
+    fn ddl(&mut self, content: &[u8]) -> Result<()> {
+        let message: DdlMessage<'_> = serde_json::from_slice(content)
+            .map_err(|e| Error::reset(format!("a message about a schema change cannot be read: {e}")))?;
+        match message {
+            DdlMessage::Schema { tag, schema } => self.schema_changed(&tag, schema.get()),
+            DdlMessage::Rewrite { oid } => {
+                self.open()?.rewritten.insert(oid);
+                Ok(())
+            }
+            DdlMessage::Error { tag, message } => {
+                Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {message}")))
+            }
+            DdlMessage::Unknown => Ok(()),
+        }
+    }
+
+    fn schema_changed(&mut self, tag: &str, json: &str) -> Result<()> {
+        let mut new = Catalog::parse(json)?;
+        for warning in &new.warnings {
+            if self.warned.insert(warning.clone()) {
+                tracing::warn!("{warning}");
+            }
+        }
+        self.keep_equal_specs(&mut new);
+        let rewritten = std::mem::take(&mut self.open()?.rewritten);
+        let steps = diff(&self.catalog, &new, tag, &rewritten)?;
+        self.catalog = new;
+        json.clone_into(&mut self.schema_json);
+        self.mapped.clear();
+        for step in steps {
+            let waits = self.skipped.get(&step.oid) == Some(&UNTIL_NEXT_SHAPE);
+            let dropped = matches!(step.change, SchemaChange::DropTable { .. });
+            if waits || dropped {
+                self.skipped.remove(&step.oid);
+            }
+            tracing::info!(tag, change = %describe(&step.change), "schema change upstream");
+            let open = self.open()?;
+            if dropped {
+                open.reread.remove(&step.oid);
+            } else if step.reread || waits {
+                open.reread.insert(step.oid);
+            }
+            open.changes.push(Change::Schema(step.change));
+        }
+        let open = self.open()?;
+        // A rewrite is reported before the new shape; tables without a new shape are seen to at the commit.
+        open.schema_changed = true;
+        let waiting = std::mem::take(&mut open.waiting);
+        for (_, bytes) in waiting {
+            self.message(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Equal specs share one allocation, so that receivers can compare pointers.
+    fn keep_equal_specs(&self, new: &mut Catalog) {
+        for (oid, table) in &mut new.tables {
+            if let Some(old) = self.catalog.tables.get(oid)
+                && old.spec == table.spec
+            {
+                table.spec = Arc::clone(&old.spec);
+            }
+        }
+    }
+
+    fn commit(&mut self, commit_lsn: u64) -> Result<Finished> {
+        let rewritten = std::mem::take(&mut self.open()?.rewritten);
+        for oid in rewritten {
+            let Some(table) = self.catalog.tables.get(&oid) else { continue };
+            let change = SchemaChange::AlterTable {
+                old: Arc::clone(&table.spec),
+                new: Arc::clone(&table.spec),
+                added: Vec::new(),
+                rows: rows::transaction::Backfill::None,
+            };
+            let open = self.open()?;
+            open.changes.push(Change::Schema(change));
+            open.reread.insert(oid);
+        }
+        let open = self.open.take().ok_or_else(out_of_order)?;
+        if open.version.as_u64() != commit_lsn {
+            return Err(Error::transient("the end of a transaction does not belong to its beginning"));
+        }
+        if let Some((oid, _)) = open.waiting.first() {
+            return Err(self.unknown_table(*oid));
+        }
+        self.skipped.retain(|_, until| *until > commit_lsn);
+        Ok(Finished {
+            transaction: Transaction {
+                version: open.version,
+                commit_time_us: open.commit_time_us,
+                changes: open.changes,
+            },
+            bytes: open.bytes,
+            schema_changed: open.schema_changed,
+            reread: open.reread,
+        })
+    }
+}
+
+fn out_of_order() -> Error {
+    Error::transient("Postgres sent changes outside of a transaction")
+}
+
+fn describe(change: &SchemaChange) -> String {
+    match change {
+        SchemaChange::CreateTable { table, .. } => format!("new table {}", table.wire_name()),
+        SchemaChange::DropTable { table } => format!("table {} is gone", table.wire_name()),
+        SchemaChange::AlterTable { old, new, .. } if old.wire_name() != new.wire_name() => {
+            format!("table {} is now {}", old.wire_name(), new.wire_name())
+        }
+        SchemaChange::AlterTable { new, .. } => format!("table {} altered", new.wire_name()),
+    }
+}
+
+impl Mapped {
+    fn change(&self, message: Message<'_>) -> std::result::Result<(Change, usize), Malformed> {
+        let table = Arc::clone(&self.spec);
+        let mut size = 0;
+        let change = match message {
+            Message::Insert { new, .. } => {
+                let new = self.cells(new, &mut size)?;
+                if new.contains(&Cell::Unchanged) {
+                    return Err(Malformed::new("a new row lacks a value"));
+                }
+                Change::Insert { table, new }
+            }
+            Message::Update { old, new, .. } => {
+                let mut new = self.cells(new, &mut size)?;
+                let key = match old {
+                    None => None,
+                    Some(Old::Key(tuple)) => Some(self.key(tuple, &mut size)?),
+                    Some(Old::Full(tuple)) => {
+                        let old = self.cells(tuple, &mut size)?;
+                        for (cell, old) in new.iter_mut().zip(&old) {
+                            if *cell == Cell::Unchanged {
+                                *cell = old.clone();
+                            }
+                        }
+                        Some(self.pick(old))
+                    }
+                };
+                Change::Update { table, key, new }
+            }
+            Message::Delete { old: Old::Key(tuple), .. } => Change::Delete { table, key: self.key(tuple, &mut size)? },
+            Message::Delete { old: Old::Full(tuple), .. } => {
+                Change::Delete { table, key: self.pick(self.cells(tuple, &mut size)?) }
+            }
+            _ => return Err(Malformed::new("not a change of a row")),
+        };
+        Ok((change, size + std::mem::size_of::<Change>()))
+    }
+
+    fn check(&self, tuple: Tuple<'_>) -> std::result::Result<(), Malformed> {
+        if tuple.count == self.kinds.len() {
+            return Ok(());
+        }
+        Err(Malformed::new(format!("a row has {} columns instead of {}", tuple.count, self.kinds.len())))
+    }
+
+    fn cells(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, Malformed> {
+        self.check(tuple)?;
+        let mut data = tuple.data();
+        let mut cells = Vec::with_capacity(self.kinds.len());
+        for (i, kind) in self.kinds.iter().enumerate() {
+            let cell = self.cell(i, *kind, data.next()?)?;
+            *size += cell_size(&cell);
+            cells.push(cell);
+        }
+        Ok(cells)
+    }
+
+    #[inline]
+    fn cell(&self, column: usize, kind: Kind, datum: Datum<'_>) -> std::result::Result<Cell, Malformed> {
+        match datum {
+            Datum::Null => Ok(Cell::Null),
+            Datum::Unchanged => Ok(Cell::Unchanged),
+            Datum::Text(bytes) => {
+                decode::text(kind, bytes).map_err(|e| e.within(format!("column {}", self.spec.columns[column].name)))
+            }
+        }
+    }
+
+    /// The identity columns of a key tuple, in the identity's order. Its other columns read as null and mean nothing.
+    fn key(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, Malformed> {
+        self.check(tuple)?;
+        let mut data = tuple.data();
+        let mut key = vec![Cell::Null; self.identity.len()];
+        for (i, kind) in self.kinds.iter().enumerate() {
+            let datum = data.next()?;
+            if let Some(position) = self.identity.iter().position(|&p| p == i) {
+                key[position] = self.cell(i, *kind, datum)?;
+                *size += cell_size(&key[position]);
+            }
+        }
+        Ok(key)
+    }
+
+    fn pick(&self, mut cells: Vec<Cell>) -> Vec<Cell> {
+        self.identity.iter().map(|&i| std::mem::replace(&mut cells[i], Cell::Null)).collect()
+    }
+}
+
+fn cell_size(cell: &Cell) -> usize {
+    std::mem::size_of::<Cell>()
+        + match cell {
+            Cell::Text(text) => text.len(),
+            Cell::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        }
+}
