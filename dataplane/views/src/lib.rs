@@ -1,1 +1,36 @@
-//! placeholder header, replaced by the crate's own
+//! View-syncing: which client group is served from which query, and what every client must be told when.
+//!
+//! One thread owns everything here (`core`); around it are threads that hydrate, two tasks that talk to the CVR database, and
+//! futures that ask the API server. They only exchange events, so nothing is locked and every decision has one place.
+//!
+//! The unit of work is a step: the thread opens the newest snapshot, brings every affected materialisation to its version,
+//! builds the pokes, and hands the frames to the sockets' queues; the ends of pokes wait until what they stand on is durable.
+//!
+//! Must not know: sockets, HTTP, Postgres' replication, how rows are stored. Knows SQL only in `store`.
+//!
+//! Invariants:
+//! * A client's view moves from cookie to cookie; cookies of a group never go back, and all queries of a group move together.
+//! * The CVR is durable before the end of a poke that depends on it is sent.
+//! * Work per step is by affected materialisation and by changed row, and for groups by what changed for them.
+
+pub mod api;
+mod catch_up;
+mod connection;
+mod convert;
+mod core;
+mod deliver;
+mod encode;
+mod group;
+mod hydrate;
+mod join;
+mod materialisation;
+mod materialisations;
+pub mod metrics;
+mod mutations;
+mod outgoing;
+mod row_id;
+mod step;
+pub mod store;
+mod transform;
+
+pub use crate::core::{Batches, Options, Started, start};

@@ -1,0 +1,268 @@
+//! Joining connections: what leads from a client's cookie to the group's present state.
+//!
+//! A row is sent if it may have changed for the client since its cookie, and what is sent is its present state: a put if any query
+//! that the client holds has it, else a del. So a superset of the changed rows is always right, and a missing history is never
+//! guessed: the client then starts over.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use protocol::down::QueryOp;
+use protocol::error::ErrorBody;
+use protocol::poke::PartBuilder;
+use rows::Version;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::api::{ConnectionId, Frame};
+use crate::connection::{Connection, Phase};
+use crate::core::Core;
+use crate::deliver::{Poke, add_all, frame_of};
+use crate::group::{Group, GroupId};
+use crate::materialisation::Materialisation;
+use crate::materialisations::del_op;
+use crate::row_id::RowId;
+use crate::store::{Request, Touched};
+
+impl Core {
+    /// Lets in every connection of the group that has all it needs.
+    pub(crate) fn join_waiting(&mut self, group: GroupId, pokes: &mut Vec<Poke>) -> Result<(), String> {
+        let joining: Vec<ConnectionId> = self
+            .groups
+            .get(&group)
+            .into_iter()
+            .flat_map(|g| &g.connections)
+            .copied()
+            .filter(|c| self.connections.get(c).is_some_and(|c| c.phase == Phase::Joining && c.validated))
+            .collect();
+        for id in joining {
+            if self.prepared(group, id) {
+                pokes.extend(self.join(group, id)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything is here that the connection's first poke is made of. Asks for what is not.
+    fn prepared(&mut self, group_id: GroupId, id: ConnectionId) -> bool {
+        let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get_mut(&id)) else {
+            return false;
+        };
+        let impatient = connection.patience.is_none_or(|until| until <= Instant::now());
+        let mut ready = true;
+        let mut renew = Vec::new();
+        for (hash, query) in &group.record.queries {
+            let run = group.queries.get(hash);
+            let Some(holding) = &query.holding else {
+                // A new query: worth a short wait, not more.
+                ready &= impatient || run.is_none_or(|r| r.coming.is_none() && r.asked.is_none());
+                continue;
+            };
+            let Some((held, materialisation)) =
+                run.and_then(|r| r.held).and_then(|id| Some((id, self.materialisations.get(id)?)))
+            else {
+                // What clients hold must be known before they are told differences.
+                ready = false;
+                continue;
+            };
+            if materialisation.graph().is_none() {
+                ready = false;
+                continue;
+            }
+            let since = connection.cookie.filter(|cookie| holding.got_at <= *cookie);
+            let from_store = since.filter(|cookie| cookie.version < materialisation.history.floor);
+            if let Some(cookie) = from_store
+                && !connection.touched.contains_key(&holding.lineage)
+            {
+                ready = false;
+                if connection.asked.insert(holding.lineage) {
+                    self.store.ask(Request::Touched { lineage: holding.lineage, since: cookie, held: false });
+                }
+            }
+            // All rows are sent, or rows of which only the identity is known: both need the encoded rows.
+            if (since.is_none() || from_store.is_some()) && materialisation.rows_at(self.version).is_none() {
+                ready = false;
+                renew.push(held);
+            }
+        }
+        for removed in &group.record.removed {
+            let Some(cookie) = connection.cookie.filter(|c| removed.holding.got_at <= *c && *c < removed.removed_at) else {
+                continue;
+            };
+            let lineage = removed.holding.lineage;
+            if !connection.touched.contains_key(&lineage) {
+                ready = false;
+                if connection.asked.insert(lineage) {
+                    self.store.ask(Request::Touched { lineage, since: cookie, held: true });
+                }
+            }
+        }
+        for held in renew {
+            self.materialisations.renew_payload(held, &self.schema, self.version);
+        }
+        ready
+    }
+
+    /// Takes a stored history for the connections that wait for it.
+    pub(crate) fn touched(&mut self, touched: Touched) {
+        let waiting: Vec<ConnectionId> = self
+            .connections
+            .values()
+            .filter(|c| c.asked.contains(&touched.lineage) && c.cookie == Some(touched.since))
+            .map(|c| c.id)
+            .collect();
+        for id in waiting {
+            let Some(rows) = &touched.rows else {
+                let body = ErrorBody::client_not_found("the client was away for longer than the server remembers");
+                self.reject(id, &body);
+                continue;
+            };
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.touched.entry(touched.lineage).or_default().extend(rows.iter().cloned());
+                self.dirty.insert(connection.group);
+                self.want_step = true;
+            }
+        }
+    }
+
+    fn join(&mut self, group_id: GroupId, id: ConnectionId) -> Result<Option<Poke>, String> {
+        let version = self.version;
+        let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get(&id)) else {
+            return Ok(None);
+        };
+        let mut builder = PartBuilder::new(&version.to_string());
+        let cookie = connection.cookie;
+        let since = cookie.map_or(Version::ZERO, |c| c.version);
+        let mutations = self.internal.read(&mut self.reader, &group.name, since)?;
+        for (client, last) in &mutations.last_mutation_ids {
+            builder.last_mutation_id(client, *last);
+        }
+        for op in &mutations.results {
+            builder.mutation(op);
+        }
+        if cookie != Some(group.cookie) {
+            add_query_patches(group, connection, &mut builder);
+        }
+        let rows = self.add_rows(group, connection, &mut builder);
+        self.options.metrics.poked_rows.inc_by(rows);
+        let body: Vec<Frame> = builder.finish().into_iter().map(frame_of).collect();
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(None) };
+        // Content needs a greater cookie; without content the client is confirmed where it is.
+        let needs_new = (!body.is_empty() && cookie == Some(group.cookie)) || (cookie.is_none() && group.cookie.version == Version::ZERO);
+        if needs_new {
+            group.cookie = group.next_cookie(version);
+        }
+        let target = group.cookie;
+        if needs_new && target.config > 0 {
+            self.store_record(group_id, true);
+        }
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.phase = Phase::Active;
+            connection.patience = None;
+            connection.asked.clear();
+            connection.touched.clear();
+        }
+        Ok(self.poke(id, target, &body, None))
+    }
+
+    fn add_rows(&self, group: &Group, connection: &Connection, builder: &mut PartBuilder) -> u64 {
+        let version = self.version;
+        let mut whole: Vec<&Materialisation> = Vec::new();
+        let mut part: Vec<&Materialisation> = Vec::new();
+        let mut candidates: FxHashSet<&RowId> = FxHashSet::default();
+        let mut ops: FxHashMap<&RowId, Bytes> = FxHashMap::default();
+        for (hash, query) in &group.record.queries {
+            let Some(holding) = &query.holding else { continue };
+            let Some(materialisation) =
+                group.queries.get(hash).and_then(|r| r.held).and_then(|id| self.materialisations.get(id))
+            else {
+                continue;
+            };
+            let Some(cookie) = connection.cookie.filter(|cookie| holding.got_at <= *cookie) else {
+                if !whole.iter().any(|m| std::ptr::eq(*m, materialisation)) {
+                    whole.push(materialisation);
+                }
+                continue;
+            };
+            part.push(materialisation);
+            for entry in materialisation.history.since(cookie.version) {
+                for (id, op) in &entry.puts {
+                    candidates.insert(id);
+                    ops.insert(id, op.clone());
+                }
+                candidates.extend(entry.dels.iter().map(|(id, _)| id));
+            }
+            if let Some(rows) = connection.touched.get(&holding.lineage) {
+                candidates.extend(rows);
+                if let Some((payload, after)) = materialisation.rows_at(version) {
+                    for row in payload.rows.iter().filter(|row| candidates.contains(&row.id)) {
+                        ops.entry(&row.id).or_insert_with(|| payload.op(row));
+                    }
+                    for entry in after {
+                        ops.extend(entry.puts.iter().map(|(id, op)| (id, op.clone())));
+                    }
+                }
+            }
+        }
+        // Rows of queries that were removed since: deleted unless something still holds them.
+        let mut orphans: FxHashSet<&RowId> = FxHashSet::default();
+        for removed in &group.record.removed {
+            let held = connection.cookie.is_some_and(|c| removed.holding.got_at <= c && c < removed.removed_at);
+            if held && let Some(rows) = connection.touched.get(&removed.holding.lineage) {
+                orphans.extend(rows);
+            }
+        }
+        let holds = |id: &RowId| part.iter().chain(&whole).any(|m| m.holds(id));
+        let mut rows = 0;
+        let mut gone: Vec<&RowId> =
+            candidates.iter().chain(&orphans).copied().filter(|id| !holds(id)).collect();
+        gone.sort_unstable();
+        gone.dedup();
+        for id in gone {
+            if let Some(op) = del_op(&self.schema, &group.keys, id) {
+                builder.row(&op);
+                rows += 1;
+            }
+        }
+        let mut present: Vec<&RowId> = candidates.iter().copied().filter(|id| part.iter().any(|m| m.holds(id))).collect();
+        present.sort_unstable();
+        for id in present {
+            if let Some(op) = ops.get(id) {
+                builder.row(op);
+                rows += 1;
+            }
+        }
+        let before: Vec<&&Materialisation> = part.iter().collect();
+        let mut done: FxHashSet<&RowId> = FxHashSet::default();
+        let several = whole.len() > 1;
+        for materialisation in &whole {
+            rows += add_all(materialisation, version, &before, several, &mut done, builder);
+        }
+        rows
+    }
+}
+
+/// Everything about the query set, for a client that may have missed some of it: what it has already is no change to it.
+fn add_query_patches(group: &Group, connection: &Connection, builder: &mut PartBuilder) {
+    let missed = |at: rows::Cookie| connection.cookie.is_none_or(|cookie| at > cookie);
+    for removed in &group.record.removed_desires {
+        if connection.cookie.is_some() && missed(removed.removed_at) {
+            builder.desired(&removed.client, QueryOp::Del { hash: removed.hash.clone() });
+        }
+    }
+    for client in &group.record.clients {
+        for hash in group.record.active_desires(client) {
+            builder.desired(client, QueryOp::Put { hash: hash.to_owned() });
+        }
+    }
+    for removed in &group.record.removed {
+        let got = group.record.queries.get(&removed.hash).is_some_and(|q| q.holding.is_some());
+        if connection.cookie.is_some() && missed(removed.removed_at) && !got {
+            builder.got(QueryOp::Del { hash: removed.hash.clone() });
+        }
+    }
+    for (hash, query) in &group.record.queries {
+        if query.holding.as_ref().is_some_and(|h| missed(h.got_at)) {
+            builder.got(QueryOp::Put { hash: hash.clone() });
+        }
+    }
+}

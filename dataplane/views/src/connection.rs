@@ -1,0 +1,51 @@
+//! One socket as the views see it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rows::Cookie;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Outbox};
+use crate::group::GroupId;
+use crate::row_id::RowId;
+use crate::store::LineageId;
+use crate::transform::Answers;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waits for `initConnection`; other messages are dropped, as no view exists for them.
+    New,
+    /// `initConnection` was applied; waits for validation, for the queries its client holds, and for stored history.
+    Joining,
+    /// At the group's newest state after every poke.
+    Active,
+}
+
+pub struct Connection {
+    pub id: ConnectionId,
+    pub group: GroupId,
+    pub client: String,
+    pub profile_id: String,
+    pub context: Arc<ConnectionContext>,
+    pub outbox: Outbox,
+    pub phase: Phase,
+    /// What the client's store is at, after all frames queued for it.
+    pub cookie: Option<Cookie>,
+    pub validated: bool,
+    /// Late validation answers for an older context are ignored.
+    pub revision: u64,
+    /// While joining: do not wait any longer for new queries after this.
+    pub patience: Option<Instant>,
+    /// Messages that came before the group was loaded.
+    pub waiting: VecDeque<ClientMessage>,
+    /// `initConnection` waits until the replica reaches the client's cookie.
+    pub behind_since: Option<Instant>,
+    /// Histories asked for, and those answered.
+    pub asked: FxHashSet<LineageId>,
+    pub touched: FxHashMap<LineageId, Vec<RowId>>,
+    pub revalidate_at: Option<Instant>,
+    /// Transformed queries that wait until the credentials they were asked with are known to be good.
+    pub answers: Vec<Answers>,
+}

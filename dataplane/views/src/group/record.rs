@@ -1,0 +1,360 @@
+//! What is remembered of a client group across restarts, and how messages of its clients change it.
+//!
+//! Pure: knows no socket, no clock (the group's own clock is an argument), no engine.
+//!
+//! Invariant: every change made here that a client must learn of is returned as patches, and they go out with a cookie greater than any
+//! before.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use protocol::ast::Ast;
+use protocol::schema::ClientSchema;
+use protocol::up::UpQueryOp;
+use rows::Cookie;
+use serde::{Deserialize, Serialize};
+
+use crate::store::LineageId;
+
+/// TTL of a desired query whose client sent none, and the longest one kept (sync-protocol 4.7).
+pub const TTL_DEFAULT_MS: u64 = 300_000;
+pub const TTL_MAX_MS: u64 = 600_000;
+/// Removed queries and desires remembered for clients that come back with an older cookie.
+const REMOVED_MAX: usize = 256;
+/// Most queries of one group; a client that wants more is mistaken or hostile.
+pub const QUERIES_MAX: usize = 5_000;
+/// Most clients (tabs that were not deleted) of one group.
+pub const CLIENTS_MAX: usize = 5_000;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    /// Text of the greatest cookie that a change of this record carried. Pokes of row changes go beyond it without writing here.
+    #[serde(with = "cookie_text")]
+    pub cookie: Cookie,
+    pub client_schema: Option<ClientSchema>,
+    pub profile_id: Option<String>,
+    /// The group's clock: milliseconds during which any client was connected.
+    pub ttl_clock_ms: u64,
+    pub clients: BTreeSet<String>,
+    pub queries: BTreeMap<String, Query>,
+    pub removed: VecDeque<Removed>,
+    pub removed_desires: VecDeque<RemovedDesire>,
+    /// Cookies below this can no longer be caught up, because `removed` was cut.
+    #[serde(with = "cookie_text")]
+    pub floor: Cookie,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Query {
+    pub definition: Definition,
+    /// Present while the query is got.
+    pub holding: Option<Holding>,
+    pub desires: BTreeMap<String, Desire>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Definition {
+    Ast(Box<Ast>),
+    Named { name: String, args: serde_json::Value },
+}
+
+/// Which row history serves a got query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    pub lineage: LineageId,
+    /// The cookie of the poke that delivered the query's rows.
+    #[serde(with = "cookie_text")]
+    pub got_at: Cookie,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desire {
+    pub ttl_ms: u64,
+    /// The group's clock when the client stopped wanting the query.
+    pub inactivated_at_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    pub hash: String,
+    pub holding: Holding,
+    #[serde(with = "cookie_text")]
+    pub removed_at: Cookie,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedDesire {
+    pub client: String,
+    pub hash: String,
+    #[serde(with = "cookie_text")]
+    pub removed_at: Cookie,
+}
+
+/// A change of what a client desires: `true` for put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesirePatch {
+    pub client: String,
+    pub hash: String,
+    pub put: bool,
+}
+
+/// Why a message cannot be applied.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refused {
+    #[error("query {hash} is new to the server but came with neither an AST nor a name")]
+    NoDefinition { hash: String },
+    #[error("the client group has more than {QUERIES_MAX} queries")]
+    TooManyQueries,
+    #[error("the client group has more than {CLIENTS_MAX} clients")]
+    TooManyClients,
+    #[error("client {client} cannot delete itself")]
+    DeletesItself { client: String },
+}
+
+impl Record {
+    /// Adds a client that was not known. Returns whether it was new.
+    pub fn ensure_client(&mut self, client: &str) -> Result<bool, Refused> {
+        if self.clients.contains(client) {
+            return Ok(false);
+        }
+        if self.clients.len() >= CLIENTS_MAX {
+            return Err(Refused::TooManyClients);
+        }
+        self.clients.insert(client.to_owned());
+        Ok(true)
+    }
+
+    /// Applies a `desiredQueriesPatch` in order. `now_ms` is the group's clock.
+    pub fn desire(&mut self, client: &str, ops: Vec<UpQueryOp>, now_ms: u64) -> Result<Vec<DesirePatch>, Refused> {
+        let mut patches = Vec::new();
+        for op in ops {
+            match op {
+                UpQueryOp::Put { hash, ttl, query } => {
+                    // The reference's reserved hashes, never a client's.
+                    if hash == "lmids" || hash == "mutationResults" {
+                        continue;
+                    }
+                    let definition = query.map(|d| match d {
+                        protocol::up::QueryDefinition::Ast(ast) => Definition::Ast(ast),
+                        protocol::up::QueryDefinition::Named { name, args } => {
+                            Definition::Named { name, args: serde_json::Value::Array(args) }
+                        }
+                    });
+                    if self.put(client, &hash, definition, clamp_ttl(ttl))? {
+                        patches.push(DesirePatch { client: client.to_owned(), hash, put: true });
+                    }
+                }
+                UpQueryOp::Del { hash } => {
+                    if self.inactivate(client, &hash, now_ms) {
+                        patches.push(DesirePatch { client: client.to_owned(), hash, put: false });
+                    }
+                }
+                UpQueryOp::Clear => {
+                    for (hash, query) in &mut self.queries {
+                        if let Some(desire) = query.desires.remove(client)
+                            && desire.inactivated_at_ms.is_none()
+                        {
+                            patches.push(DesirePatch { client: client.to_owned(), hash: hash.clone(), put: false });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(patches)
+    }
+
+    fn put(&mut self, client: &str, hash: &str, definition: Option<Definition>, ttl_ms: u64) -> Result<bool, Refused> {
+        if !self.queries.contains_key(hash) {
+            if self.queries.len() >= QUERIES_MAX {
+                return Err(Refused::TooManyQueries);
+            }
+            let definition = definition.ok_or_else(|| Refused::NoDefinition { hash: hash.to_owned() })?;
+            self.queries.insert(hash.to_owned(), Query { definition, holding: None, desires: BTreeMap::new() });
+        }
+        let query = self.queries.get_mut(hash).expect("inserted above when absent");
+        match query.desires.get_mut(client) {
+            // Only a longer TTL or a revival is a change.
+            Some(desire) if desire.inactivated_at_ms.is_none() && ttl_ms <= desire.ttl_ms => return Ok(false),
+            _ => {
+                query.desires.insert(client.to_owned(), Desire { ttl_ms, inactivated_at_ms: None });
+            }
+        }
+        Ok(true)
+    }
+
+    fn inactivate(&mut self, client: &str, hash: &str, now_ms: u64) -> bool {
+        let desire = self.queries.get_mut(hash).and_then(|q| q.desires.get_mut(client));
+        match desire {
+            Some(desire) if desire.inactivated_at_ms.is_none() => {
+                desire.inactivated_at_ms = Some(now_ms);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Removes a client; what it desired starts its TTL countdown. Unknown clients are no change.
+    pub fn delete_client(&mut self, client: &str, now_ms: u64) -> Vec<DesirePatch> {
+        if !self.clients.remove(client) {
+            return Vec::new();
+        }
+        let hashes: Vec<String> = self.queries.keys().cloned().collect();
+        hashes
+            .into_iter()
+            .filter(|hash| self.inactivate(client, hash, now_ms))
+            .map(|hash| DesirePatch { client: client.to_owned(), hash, put: false })
+            .collect()
+    }
+
+    /// Queries that nobody wants any more at `now_ms`.
+    #[must_use]
+    pub fn expired(&self, now_ms: u64) -> Vec<String> {
+        self.queries.iter().filter(|(_, q)| q.expires_at_ms().is_some_and(|at| at <= now_ms)).map(|(h, _)| h.clone()).collect()
+    }
+
+    /// Remembers that `hash` was served from `holding` until `at`.
+    pub fn remember_removed(&mut self, hash: &str, holding: Holding, at: Cookie) {
+        self.removed.push_back(Removed { hash: hash.to_owned(), holding, removed_at: at });
+        while self.removed.len() > REMOVED_MAX {
+            if let Some(cut) = self.removed.pop_front() {
+                self.floor = self.floor.max(cut.removed_at);
+            }
+        }
+    }
+
+    /// Stamps desire removals with the cookie that carries them.
+    pub fn remember_desire_removals(&mut self, patches: &[DesirePatch], at: Cookie) {
+        for patch in patches.iter().filter(|p| !p.put) {
+            self.removed_desires.push_back(RemovedDesire {
+                client: patch.client.clone(),
+                hash: patch.hash.clone(),
+                removed_at: at,
+            });
+        }
+        while self.removed_desires.len() > REMOVED_MAX * 4 {
+            // A stale desire at a client costs one superfluous `del` later; it is not worth a floor.
+            self.removed_desires.pop_front();
+        }
+    }
+
+    /// Hashes that `client` wants now.
+    pub fn active_desires<'a>(&'a self, client: &'a str) -> impl Iterator<Item = &'a str> {
+        self.queries
+            .iter()
+            .filter(move |(_, q)| q.desires.get(client).is_some_and(|d| d.inactivated_at_ms.is_none()))
+            .map(|(hash, _)| hash.as_str())
+    }
+}
+
+impl Query {
+    /// `None` while any client wants the query; otherwise when its last TTL ends (0 when no client state is left).
+    fn expires_at_ms(&self) -> Option<u64> {
+        if self.desires.values().any(|d| d.inactivated_at_ms.is_none()) {
+            return None;
+        }
+        Some(self.desires.values().filter_map(|d| d.inactivated_at_ms.map(|at| at + d.ttl_ms)).max().unwrap_or(0))
+    }
+}
+
+fn clamp_ttl(ttl: Option<i64>) -> u64 {
+    match ttl {
+        None => TTL_DEFAULT_MS,
+        // Negative means for ever, which is the longest TTL there is.
+        Some(ms) => u64::try_from(ms).unwrap_or(TTL_MAX_MS).min(TTL_MAX_MS),
+    }
+}
+
+mod cookie_text {
+    use rows::Cookie;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(cookie: &Cookie, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(cookie)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cookie, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::up::QueryDefinition;
+
+    fn put(hash: &str, ttl: i64) -> UpQueryOp {
+        UpQueryOp::Put {
+            hash: hash.into(),
+            ttl: Some(ttl),
+            query: Some(QueryDefinition::Named { name: "q".into(), args: vec![] }),
+        }
+    }
+
+    fn del(hash: &str) -> UpQueryOp {
+        UpQueryOp::Del { hash: hash.into() }
+    }
+
+    #[test]
+    fn a_query_expires_when_the_last_ttl_of_its_clients_has_passed() {
+        let mut record = Record::default();
+        record.ensure_client("a").unwrap();
+        record.ensure_client("b").unwrap();
+        record.desire("a", vec![put("q", 100)], 0).unwrap();
+        record.desire("b", vec![put("q", 1_000)], 0).unwrap();
+        record.desire("a", vec![del("q")], 10).unwrap();
+        assert!(record.expired(u64::MAX).is_empty());
+        record.desire("b", vec![del("q")], 20).unwrap();
+        assert!(record.expired(1_019).is_empty());
+        assert_eq!(record.expired(1_020), ["q"]);
+        // Wanted again: alive.
+        assert_eq!(record.desire("a", vec![put("q", 5)], 1_020).unwrap().len(), 1);
+        assert!(record.expired(u64::MAX).is_empty());
+        // The same wish with a TTL that is not longer changes nothing.
+        assert!(record.desire("a", vec![put("q", 5)], 1_020).unwrap().is_empty());
+        assert_eq!(record.desire("a", vec![put("q", 6)], 1_020).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn clear_skips_the_grace_period_and_ttls_are_clamped() {
+        let mut record = Record::default();
+        record.ensure_client("a").unwrap();
+        record.desire("a", vec![put("q", -1), put("lmids", 1)], 0).unwrap();
+        assert_eq!(record.queries["q"].desires["a"].ttl_ms, TTL_MAX_MS);
+        assert_eq!(record.queries.len(), 1);
+        let patches = record.desire("a", vec![UpQueryOp::Clear], 5).unwrap();
+        assert_eq!(patches, [DesirePatch { client: "a".into(), hash: "q".into(), put: false }]);
+        assert_eq!(record.expired(5), ["q"]);
+    }
+
+    #[test]
+    fn a_new_hash_needs_a_definition() {
+        let mut record = Record::default();
+        let op = UpQueryOp::Put { hash: "q".into(), ttl: None, query: None };
+        assert_eq!(record.desire("a", vec![op], 0), Err(Refused::NoDefinition { hash: "q".into() }));
+    }
+
+    #[test]
+    fn the_record_survives_its_text() {
+        let mut record = Record { cookie: Cookie::new(rows::Version::new(77), 3), ..Record::default() };
+        record.ensure_client("a").unwrap();
+        record.desire("a", vec![put("q", 100)], 0).unwrap();
+        record.queries.get_mut("q").unwrap().holding = Some(Holding { lineage: 4, got_at: record.cookie });
+        let holding = record.queries["q"].holding.clone().unwrap();
+        record.remember_removed("q", holding, record.cookie.bump_config());
+        let text = serde_json::to_string(&record).unwrap();
+        let read: Record = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.removed, record.removed);
+        assert_eq!(read.cookie, record.cookie);
+    }
+
+    #[test]
+    fn cutting_the_memory_of_removed_queries_raises_the_floor() {
+        let mut record = Record::default();
+        for n in 0..300_u64 {
+            let at = Cookie::new(rows::Version::new(n), 0);
+            record.remember_removed("q", Holding { lineage: 1, got_at: at }, at);
+        }
+        assert_eq!(record.removed.len(), 256);
+        assert_eq!(record.floor, Cookie::new(rows::Version::new(43), 0));
+    }
+}

@@ -1,0 +1,130 @@
+//! Hydration apart from advancement: a fixed set of threads, each with a reader of its own, runs queries from scratch at the
+//! replica's newest version while the views go on.
+//!
+//! Invariant: an outcome's graph and payload show the replica at exactly `version`; bringing them to the views' version is the
+//! views' business.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ivm::Graph;
+use ivm::query::Query;
+use replica::Reader;
+use rows::{Schema, Version};
+
+use crate::convert::KeyChoice;
+use crate::encode;
+use crate::materialisation::{MaterialisationId, Payload, PayloadBuilder};
+use crate::row_id::RowId;
+
+/// A query to run from scratch.
+#[derive(Debug)]
+pub struct Job {
+    pub id: MaterialisationId,
+    pub query: Arc<Query>,
+    pub schema: Arc<Schema>,
+    pub keys: Arc<KeyChoice>,
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub id: MaterialisationId,
+    pub result: Result<Hydrated, Failure>,
+}
+
+#[derive(Debug)]
+pub struct Hydrated {
+    pub graph: Graph,
+    pub version: Version,
+    pub payload: Payload,
+    pub elapsed: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The query itself cannot be served; says why, for the application's developer.
+    #[error("{0}")]
+    Query(String),
+    /// The replica could not be read.
+    #[error("{0}")]
+    Replica(String),
+}
+
+/// Handle to the threads; they end when it is dropped.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: Sender<Job>,
+}
+
+impl Pool {
+    /// Starts `threads` threads; `open` gives each its reader.
+    pub fn start(
+        threads: usize,
+        open: impl Fn() -> Result<Reader, replica::Error> + Send + Sync + 'static,
+        done: impl Fn(Outcome) + Send + Sync + 'static,
+    ) -> std::io::Result<Pool> {
+        let (jobs, receiver) = channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        let open = Arc::new(open);
+        let done = Arc::new(done);
+        for n in 0..threads.max(1) {
+            let (receiver, open, done) = (Arc::clone(&receiver), Arc::clone(&open), Arc::clone(&done));
+            std::thread::Builder::new()
+                .name(format!("hydrate-{n}"))
+                .spawn(move || work(&receiver, &*open, &*done))?;
+        }
+        Ok(Pool { jobs })
+    }
+
+    pub fn submit(&self, job: Job) {
+        // The threads live as long as this handle.
+        let _ = self.jobs.send(job);
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>, open: &dyn Fn() -> Result<Reader, replica::Error>, done: &dyn Fn(Outcome)) {
+    let mut reader = None;
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        let id = job.id;
+        let result = match &mut reader {
+            Some(reader) => run(&job, reader),
+            None => match open() {
+                Ok(opened) => run(&job, reader.insert(opened)),
+                Err(error) => Err(Failure::Replica(error.to_string())),
+            },
+        };
+        done(Outcome { id, result });
+    }
+}
+
+fn run(job: &Job, reader: &mut Reader) -> Result<Hydrated, Failure> {
+    let started = Instant::now();
+    let version = reader.begin().map_err(|e| Failure::Replica(e.to_string()))?;
+    let result = hydrate(job, reader);
+    reader.end();
+    let (graph, payload) = result?;
+    Ok(Hydrated { graph, version, payload: payload.finish(version), elapsed: started.elapsed() })
+}
+
+/// Runs a query from scratch on a reader with an open snapshot.
+pub fn hydrate(job: &Job, reader: &mut Reader) -> Result<(Graph, PayloadBuilder), Failure> {
+    let mut graph = Graph::build(&job.query, &job.schema, &|table| job.keys.columns(table))
+        .map_err(|e| Failure::Query(e.to_string()))?;
+    let mut payload = PayloadBuilder::default();
+    let mut failed = None;
+    graph
+        .hydrate(reader, &mut |put| {
+            if failed.is_none() {
+                let id = RowId { table: Arc::clone(&put.table.table.name), key: put.key };
+                failed = payload.push(id, |out| encode::write_put(out, &put.table, &put.row)).err();
+            }
+        })
+        .map_err(|e| Failure::Replica(e.to_string()))?;
+    match failed {
+        None => Ok((graph, payload)),
+        Some(unencodable) => Err(Failure::Query(unencodable.to_string())),
+    }
+}

@@ -1,0 +1,206 @@
+//! Messages of clients: joining a group, changing what is desired, deleting clients, new credentials.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::down;
+use protocol::error::{ErrorBody, Kind};
+use protocol::up::{InitConnection, UpQueryOp};
+use rows::Cookie;
+use serde_json::json;
+
+use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Frame};
+use crate::connection::{Connection, Phase};
+use crate::convert::{KeyChoice, check_client_schema};
+use crate::core::Core;
+use crate::group::Group;
+use crate::group::record::{DesirePatch, Refused};
+
+/// A joining client's first poke waits so long for its new queries: most answer at once, and one poke is cheaper for everybody
+/// than two.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+impl Core {
+    /// Applies a connection's first message. The client is sent nothing but this error before it is validated.
+    pub(crate) fn init_connection(
+        &mut self,
+        id: ConnectionId,
+        body: InitConnection,
+        context: Arc<ConnectionContext>,
+    ) -> Result<(), ErrorBody> {
+        let (version, now) = (self.version, Instant::now());
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&connection.group) else { return Ok(()) };
+        if let Some(cookie) = connection.cookie {
+            if cookie.version > version {
+                if connection.behind_since.replace(now).is_none() {
+                    // The replica may be about to catch up; `resume` decides.
+                    let body = Box::new(body);
+                    connection.waiting.push_front(ClientMessage::InitConnection { body, context });
+                    return Ok(());
+                }
+                connection.behind_since = None;
+            }
+            check_cookie(group, cookie, version)?;
+        }
+        take_client_schema(group, &body)?;
+        if let Some(schema) = &group.record.client_schema {
+            check_client_schema(schema, &self.schema)
+                .map_err(|problems| ErrorBody::new(Kind::SchemaVersionNotSupported, problems))?;
+        }
+        let client = connection.client.clone();
+        group.record.profile_id = Some(connection.profile_id.clone());
+        group.known = true;
+        let clock_ms = group.clock_ms(now);
+        let new = group.record.ensure_client(&client).map_err(refused)?;
+        group.pending.record |= new;
+        if let Some(active) = &body.active_clients {
+            let gone: Vec<String> =
+                group.record.clients.iter().filter(|c| **c != client && !active.contains(c)).cloned().collect();
+            for other in gone {
+                let patches = group.record.delete_client(&other, clock_ms);
+                note(group, patches, true);
+            }
+        }
+        connection.context = context;
+        connection.revision += 1;
+        connection.phase = Phase::Joining;
+        connection.patience = Some(now + PATIENCE);
+        if let Some(deleted) = &body.deleted {
+            self.delete_clients(id, &deleted.client_ids)?;
+        }
+        self.validate(id);
+        self.change_desired(id, body.desired_queries_patch)
+    }
+
+    /// Applies a change of what a client desires.
+    pub(crate) fn change_desired(&mut self, id: ConnectionId, ops: Vec<UpQueryOp>) -> Result<(), ErrorBody> {
+        let Some((connection, group)) = self.connection_and_group(id) else { return Ok(()) };
+        let clock_ms = group.clock_ms(Instant::now());
+        let client = connection.client.clone();
+        let patches = group.record.desire(&client, ops, clock_ms).map_err(refused)?;
+        let changed = !patches.is_empty();
+        note(group, patches, changed);
+        let group = group.id;
+        self.dirty.insert(group);
+        self.want_step = true;
+        self.start_queries(id, false);
+        Ok(())
+    }
+
+    /// Deletes clients and acknowledges that to every connection of the group.
+    pub(crate) fn delete_clients(&mut self, id: ConnectionId, clients: &[String]) -> Result<(), ErrorBody> {
+        if clients.is_empty() {
+            return Ok(());
+        }
+        let Some((connection, group)) = self.connection_and_group(id) else { return Ok(()) };
+        if clients.contains(&connection.client) {
+            return Err(refused(Refused::DeletesItself { client: connection.client.clone() }));
+        }
+        let clock_ms = group.clock_ms(Instant::now());
+        for client in clients {
+            let patches = group.record.delete_client(client, clock_ms);
+            note(group, patches, true);
+        }
+        let (group_id, connections) = (group.id, group.connections.clone());
+        let frame = Frame::Text(down::delete_clients(clients, &[]));
+        for connection in connections {
+            self.send(connection, [(0, frame.clone(), None)]);
+        }
+        self.dirty.insert(group_id);
+        self.want_step = true;
+        Ok(())
+    }
+
+    /// New credentials: they are checked, and every named query is transformed with them.
+    pub(crate) fn update_auth(&mut self, id: ConnectionId, context: Arc<ConnectionContext>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.context = context;
+        connection.revision += 1;
+        if connection.phase == Phase::New {
+            return;
+        }
+        connection.validated = false;
+        self.validate(id);
+        self.start_queries(id, true);
+    }
+
+    /// The inspector is not there yet; a client that asks is told so in the inspector's own way.
+    pub(crate) fn inspect(&mut self, id: ConnectionId, request: &serde_json::Value) {
+        let answer = json!({"id": request.get("id"), "op": "error", "value": "the inspector is not supported by this server"});
+        self.send(id, [(0, Frame::Text(down::inspect(&answer)), None)]);
+    }
+
+    /// Goes on with a connection that waited for the replica.
+    pub(crate) fn resume(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let reached = connection.cookie.is_none_or(|c| c.version <= self.version);
+        let waiting = std::mem::take(&mut connection.waiting);
+        connection.behind_since = None;
+        if !reached {
+            let body = ErrorBody::new(
+                Kind::InvalidConnectionRequestBaseCookie,
+                "the client's cookie is ahead of everything this server has seen",
+            );
+            self.reject(id, &body);
+            return;
+        }
+        for message in waiting {
+            self.client_message(id, message);
+        }
+    }
+
+    fn connection_and_group(&mut self, id: ConnectionId) -> Option<(&mut Connection, &mut Group)> {
+        let connection = self.connections.get_mut(&id)?;
+        let group = self.groups.get_mut(&connection.group)?;
+        Some((connection, group))
+    }
+}
+
+/// Whether the group can go on from a client's cookie (sync-protocol 9.2).
+fn check_cookie(group: &mut Group, cookie: Cookie, version: rows::Version) -> Result<(), ErrorBody> {
+    if !group.known && cookie > Cookie::EMPTY {
+        return Err(ErrorBody::client_not_found("the client group is not known here; its data was removed or never arrived"));
+    }
+    if cookie > group.cookie {
+        // Pokes of row changes are not written down one by one, so a plain version up to ours may have been sent.
+        if cookie.config > 0 || cookie.version > version {
+            return Err(ErrorBody::new(
+                Kind::InvalidConnectionRequestBaseCookie,
+                format!("the client's cookie {cookie} is ahead of the client group's {}", group.cookie),
+            ));
+        }
+        group.cookie = cookie;
+    }
+    if cookie < group.record.floor && cookie > Cookie::EMPTY {
+        return Err(ErrorBody::client_not_found("the client was away for longer than the server remembers"));
+    }
+    Ok(())
+}
+
+fn take_client_schema(group: &mut Group, body: &InitConnection) -> Result<(), ErrorBody> {
+    match (&group.record.client_schema, &body.client_schema) {
+        (None, None) => Err(ErrorBody::invalid_connection_request(
+            "the first initConnection of a client group must carry a clientSchema",
+        )),
+        (Some(stored), Some(sent)) if stored != sent => Err(ErrorBody::invalid_connection_request(
+            "the clientSchema differs from the one that the client group was made with",
+        )),
+        (Some(_), _) => Ok(()),
+        (None, Some(sent)) => {
+            group.keys = Arc::new(KeyChoice::of(sent));
+            group.record.client_schema = Some(sent.clone());
+            group.pending.record = true;
+            Ok(())
+        }
+    }
+}
+
+fn note(group: &mut Group, patches: Vec<DesirePatch>, record: bool) {
+    group.pending.desires.extend(patches);
+    group.pending.record |= record;
+}
+
+fn refused(reason: Refused) -> ErrorBody {
+    ErrorBody::internal(reason.to_string())
+}

@@ -1,0 +1,221 @@
+//! One query's graph with what its subscribers need: the encoded rows of its hydration and what changed since.
+//!
+//! Invariant: `payload` followed by the history entries above its version is the row set at the newest version; history holds every
+//! delta above `floor`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ivm::Graph;
+use ivm::query::Query;
+use rows::Version;
+use rustc_hash::FxHashMap;
+
+use crate::convert::KeyChoice;
+use crate::encode::Unencodable;
+use crate::group::GroupId;
+use crate::row_id::RowId;
+use crate::store::LineageId;
+
+/// Unique in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MaterialisationId(pub u64);
+
+/// Payload chunks are cut here, so that a large result is many frames and not one.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// History kept in memory per materialisation; older changes are read from the CVR database.
+const HISTORY_BYTES_MAX: usize = 1 << 20;
+const HISTORY_ENTRIES_MAX: usize = 4_096;
+
+pub struct Materialisation {
+    /// The exact text of the transformed AST and the row keys: equal text, equal rows.
+    pub key: Arc<str>,
+    pub query: Arc<Query>,
+    pub keys: Arc<KeyChoice>,
+    pub lineage: LineageId,
+    pub state: State,
+    pub subscribers: BTreeSet<GroupId>,
+    pub payload: Option<Payload>,
+    /// A job that will bring a new payload is under way.
+    pub payload_pending: bool,
+    pub history: History,
+    /// Since when nobody subscribes.
+    pub idle_since: Option<Instant>,
+}
+
+pub enum State {
+    /// A job is under way. `stored` is the row set that the lineage had when it was last live, once it was read.
+    Hydrating { stored: Stored, hydrated: Option<Box<crate::hydrate::Hydrated>> },
+    Live(Box<Graph>),
+    /// Cannot be served; the message is for the application's developer.
+    Failed(String),
+}
+
+/// What the CVR database knows of a lineage's rows.
+#[derive(Debug)]
+pub enum Stored {
+    /// Nothing: the lineage is new.
+    New,
+    /// Asked, not answered yet.
+    Asked,
+    Rows(FxHashMap<RowId, Version>),
+    /// The history cannot be read; the lineage starts anew under another number.
+    Lost,
+}
+
+impl Materialisation {
+    pub fn graph(&self) -> Option<&Graph> {
+        match &self.state {
+            State::Live(graph) => Some(graph),
+            _ => None,
+        }
+    }
+
+    /// The encoded rows at `version`, which is the newest: the payload and what followed it. `None` until a payload is there.
+    pub fn rows_at(&self, version: Version) -> Option<(&Payload, impl Iterator<Item = &Arc<Entry>>)> {
+        let payload = self.payload.as_ref()?;
+        // A renewed payload may be ahead of the views, or so old that the history does not connect to it.
+        let usable = self.graph().is_some() && payload.version <= version && payload.version >= self.history.floor;
+        usable.then(|| (payload, self.history.since(payload.version)))
+    }
+
+    /// What changed at `version`, the newest, if anything did.
+    pub fn entry_at(&self, version: Version) -> Option<&Arc<Entry>> {
+        self.history.entries.back().filter(|e| e.version == version)
+    }
+
+    /// Whether the row is in the result now.
+    pub fn holds(&self, id: &RowId) -> bool {
+        self.graph().is_some_and(|g| g.version_of(&id.table, &id.key).is_some())
+    }
+}
+
+/// The rows of a hydration, encoded, in shared chunks.
+#[derive(Debug)]
+pub struct Payload {
+    pub version: Version,
+    /// Row operations joined by commas.
+    pub chunks: Vec<Bytes>,
+    pub rows: Vec<PayloadRow>,
+}
+
+#[derive(Debug)]
+pub struct PayloadRow {
+    pub id: RowId,
+    chunk: u32,
+    start: u32,
+    end: u32,
+}
+
+impl Payload {
+    pub fn op(&self, row: &PayloadRow) -> Bytes {
+        self.chunks[row.chunk as usize].slice(row.start as usize..row.end as usize)
+    }
+
+    /// Bytes held.
+    pub fn size(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.rows.len() * 96
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct PayloadBuilder {
+    chunks: Vec<Bytes>,
+    current: Vec<u8>,
+    rows: Vec<PayloadRow>,
+}
+
+impl PayloadBuilder {
+    pub fn push(
+        &mut self,
+        id: RowId,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unencodable>,
+    ) -> Result<(), Unencodable> {
+        if self.current.len() >= CHUNK_BYTES {
+            self.cut();
+        }
+        if !self.current.is_empty() {
+            self.current.push(b',');
+        }
+        let start = self.current.len();
+        write(&mut self.current)?;
+        self.rows.push(PayloadRow {
+            id,
+            chunk: self.chunks.len() as u32,
+            start: start as u32,
+            end: self.current.len() as u32,
+        });
+        Ok(())
+    }
+
+    fn cut(&mut self) {
+        if !self.current.is_empty() {
+            self.current.shrink_to_fit();
+            self.chunks.push(std::mem::take(&mut self.current).into());
+        }
+    }
+
+    pub fn finish(mut self, version: Version) -> Payload {
+        self.cut();
+        Payload { version, chunks: self.chunks, rows: self.rows }
+    }
+}
+
+/// What changed in a materialisation at one version.
+#[derive(Debug)]
+pub struct Entry {
+    pub version: Version,
+    pub puts: Vec<(RowId, Bytes)>,
+    pub dels: Vec<(RowId, Bytes)>,
+}
+
+impl Entry {
+    fn size(&self) -> usize {
+        self.puts.iter().chain(&self.dels).map(|(_, op)| op.len() + 96).sum()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct History {
+    /// Changes above this version are in `entries`; those at or below it are only in the CVR database.
+    pub floor: Version,
+    pub entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+}
+
+impl History {
+    pub fn starting_at(floor: Version) -> History {
+        History { floor, entries: VecDeque::new(), bytes: 0 }
+    }
+
+    pub fn push(&mut self, entry: Arc<Entry>) {
+        debug_assert!(self.entries.back().is_none_or(|last| last.version < entry.version), "versions ascend");
+        self.bytes += entry.size();
+        self.entries.push_back(entry);
+    }
+
+    /// Forgets old entries that are durable.
+    pub fn trim(&mut self, durable: Version) {
+        while self.bytes > HISTORY_BYTES_MAX || self.entries.len() > HISTORY_ENTRIES_MAX {
+            match self.entries.front() {
+                Some(entry) if entry.version <= durable => {
+                    self.floor = entry.version;
+                    self.bytes -= entry.size();
+                    self.entries.pop_front();
+                }
+                _ => return,
+            }
+        }
+    }
+
+    pub fn since(&self, version: Version) -> impl Iterator<Item = &Arc<Entry>> {
+        let from = self.entries.partition_point(|e| e.version <= version);
+        self.entries.range(from..)
+    }
+
+    pub fn size(&self) -> usize {
+        self.bytes
+    }
+}

@@ -1,0 +1,120 @@
+//! Tables and statements of the CVR database.
+
+use tokio_postgres::{Client, Error};
+
+/// Creates what is missing and returns the next free lineage number and the known lineages by key.
+pub async fn prepare(client: &Client, schema: &str) -> Result<(i64, Vec<(String, i64)>), Error> {
+    let s = quoted(schema);
+    client
+        .batch_execute(&format!(
+            r#"CREATE SCHEMA IF NOT EXISTS {s};
+            CREATE TABLE IF NOT EXISTS {s}.groups (
+                id text PRIMARY KEY,
+                record text NOT NULL,
+                last_active timestamptz NOT NULL DEFAULT now());
+            CREATE INDEX IF NOT EXISTS groups_last_active ON {s}.groups (last_active);
+            CREATE TABLE IF NOT EXISTS {s}.lineages (
+                id bigint PRIMARY KEY,
+                key text NOT NULL,
+                version bigint NOT NULL,
+                base bytea NOT NULL,
+                last_active timestamptz NOT NULL DEFAULT now());
+            CREATE TABLE IF NOT EXISTS {s}.deltas (
+                lineage bigint NOT NULL,
+                version bigint NOT NULL,
+                entries bytea NOT NULL,
+                PRIMARY KEY (lineage, version));"#
+        ))
+        .await?;
+    let known = client
+        .query(&format!("SELECT key, max(id) FROM {s}.lineages GROUP BY key"), &[])
+        .await?
+        .into_iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let next: i64 = client.query_one(&format!("SELECT coalesce(max(id), 0) + 1 FROM {s}.lineages"), &[]).await?.get(0);
+    Ok((next, known))
+}
+
+/// `schema` as an identifier.
+pub fn quoted(schema: &str) -> String {
+    format!("\"{}\"", schema.replace('"', "\"\""))
+}
+
+/// One statement, so one round trip and one transaction. A replayed flush (the answer to the first attempt was lost) changes
+/// nothing the second time.
+pub fn flush(schema: &str) -> String {
+    let s = quoted(schema);
+    format!(
+        "WITH l AS (
+            INSERT INTO {s}.lineages (id, key, version, base)
+            SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bytea[])
+            ON CONFLICT (id) DO NOTHING),
+         d AS (
+            INSERT INTO {s}.deltas (lineage, version, entries)
+            SELECT * FROM unnest($5::bigint[], $6::bigint[], $7::bytea[])
+            ON CONFLICT (lineage, version) DO UPDATE SET entries = EXCLUDED.entries)
+         INSERT INTO {s}.groups (id, record)
+         SELECT * FROM unnest($8::text[], $9::text[])
+         ON CONFLICT (id) DO UPDATE SET record = EXCLUDED.record, last_active = now()"
+    )
+}
+
+/// The common flush: nothing but deltas.
+pub fn flush_deltas(schema: &str) -> String {
+    let s = quoted(schema);
+    format!(
+        "INSERT INTO {s}.deltas (lineage, version, entries)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[])
+         ON CONFLICT (lineage, version) DO UPDATE SET entries = EXCLUDED.entries"
+    )
+}
+
+pub fn load_group(schema: &str) -> String {
+    format!("SELECT record FROM {}.groups WHERE id = $1", quoted(schema))
+}
+
+pub fn load_base(schema: &str) -> String {
+    format!("SELECT version, base FROM {}.lineages WHERE id = $1", quoted(schema))
+}
+
+pub fn load_deltas(schema: &str) -> String {
+    format!("SELECT version, entries FROM {}.deltas WHERE lineage = $1 ORDER BY version", quoted(schema))
+}
+
+/// Lineages with many small deltas.
+pub fn fragmented(schema: &str, deltas_min: i64) -> String {
+    format!(
+        "SELECT lineage FROM {}.deltas GROUP BY lineage HAVING count(*) >= {deltas_min} ORDER BY count(*) DESC LIMIT 200",
+        quoted(schema)
+    )
+}
+
+/// Removes what no client can come back for.
+pub fn purge_groups(schema: &str) -> String {
+    format!("DELETE FROM {}.groups WHERE last_active < now() - make_interval(hours => $1)", quoted(schema))
+}
+
+/// Marks live lineages, so that [`purge_lineages`] spares them.
+pub fn touch_lineages(schema: &str) -> String {
+    format!("UPDATE {}.lineages SET last_active = now() WHERE id = ANY($1)", quoted(schema))
+}
+
+/// Lineages that were not live for longer than any group that names them can have been away: a group's own row is purged
+/// after the threshold, and a lineage is live while a connected group is served from it.
+pub fn purge_lineages(schema: &str) -> String {
+    let s = quoted(schema);
+    format!(
+        "WITH gone AS (
+            DELETE FROM {s}.lineages WHERE last_active < now() - make_interval(hours => $1 + 3) RETURNING id)
+         DELETE FROM {s}.deltas WHERE lineage IN (SELECT id FROM gone)"
+    )
+}
+
+pub fn delete_deltas(schema: &str) -> String {
+    format!("DELETE FROM {}.deltas WHERE lineage = $1 AND version <= $2", quoted(schema))
+}
+
+pub fn insert_delta(schema: &str) -> String {
+    format!("INSERT INTO {}.deltas (lineage, version, entries) VALUES ($1, $2, $3)", quoted(schema))
+}

@@ -1,0 +1,334 @@
+//! Asking the API server: which AST a named query stands for, and whether a connection's credentials are good.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::down;
+use protocol::error::ErrorBody;
+use serde_json::json;
+use tracing::{debug, warn};
+
+use crate::api::{ConnectionContext, ConnectionId, Frame, NamedQuery, Transformed};
+use crate::core::{Core, Event};
+use crate::group::record::Definition;
+use crate::group::{GroupId, QueryRun};
+use crate::outgoing::due;
+
+/// What the API server said.
+pub enum Answer {
+    Validated { connection: ConnectionId, revision: u64, result: Result<(), ErrorBody> },
+    Transformed(Answers),
+}
+
+pub struct Answers {
+    group: GroupId,
+    /// On whose behalf; its failure is told to it.
+    connection: ConnectionId,
+    attempt: u64,
+    hashes: Vec<String>,
+    result: Result<Vec<Transformed>, ErrorBody>,
+}
+
+impl Core {
+    /// Checks a connection's credentials with an empty transform.
+    pub(crate) fn validate(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.revalidate_at = None;
+        if !self.options.transformer.configured() {
+            self.validated(id);
+            return;
+        }
+        let revision = connection.revision;
+        let future = self.options.transformer.transform(Arc::clone(&connection.context), Vec::new());
+        let events = self.events.clone();
+        self.runtime.spawn(async move {
+            let result = future.await.map(|_| ());
+            let _ = events.send(Event::Answer(Answer::Validated { connection: id, revision, result }));
+        });
+    }
+
+    pub(crate) fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Validated { connection: id, revision, result } => {
+                // An answer for credentials that were replaced says nothing.
+                if self.connections.get(&id).is_none_or(|c| c.revision != revision) {
+                    return;
+                }
+                match result {
+                    Ok(()) => self.validated(id),
+                    Err(body) => self.validation_failed(id, &body),
+                }
+            }
+            Answer::Transformed(answers) => self.transformed(answers),
+        }
+    }
+
+    fn validation_failed(&mut self, id: ConnectionId, body: &ErrorBody) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.validated && !body.is_auth() {
+            // A passing fault of the API server must not cut off a client whose credentials were good before.
+            debug!(error = body.message(), "could not check credentials again");
+            connection.revalidate_at = Some(Instant::now() + self.options.revalidate);
+            return;
+        }
+        self.reject(id, body);
+    }
+
+    fn validated(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(group) = self.groups.get_mut(&connection.group) else { return };
+        let user = connection.context.user_id.clone();
+        if group.user.as_ref().is_some_and(|pinned| *pinned != user) {
+            let body = ErrorBody::unauthorized("the client group belongs to another user");
+            self.reject(id, &body);
+            return;
+        }
+        group.user = Some(user);
+        connection.validated = true;
+        connection.revalidate_at = Some(Instant::now() + self.options.revalidate);
+        group.background = Some((id, Arc::clone(&connection.context)));
+        group.retransform_at.get_or_insert_with(|| Instant::now() + self.options.retransform);
+        let held = std::mem::take(&mut connection.answers);
+        self.dirty.insert(group.id);
+        self.want_step = true;
+        for answers in held {
+            self.transformed(answers);
+        }
+    }
+
+    /// Starts what the group's queries need: those that were not asked for yet, or all of them with `again`.
+    pub(crate) fn start_queries(&mut self, id: ConnectionId, again: bool) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let (group_id, context) = (connection.group, Arc::clone(&connection.context));
+        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        self.next_attempt += 1;
+        let attempt = self.next_attempt;
+        let configured = self.options.transformer.configured();
+        let mut named = Vec::new();
+        let mut refused = Vec::new();
+        for (hash, query) in &group.record.queries {
+            let run = group.queries.get(hash);
+            let started = run.is_some_and(|r| r.held.is_some() || r.coming.is_some() || r.asked.is_some());
+            if started && !again {
+                continue;
+            }
+            match &query.definition {
+                Definition::Named { name, args } if configured => {
+                    named.push(NamedQuery { id: hash.clone(), name: name.clone(), args: args.clone() });
+                }
+                Definition::Named { name, .. } => {
+                    warn!(query = name, "ZERO_QUERY_URL is not set: a named query stays without result");
+                }
+                Definition::Ast(_) => refused.push(hash.clone()),
+            }
+        }
+        for query in &named {
+            group.queries.entry(query.id.clone()).or_default().asked = Some(attempt);
+        }
+        for hash in refused {
+            let message = "queries defined in the client need deployed permissions, which this server does not support: \
+                           define the query on the API server (a named query)";
+            self.refuse_query(group_id, &hash, json!({"error": "app", "id": hash, "name": hash, "message": message}));
+        }
+        if !named.is_empty() {
+            self.ask(group_id, id, attempt, context, named);
+        }
+    }
+
+    fn ask(
+        &mut self,
+        group: GroupId,
+        connection: ConnectionId,
+        attempt: u64,
+        context: Arc<ConnectionContext>,
+        named: Vec<NamedQuery>,
+    ) {
+        let hashes = named.iter().map(|q| q.id.clone()).collect();
+        let future = self.options.transformer.transform(context, named);
+        let events = self.events.clone();
+        self.runtime.spawn(async move {
+            let result = future.await;
+            let answers = Answers { group, connection, attempt, hashes, result };
+            let _ = events.send(Event::Answer(Answer::Transformed(answers)));
+        });
+    }
+
+    fn transformed(&mut self, answers: Answers) {
+        // What was asked with credentials that are not known to be good must not decide what the group sees.
+        if let Some(connection) = self.connections.get_mut(&answers.connection)
+            && !connection.validated
+        {
+            connection.answers.push(answers);
+            return;
+        }
+        let Answers { group: group_id, connection, attempt, hashes, result } = answers;
+        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.asked == Some(attempt));
+        let list = match result {
+            Ok(list) => list,
+            Err(body) => {
+                self.options.metrics.transforms_failed.inc_by(hashes.len() as u64);
+                for hash in &hashes {
+                    if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == Some(attempt)) {
+                        run.asked = None;
+                    }
+                }
+                let established = self.connections.get(&connection).is_some_and(|c| c.revalidate_at.is_some());
+                let maintenance = hashes.iter().all(|h| group.queries.get(h).is_some_and(|r| r.held.is_some()));
+                if established && maintenance && !body.is_auth() {
+                    debug!(error = body.message(), "could not transform queries again; the present ones stay");
+                } else {
+                    self.reject(connection, &body);
+                }
+                return;
+            }
+        };
+        let mut missing: Vec<&String> = hashes.iter().collect();
+        for transformed in list {
+            match transformed {
+                Transformed::Ast { id: hash, ast } => {
+                    missing.retain(|h| **h != hash);
+                    let Some(group) = self.groups.get_mut(&group_id) else { return };
+                    if !awaited(group.queries.get(&hash)) {
+                        continue;
+                    }
+                    let keys = Arc::clone(&group.keys);
+                    match self.materialisations.subscribe(group_id, &ast, &keys, &self.schema, self.version, &self.store) {
+                        Ok(materialisation) => self.subscribed(group_id, &hash, materialisation),
+                        Err(message) => self.query_failed(group_id, &hash, &message),
+                    }
+                }
+                Transformed::Failed { id: hash, error } => {
+                    missing.retain(|h| **h != hash);
+                    let known = self.groups.get(&group_id).is_some_and(|g| awaited(g.queries.get(&hash)));
+                    if known {
+                        self.refuse_query(group_id, &hash, error);
+                    }
+                }
+            }
+        }
+        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        for hash in missing {
+            warn!(hash, "the API server's answer lacks a query it was asked for");
+            if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == Some(attempt)) {
+                run.asked = None;
+            }
+        }
+        self.dirty.insert(group_id);
+        self.want_step = true;
+    }
+
+    /// A query has its materialisation, which may be the one it had.
+    fn subscribed(&mut self, group_id: GroupId, hash: &str, id: crate::materialisation::MaterialisationId) {
+        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        let Some(materialisation) = self.materialisations.get(id) else { return };
+        let run = group.queries.entry(hash.to_owned()).or_default();
+        run.asked = None;
+        let now = Instant::now();
+        if run.held == Some(id) {
+            // Back to what is held: what was to replace it is not wanted any more.
+            if let Some(dropped) = run.coming.take().filter(|dropped| *dropped != id) {
+                self.release(group_id, dropped, now);
+            }
+            return;
+        }
+        let holding = group.record.queries.get(hash).and_then(|q| q.holding.as_ref());
+        if run.held.is_none() && holding.is_some_and(|h| h.lineage == materialisation.lineage) {
+            // Known from before a restart: clients hold rows of this very history.
+            run.held = Some(id);
+            return;
+        }
+        let replaced = run.coming.replace(id).filter(|old| *old != id);
+        if materialisation.graph().is_some() && !group.pending.arrived.iter().any(|h| h == hash) {
+            group.pending.arrived.push(hash.to_owned());
+        }
+        if let Some(replaced) = replaced {
+            self.release(group_id, replaced, now);
+        }
+    }
+
+    /// Ends a group's subscription unless another of its queries needs it.
+    pub(crate) fn release(&mut self, group_id: GroupId, id: crate::materialisation::MaterialisationId, now: Instant) {
+        let used = self.groups.get(&group_id).is_some_and(|g| {
+            g.queries.values().any(|r| r.held == Some(id) || r.coming == Some(id))
+                || g.pending.left.iter().any(|l| l.held == Some(id))
+        });
+        if !used {
+            self.materialisations.unsubscribe(group_id, id, now);
+        }
+    }
+
+    /// The engine cannot serve a query; its clients are told why.
+    pub(crate) fn query_failed(&mut self, group_id: GroupId, hash: &str, message: &str) {
+        let name = match self.groups.get(&group_id).and_then(|g| g.record.queries.get(hash)).map(|q| &q.definition) {
+            Some(Definition::Named { name, .. }) => name.clone(),
+            _ => hash.to_owned(),
+        };
+        warn!(query = name, message, "a query cannot be served");
+        self.refuse_query(group_id, hash, json!({"error": "app", "id": hash, "name": name, "message": message}));
+    }
+
+    /// Removes a query that failed and tells every client that wants it.
+    fn refuse_query(&mut self, group_id: GroupId, hash: &str, error: serde_json::Value) {
+        self.options.metrics.transforms_failed.inc();
+        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        let Some(query) = group.record.queries.get(hash) else { return };
+        let frame = Frame::Text(down::transform_error(&[error]));
+        let wanting: Vec<ConnectionId> = group
+            .connections
+            .iter()
+            .copied()
+            .filter(|c| self.connections.get(c).is_some_and(|c| query.desires.contains_key(&c.client)))
+            .collect();
+        let released = group.remove_query(hash);
+        for id in wanting {
+            self.send(id, [(0, frame.clone(), None)]);
+        }
+        let now = Instant::now();
+        for id in released {
+            self.release(group_id, id, now);
+        }
+        self.dirty.insert(group_id);
+        self.want_step = true;
+    }
+
+    /// Periodic work of connections and groups.
+    pub(crate) fn tick_groups(&mut self, now: Instant) {
+        let revalidate: Vec<ConnectionId> =
+            self.connections.values().filter(|c| c.validated && due(c.revalidate_at, now)).map(|c| c.id).collect();
+        for id in revalidate {
+            self.validate(id);
+        }
+        let impatient: Vec<GroupId> =
+            self.connections.values().filter(|c| due(c.patience, now)).map(|c| c.group).collect();
+        for id in impatient {
+            self.dirty.insert(id);
+            self.want_step = true;
+        }
+        let mut retransform = Vec::new();
+        let mut expired = Vec::new();
+        for group in self.groups.values_mut() {
+            if group.connections.is_empty() || !group.loaded {
+                continue;
+            }
+            let clock_ms = group.clock_ms(now);
+            expired.extend(group.record.expired(clock_ms).into_iter().map(|hash| (group.id, hash)));
+            if due(group.retransform_at, now) {
+                group.retransform_at = Some(now + self.options.retransform);
+                retransform.extend(group.background.as_ref().map(|(id, _)| *id));
+            }
+        }
+        for (group_id, hash) in expired {
+            let released = self.groups.get_mut(&group_id).map(|g| g.remove_query(&hash)).unwrap_or_default();
+            for id in released {
+                self.release(group_id, id, now);
+            }
+            self.dirty.insert(group_id);
+            self.want_step = true;
+        }
+        for id in retransform {
+            self.start_queries(id, true);
+        }
+        self.give_up_waiting(now);
+    }
+}
