@@ -26,8 +26,8 @@ pub enum ErrorBody {
         /// Added to the URL of the following attempts.
         reconnect_params: Vec<(String, String)>,
     },
-    PushFailed(PushFailed),
-    TransformFailed(TransformFailed),
+    PushFailed(Box<PushFailed>),
+    TransformFailed(Box<TransformFailed>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -225,9 +225,21 @@ impl ErrorBody {
         match self {
             ErrorBody::Basic { kind, .. } => matches!(kind, Kind::AuthInvalidated | Kind::Unauthorized),
             ErrorBody::Backoff { .. } => false,
-            ErrorBody::PushFailed(PushFailed { failure, .. })
-            | ErrorBody::TransformFailed(TransformFailed { failure, .. }) => failure.is_auth(),
+            ErrorBody::PushFailed(failed) => failed.failure.is_auth(),
+            ErrorBody::TransformFailed(failed) => failed.failure.is_auth(),
         }
+    }
+}
+
+impl From<PushFailed> for ErrorBody {
+    fn from(failed: PushFailed) -> ErrorBody {
+        ErrorBody::PushFailed(Box::new(failed))
+    }
+}
+
+impl From<TransformFailed> for ErrorBody {
+    fn from(failed: TransformFailed) -> ErrorBody {
+        ErrorBody::TransformFailed(Box::new(failed))
     }
 }
 

@@ -72,8 +72,8 @@ impl<'a> Node<'a> {
     }
 
     /// Every property of an object, in order.
-    pub(crate) fn properties<'n, T>(
-        &'n self,
+    pub(crate) fn properties<T>(
+        &self,
         mut parse: impl FnMut(&str, Node<'_>) -> Result<T, ParseError>,
     ) -> Result<Vec<T>, ParseError> {
         self.object()?.iter().map(|(name, value)| parse(name, Node { value, step: Step::Field(self, name) })).collect()

@@ -1,0 +1,232 @@
+//! One HTTP call with its retries, redirects, deadline and size limit.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap, LOCATION};
+use hyper::{Method, StatusCode};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::crypto::aws_lc_rs;
+use url::Url;
+
+use super::{CallError, Request};
+use crate::metrics::Metrics;
+
+const ATTEMPTS: u32 = 4;
+const REDIRECTS: usize = 5;
+
+/// What a call is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Mutate,
+    Query,
+    Cleanup,
+    ValidateAuth,
+    Keys,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Mutate => "mutate",
+            Operation::Query => "query",
+            Operation::Cleanup => "cleanup",
+            Operation::ValidateAuth => "validate_auth",
+            Operation::Keys => "jwks",
+        }
+    }
+}
+
+/// The pooled HTTP client.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    timeout: Duration,
+    response_bytes_max: usize,
+    metrics: Metrics,
+}
+
+impl Caller {
+    pub(crate) fn new(
+        timeout: Duration,
+        response_bytes_max: usize,
+        metrics: Metrics,
+    ) -> Result<Caller, rustls::Error> {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(Duration::from_secs(10)));
+        let provider = std::sync::Arc::new(aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let tls = match tls.clone().with_native_roots() {
+            Ok(tls) => tls.with_no_client_auth(),
+            Err(error) => {
+                tracing::warn!(%error, "no certificate authorities found; https calls of API servers will fail");
+                tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+            }
+        };
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(64)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Caller { client, timeout, response_bytes_max, metrics })
+    }
+
+    /// Posts JSON and returns the body of a 2xx answer.
+    pub(crate) async fn post(
+        &self,
+        operation: Operation,
+        request: &Request,
+        body: Bytes,
+    ) -> Result<Bytes, CallError> {
+        self.measured(operation, Method::POST, &request.url, &request.headers, body).await
+    }
+
+    pub(crate) async fn get(&self, operation: Operation, url: &Url) -> Result<Bytes, CallError> {
+        self.measured(operation, Method::GET, url, &HeaderMap::new(), Bytes::new()).await
+    }
+
+    async fn measured(
+        &self,
+        operation: Operation,
+        method: Method,
+        url: &Url,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Bytes, CallError> {
+        let name = operation.name();
+        let started = Instant::now();
+        let in_flight = InFlight::new(&self.metrics, name);
+        let attempts = self.attempts(name, method, url, headers, body);
+        let result = match tokio::time::timeout(self.timeout, attempts).await {
+            Ok(result) => result,
+            Err(_) => Err(CallError::Timeout(self.timeout.as_secs())),
+        };
+        drop(in_flight);
+        let label = match &result {
+            Ok(_) => "success",
+            Err(error) => error.result(),
+        };
+        self.metrics.api_requests.with_label_values(&[name, label]).inc();
+        self.metrics.api_request_duration.with_label_values(&[name]).observe(started.elapsed().as_secs_f64());
+        if let Err(error) = &result {
+            tracing::warn!(operation = name, host = url.host_str(), %error, "API call failed");
+        }
+        result
+    }
+
+    async fn attempts(
+        &self,
+        name: &'static str,
+        method: Method,
+        url: &Url,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Bytes, CallError> {
+        let mut attempt = 1;
+        loop {
+            self.metrics.api_attempts.with_label_values(&[name]).inc();
+            let error = match self.follow(method.clone(), url.clone(), headers.clone(), body.clone()).await {
+                Ok((status, body)) if status.is_success() => return Ok(body),
+                Ok((status, body)) => {
+                    CallError::Http { status: status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() }
+                }
+                Err(error) => error,
+            };
+            let again = matches!(error, CallError::Network(_) | CallError::Http { status: 500.., .. });
+            if !again || attempt == ATTEMPTS {
+                return Err(error);
+            }
+            tokio::time::sleep(backoff(attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    /// One request and its redirects, the way browsers follow them; credentials stay with the origin they were meant for.
+    async fn follow(
+        &self,
+        mut method: Method,
+        mut url: Url,
+        mut headers: HeaderMap,
+        mut body: Bytes,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        for _ in 0..=REDIRECTS {
+            let mut request = hyper::Request::new(Full::new(body.clone()));
+            *request.method_mut() = method.clone();
+            *request.uri_mut() =
+                url.as_str().parse().map_err(|_| CallError::Refused("the URL cannot be requested".to_owned()))?;
+            *request.headers_mut() = headers.clone();
+            let response = self.client.request(request).await.map_err(|e| CallError::Network(root_cause(&e)))?;
+            let status = response.status();
+            let location = match status.as_u16() {
+                301 | 302 | 303 | 307 | 308 => response.headers().get(LOCATION).and_then(|l| l.to_str().ok()),
+                _ => None,
+            };
+            let Some(location) = location else {
+                return Ok((status, self.read(response.into_body()).await?));
+            };
+            let next = url
+                .join(location)
+                .ok()
+                .filter(|next| matches!(next.scheme(), "http" | "https"))
+                .ok_or_else(|| CallError::Network("redirected to something that is no http URL".to_owned()))?;
+            if next.origin() != url.origin() {
+                headers.remove(AUTHORIZATION);
+                headers.remove(COOKIE);
+                headers.remove("x-api-key");
+            }
+            if status == StatusCode::SEE_OTHER || (matches!(status.as_u16(), 301 | 302) && method == Method::POST) {
+                method = Method::GET;
+                body = Bytes::new();
+                headers.remove(hyper::header::CONTENT_TYPE);
+            }
+            url = next;
+        }
+        Err(CallError::Network(format!("redirected more than {REDIRECTS} times")))
+    }
+
+    async fn read(&self, body: hyper::body::Incoming) -> Result<Bytes, CallError> {
+        match Limited::new(body, self.response_bytes_max).collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(CallError::TooLong(self.response_bytes_max)),
+            Err(error) => Err(CallError::Network(error.to_string())),
+        }
+    }
+}
+
+fn backoff(attempt: u32) -> Duration {
+    let ms = 100 * 2_u64.pow(attempt - 1) + rand::random_range(0..100);
+    Duration::from_millis(ms.min(1000))
+}
+
+/// The innermost error says what happened ("connection refused"); the outer ones only where.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+struct InFlight(prometheus::IntGauge);
+
+impl InFlight {
+    fn new(metrics: &Metrics, operation: &str) -> InFlight {
+        let gauge = metrics.api_in_flight.with_label_values(&[operation]);
+        gauge.inc();
+        InFlight(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,332 @@
+//! Custom mutations on their way to the application's API server.
+//!
+//! Per client group one request is in flight; what arrives meanwhile is combined into the next one per socket and
+//! credentials. Success says nothing to clients: they learn it from replication. Failure ends the sockets concerned, whose
+//! clients resend what is unacknowledged.
+
+mod answer;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use protocol::error::{CallReason, ErrorBody, Failure, MutationId, PushFailed, ServerReason, preview};
+use protocol::up::{MutationKind, Push};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use views::api::{ConnectionContext, ConnectionId};
+
+use crate::api::{CallError, Caller, Endpoint, Operation};
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::tasks::Tasks;
+use answer::Answer;
+
+/// On whose behalf mutations are pushed. A new one with every change of credentials.
+#[derive(Debug, Default)]
+pub(crate) struct PushContext {
+    pub(crate) url: Option<String>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) connection: Arc<ConnectionContext>,
+}
+
+/// A push waiting for its turn.
+struct Entry {
+    connection: ConnectionId,
+    client_id: String,
+    context: Arc<PushContext>,
+    push: Push,
+    size: usize,
+}
+
+#[derive(Default)]
+struct Group {
+    waiting: VecDeque<Entry>,
+    bytes: usize,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pusher {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    endpoint: Option<Endpoint>,
+    caller: Caller,
+    registry: Arc<Registry>,
+    /// A group is here while its task runs.
+    groups: Mutex<HashMap<String, Group>>,
+    group_bytes_max: usize,
+    /// Clean-ups in flight; more are dropped, the next acknowledgement covers them.
+    cleanups: Arc<Semaphore>,
+    tasks: Tasks,
+    metrics: Metrics,
+}
+
+const CLEANUPS_MAX: usize = 64;
+
+impl Pusher {
+    pub(crate) fn new(
+        endpoint: Option<Endpoint>,
+        caller: Caller,
+        registry: Arc<Registry>,
+        group_bytes_max: usize,
+        metrics: Metrics,
+    ) -> Pusher {
+        Pusher {
+            inner: Arc::new(Inner {
+                endpoint,
+                caller,
+                registry,
+                groups: Mutex::default(),
+                group_bytes_max,
+                cleanups: Arc::new(Semaphore::new(CLEANUPS_MAX)),
+                tasks: Tasks::new(),
+                metrics,
+            }),
+        }
+    }
+
+    /// Queues a push of the socket `connection`, which belongs to `group`. The error ends the socket.
+    pub(crate) fn push(
+        &self,
+        group: &str,
+        client_id: &str,
+        connection: ConnectionId,
+        context: &Arc<PushContext>,
+        push: Push,
+    ) -> Result<(), ErrorBody> {
+        if push.client_group_id != group {
+            return Err(ErrorBody::invalid_push("the push is for another client group than the connection"));
+        }
+        match push.mutations.first().map(|m| m.kind) {
+            None => return Ok(()),
+            Some(MutationKind::Crud) => {
+                return Err(ErrorBody::invalid_push(
+                    "CRUD mutators are not supported yet; use custom mutators and a mutate URL",
+                ));
+            }
+            Some(MutationKind::Custom) => {}
+        }
+        if self.inner.endpoint.is_none() {
+            return Err(ErrorBody::invalid_push("custom mutations need a mutate URL (ZERO_MUTATE_URL), none is configured"));
+        }
+        self.inner.metrics.pushes.inc();
+        self.inner.metrics.custom_mutations.inc_by(push.mutations.len() as u64);
+        let size = push.size();
+        let entry = Entry { connection, client_id: client_id.to_owned(), context: Arc::clone(context), push, size };
+        self.enqueue(group, entry)
+    }
+
+    fn enqueue(&self, group: &str, entry: Entry) -> Result<(), ErrorBody> {
+        let mut groups = self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !groups.contains_key(group);
+        let queue = groups.entry(group.to_owned()).or_default();
+        if queue.bytes > 0 && queue.bytes + entry.size > self.inner.group_bytes_max {
+            return Err(ErrorBody::overloaded("too many mutations wait for the API server", 1_000, 30_000));
+        }
+        queue.bytes += entry.size;
+        self.inner.metrics.push_queue_bytes.add(gauge(entry.size));
+        queue.waiting.push_back(entry);
+        if is_new {
+            let inner = Arc::clone(&self.inner);
+            let group = group.to_owned();
+            self.inner.tasks.spawn("push", async move { inner.work(&group).await });
+        }
+        Ok(())
+    }
+
+    /// Tells the API server that a client has seen its results up to a mutation.
+    pub(crate) fn clean_up(&self, group: &str, client_id: &str, up_to: i64, context: &Arc<PushContext>) {
+        let mutation = json!({"type": "single", "clientGroupID": group, "clientID": client_id, "upToMutationID": up_to});
+        self.spawn_clean_up(group, client_id, &format!("cleanup-{group}-{client_id}-{up_to}"), mutation, context);
+    }
+
+    /// Tells the API server that clients are gone for good.
+    pub(crate) fn clean_up_clients(&self, group: &str, client_ids: &[String], now_ms: u64, context: &Arc<PushContext>) {
+        if let Some(first) = client_ids.first() {
+            let mutation = json!({"type": "bulk", "clientGroupID": group, "clientIDs": client_ids});
+            self.spawn_clean_up(group, first, &format!("cleanup-bulk-{group}-{now_ms}"), mutation, context);
+        }
+    }
+
+    fn spawn_clean_up(
+        &self,
+        group: &str,
+        client_id: &str,
+        request_id: &str,
+        mutation: Value,
+        context: &Arc<PushContext>,
+    ) {
+        if self.inner.endpoint.is_none() {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.inner.cleanups).try_acquire_owned() else {
+            tracing::debug!("clean-up of mutation results dropped: {CLEANUPS_MAX} are under way");
+            return;
+        };
+        let timestamp = unix_ms();
+        let body = json!({
+            "clientGroupID": group,
+            "mutations": [{
+                "type": "custom", "id": 0, "clientID": client_id, "name": "_zero_cleanupResults",
+                "args": [mutation], "timestamp": timestamp,
+            }],
+            "pushVersion": 1,
+            "timestamp": timestamp,
+            "requestID": request_id,
+        });
+        let inner = Arc::clone(&self.inner);
+        let context = Arc::clone(context);
+        self.inner.tasks.spawn("clean-up", async move {
+            // A failure is logged by the call; the next acknowledgement repeats the work.
+            let _ = inner.call(Operation::Cleanup, &context, body.to_string().into()).await;
+            drop(permit);
+        });
+    }
+
+    /// Returns when no push and no clean-up is left.
+    pub(crate) async fn finished(&self) {
+        self.inner.tasks.finished().await;
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.inner.tasks.live()
+    }
+}
+
+impl Inner {
+    async fn call(&self, operation: Operation, context: &PushContext, body: Bytes) -> Result<Bytes, CallError> {
+        let endpoint =
+            self.endpoint.as_ref().ok_or_else(|| CallError::Refused("no mutate URL is configured".to_owned()))?;
+        let request = endpoint.request(context.url.as_deref(), &context.headers, &context.connection)?;
+        self.caller.post(operation, &request, body).await
+    }
+
+    async fn work(&self, group: &str) {
+        while let Some(waiting) = self.take(group) {
+            for batch in combine(waiting) {
+                self.forward(group, &batch).await;
+            }
+        }
+    }
+
+    /// Everything that waits; `None` ends the group's task.
+    fn take(&self, group: &str) -> Option<VecDeque<Entry>> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = groups.get_mut(group)?;
+        if queue.waiting.is_empty() {
+            groups.remove(group);
+            return None;
+        }
+        self.metrics.push_queue_bytes.sub(gauge(queue.bytes));
+        queue.bytes = 0;
+        Some(std::mem::take(&mut queue.waiting))
+    }
+
+    async fn forward(&self, group: &str, batch: &[Entry]) {
+        let Some(first) = batch.first() else { return };
+        let sent: Vec<MutationId> = batch
+            .iter()
+            .flat_map(|entry| &entry.push.mutations)
+            .map(|m| MutationId { id: m.id, client_id: m.client_id.clone() })
+            .collect();
+        let body = first.push.combined_body(batch.iter().map(|entry| &entry.push));
+        let failed = match self.call(Operation::Mutate, &first.context, body.into()).await {
+            Err(error) => PushFailed {
+                failure: error.failure(),
+                message: format!("the mutate endpoint failed: {error}"),
+                details: None,
+                mutation_ids: sent,
+            },
+            Ok(body) => match answer::parse(&body, &sent) {
+                Err(reason) => PushFailed {
+                    failure: Failure::ZeroCache(CallReason::Parse),
+                    message: format!("the answer of the mutate endpoint cannot be understood: {reason}"),
+                    details: Some(json!({"bodyPreview": preview(&String::from_utf8_lossy(&body))})),
+                    mutation_ids: sent,
+                },
+                Ok(Answer::Failed(failed)) => failed,
+                Ok(Answer::Processed { user_id, out_of_order }) => {
+                    let expected = &first.context.connection.user_id;
+                    if user_id.as_ref().is_some_and(|seen| seen != expected) {
+                        PushFailed {
+                            failure: Failure::http(401, ""),
+                            message: "the API server knows the client as another user than it claims to be".to_owned(),
+                            details: None,
+                            mutation_ids: sent,
+                        }
+                    } else {
+                        self.report_out_of_order(group, out_of_order);
+                        return;
+                    }
+                }
+            },
+        };
+        self.report(group, first, failed);
+    }
+
+    /// Each client that has a part in the failure hears of all of it.
+    fn report(&self, group: &str, pusher: &Entry, failed: PushFailed) {
+        let is_auth = failed.failure.is_auth();
+        let mut clients: Vec<String> = failed.mutation_ids.iter().map(|id| id.client_id.clone()).collect();
+        if is_auth {
+            // Whoever else's mutations these were, it was this client's credentials that were refused.
+            clients.push(pusher.client_id.clone());
+        }
+        clients.sort_unstable();
+        clients.dedup();
+        tracing::warn!(
+            group,
+            clients = clients.len(),
+            connection = pusher.connection.0,
+            reason = %failed.message,
+            "push failed"
+        );
+        let error = ErrorBody::from(failed);
+        for client in clients {
+            self.registry.fail(group, &client, &error);
+        }
+    }
+
+    fn report_out_of_order(&self, group: &str, ids: Vec<MutationId>) {
+        for id in ids {
+            let client = id.client_id.clone();
+            let failed = PushFailed {
+                failure: Failure::Server(ServerReason::OutOfOrderMutation),
+                message: format!("mutation {} of client {client} arrived out of order", id.id),
+                details: None,
+                mutation_ids: vec![id],
+            };
+            self.registry.fail(group, &client, &failed.into());
+        }
+    }
+}
+
+/// One batch per socket and credentials, in the order of first appearance.
+fn combine(waiting: VecDeque<Entry>) -> Vec<Vec<Entry>> {
+    let mut batches: Vec<Vec<Entry>> = Vec::new();
+    let mut index: HashMap<(ConnectionId, usize), usize> = HashMap::new();
+    for entry in waiting {
+        // Entries hold the context, so its address names it for as long as they live.
+        let key = (entry.connection, Arc::as_ptr(&entry.context).addr());
+        match index.get(&key) {
+            Some(&at) => batches[at].push(entry),
+            None => {
+                index.insert(key, batches.len());
+                batches.push(vec![entry]);
+            }
+        }
+    }
+    batches
+}
+
+fn gauge(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

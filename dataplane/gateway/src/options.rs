@@ -1,0 +1,119 @@
+//! What the composition root decides.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+/// Text that must not reach a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Port 0 lets the system choose; the bound address is reported by the server.
+    pub listen: SocketAddr,
+    pub app_id: String,
+    pub shard_num: u32,
+    pub mutate: ApiOptions,
+    pub query: ApiOptions,
+    pub auth: AuthOptions,
+    /// Guards `/statz`. Without one it is open in development only.
+    pub admin_password: Option<Secret>,
+    pub development: bool,
+    pub limits: Limits,
+}
+
+impl Options {
+    /// Defaults of the reference for application `app_id`, shard 0.
+    #[must_use]
+    pub fn new(app_id: impl Into<String>) -> Options {
+        Options {
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 4848)),
+            app_id: app_id.into(),
+            shard_num: 0,
+            mutate: ApiOptions::default(),
+            query: ApiOptions::default(),
+            auth: AuthOptions::default(),
+            admin_password: None,
+            development: false,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// One endpoint of the application's API server.
+#[derive(Clone, Debug, Default)]
+pub struct ApiOptions {
+    /// URL patterns that clients may choose from; the first is the default. Empty: not configured.
+    pub urls: Vec<String>,
+    pub api_key: Option<Secret>,
+    pub forward_cookies: bool,
+    pub allowed_client_headers: Vec<String>,
+    pub allowed_request_headers: Vec<String>,
+}
+
+/// At most one of `jwk`, `secret` and `jwks_url`. With none, tokens are opaque and only forwarded.
+#[derive(Clone, Debug, Default)]
+pub struct AuthOptions {
+    pub jwk: Option<Secret>,
+    pub secret: Option<Secret>,
+    pub jwks_url: Option<String>,
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+}
+
+/// Every bound of the gateway, with what happens beyond it.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longer message of a client: close 1009, upon which clients drop their local data. Not below 10 MiB in production.
+    pub payload_bytes_max: usize,
+    /// Larger request head: 431. Clients put up to 8 KiB into one header.
+    pub header_bytes_max: usize,
+    /// Bytes waiting for one socket; beyond it the client is disconnected and catches up by cookie.
+    pub outbox_bytes_max: usize,
+    /// Sockets; beyond it upgrades are answered 503.
+    pub connections_max: usize,
+    /// From the TCP accept to the end of the request head, and again from there to the end of the token check.
+    pub handshake_timeout: Duration,
+    /// A socket that takes nothing for this long is disconnected.
+    pub send_stall_timeout: Duration,
+    /// Silence towards a client after which a pong is sent unasked.
+    pub pong_after: Duration,
+    /// Messages per second that one socket may send on average; a faster one is read more slowly.
+    pub messages_per_second: u32,
+    /// Bytes of pushes waiting for one client group; beyond it the client is told to come back later.
+    pub push_queue_bytes_max: usize,
+    /// One call of an API server, retries included.
+    pub api_timeout: Duration,
+    /// A longer answer of an API server is refused.
+    pub api_response_bytes_max: usize,
+    /// How long a transformed query is reused for an identical request.
+    pub transform_cache_ttl: Duration,
+    /// After the stop signal: for the views to drain, for pushes to finish, for sockets to close.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            payload_bytes_max: 10 * 1024 * 1024,
+            header_bytes_max: 32 * 1024,
+            outbox_bytes_max: 64 * 1024 * 1024,
+            connections_max: 100_000,
+            handshake_timeout: Duration::from_secs(10),
+            send_stall_timeout: Duration::from_secs(30),
+            pong_after: Duration::from_secs(6),
+            messages_per_second: 200,
+            push_queue_bytes_max: 32 * 1024 * 1024,
+            api_timeout: Duration::from_secs(300),
+            api_response_bytes_max: 32 * 1024 * 1024,
+            transform_cache_ttl: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The port: binding, accepting, shutting down.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::Request;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+use views::api::{Command, Transformer};
+
+use crate::api::{Caller, Endpoint, EndpointError};
+use crate::auth::{AuthError, Verifier};
+use crate::control::Ending;
+use crate::gate::Gate;
+use crate::http::{self, Status};
+use crate::metrics::Metrics;
+use crate::mutate::Pusher;
+use crate::options::{Limits, Options, Secret};
+use crate::query::QueryTransformer;
+use crate::registry::Registry;
+use crate::tasks::Tasks;
+use crate::upgrade;
+
+/// Unsent bytes that the kernel may hold per socket. What it holds is ahead of any pong.
+const UNSENT_BYTES: u32 = 128 * 1024;
+/// A peer that acknowledges nothing for this long is gone, whatever the retransmission schedule says.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("bind {address}: {error}")]
+    Bind { address: SocketAddr, error: io::Error },
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    #[error("register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("prepare TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// How the server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Views drained, pushes answered and sockets closed within the time for it.
+    pub is_graceful: bool,
+}
+
+/// What all sockets share.
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) prometheus: prometheus::Registry,
+    pub(crate) status: Status,
+    pub(crate) admin_password: Option<Secret>,
+    pub(crate) development: bool,
+    pub(crate) gate: Gate,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) verifier: Verifier,
+    pub(crate) pusher: Pusher,
+    pub(crate) sockets: Tasks,
+}
+
+/// A bound port. Probes are answered as soon as it runs; sockets are accepted once its gate is open.
+pub struct Server {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    address: SocketAddr,
+    transformer: Arc<dyn Transformer>,
+    requests: Tasks,
+}
+
+impl Server {
+    /// Binds the port and reads the configuration. `metrics` receives this crate's metrics and is what `/metrics` shows.
+    pub async fn build(options: Options, metrics: prometheus::Registry, status: Status) -> Result<Server, BuildError> {
+        let prometheus = metrics;
+        let metrics = Metrics::register(&prometheus)?;
+        let limits = options.limits;
+        let caller = Caller::new(limits.api_timeout, limits.api_response_bytes_max, metrics.clone())?;
+        let mutate = Endpoint::build(&options.mutate, &options.app_id, options.shard_num)?;
+        let query = Endpoint::build(&options.query, &options.app_id, options.shard_num)?;
+        let verifier = Verifier::build(&options.auth, &caller, mutate.is_some() && query.is_some())?;
+        let registry = Arc::new(Registry::default());
+        let pusher = Pusher::new(
+            mutate,
+            caller.clone(),
+            Arc::clone(&registry),
+            limits.push_queue_bytes_max,
+            metrics.clone(),
+        );
+        let transformer: Arc<dyn Transformer> =
+            Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
+        let listener = bind(options.listen).await?;
+        let address = listener.local_addr().map_err(|error| BuildError::Bind { address: options.listen, error })?;
+        let shared = Arc::new(Shared {
+            limits,
+            metrics,
+            prometheus,
+            status,
+            admin_password: options.admin_password,
+            development: options.development,
+            gate: Gate::new(),
+            registry,
+            verifier,
+            pusher,
+            sockets: Tasks::new(),
+        });
+        Ok(Server { shared, listener, address, transformer, requests: Tasks::new() })
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// To be opened when the node is ready.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.shared.gate.clone()
+    }
+
+    /// For the views.
+    #[must_use]
+    pub fn transformer(&self) -> Arc<dyn Transformer> {
+        Arc::clone(&self.transformer)
+    }
+
+    /// Serves until `shutdown` completes, then drains.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Outcome {
+        tokio::select! {
+            () = self.accept() => {}
+            () = shutdown => {}
+        }
+        let Server { shared, listener, requests, .. } = self;
+        // From here on new connections are refused by the kernel: the load balancer goes elsewhere.
+        drop(listener);
+        drain(&shared, &requests).await
+    }
+
+    async fn accept(&self) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    prepare(&stream);
+                    let shared = Arc::clone(&self.shared);
+                    self.requests.spawn("http connection", serve(shared, stream));
+                }
+                Err(error) => {
+                    // Out of file descriptors, usually: waiting is all that helps, spinning makes it worse.
+                    tracing::error!(%error, "accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, BuildError> {
+    match TcpListener::bind(address).await {
+        // A host without IPv6 has no "any address" of it.
+        Err(error) if address.is_ipv6() && address.ip().is_unspecified() && is_no_ipv6(&error) => {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            TcpListener::bind(address).await.map_err(|error| BuildError::Bind { address, error })
+        }
+        bound => bound.map_err(|error| BuildError::Bind { address, error }),
+    }
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    // EAFNOSUPPORT has no kind of its own.
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(97)
+}
+
+/// Options of a client's TCP connection. None is vital: where the system refuses one, the socket works without.
+fn prepare(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let options = [
+        socket.set_tcp_nodelay(true),
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES),
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)),
+    ];
+    for error in options.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "set a socket option");
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream) {
+    let gate = shared.gate.clone();
+    let limits = shared.limits.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let shared = Arc::clone(&shared);
+        async move {
+            let response = if upgrade::is_upgrade(&request) {
+                upgrade::accept(&shared, request)
+            } else {
+                http::answer(&shared, &request).await
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake_timeout)
+        .max_buf_size(limits.header_bytes_max.max(16 * 1024))
+        .max_header_size(limits.header_bytes_max.max(16 * 1024))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = gate.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "http connection ended");
+    }
+}
+
+async fn drain(shared: &Arc<Shared>, requests: &Tasks) -> Outcome {
+    let started = Instant::now();
+    let deadline = tokio::time::Instant::now() + shared.limits.drain_timeout;
+    shared.gate.drain();
+    tracing::info!(sockets = shared.sockets.live(), "draining");
+    let mut late = Vec::new();
+    if let Some(views) = shared.gate.views() {
+        let (done, drained) = oneshot::channel();
+        // The views close their clients' sockets at their own pace, then drop `done`; views that are gone drop it at once.
+        let _ = views.commands.send(Command::Drain { done });
+        if timeout_at(deadline, drained).await.is_err() {
+            late.push("views");
+        }
+    }
+    // What the views left open, and sockets that were in their handshake.
+    let goodbye = Ending::Close(1001, "the server is shutting down".to_owned());
+    let closing = async {
+        while shared.sockets.live() > 0 {
+            shared.registry.end_all(&goodbye);
+            let _ = tokio::time::timeout(Duration::from_millis(100), shared.sockets.finished()).await;
+        }
+    };
+    // Pushes that are under way get their answer even when views took all the time there was.
+    let grace = deadline.max(tokio::time::Instant::now() + Duration::from_secs(1));
+    if timeout_at(grace, shared.pusher.finished()).await.is_err() {
+        late.push("pushes");
+    }
+    let grace = grace.max(tokio::time::Instant::now() + Duration::from_secs(1));
+    if timeout_at(grace, closing).await.is_err() {
+        late.push("sockets");
+    }
+    if timeout_at(grace, requests.finished()).await.is_err() {
+        late.push("requests");
+    }
+    let is_graceful = late.is_empty();
+    tracing::info!(
+        is_graceful,
+        ?late,
+        sockets = shared.sockets.live(),
+        pushes = shared.pusher.live(),
+        seconds = started.elapsed().as_secs_f64(),
+        "drained"
+    );
+    Outcome { is_graceful }
+}

@@ -1,0 +1,277 @@
+//! One accepted socket: reads what the client says, in order, and hands it on.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use protocol::connect::ConnectParams;
+use protocol::error::ErrorBody;
+use protocol::up::{InitConnection, UpMessage, UpdateAuth};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
+use tokio_tungstenite::tungstenite::Message;
+use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Handle, OutboxReceiver};
+
+use crate::auth::Auth;
+use crate::control::{Control, Ending};
+use crate::mutate::{PushContext, unix_ms};
+use crate::server::Shared;
+use crate::writer::Writer;
+
+/// How long, and for how much, a closed socket is still read, so that what was sent last is not lost to a reset.
+const LINGER: Duration = Duration::from_secs(3);
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Messages that a client may send at once before its average rate counts.
+const BURST: f64 = 1000.0;
+
+/// A client whose handshake succeeded.
+pub(crate) struct Session {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) views: Handle,
+    pub(crate) id: ConnectionId,
+    pub(crate) params: ConnectParams,
+    pub(crate) control: Arc<Control>,
+    pub(crate) auth: Auth,
+    pub(crate) context: Arc<ConnectionContext>,
+    pub(crate) push: Arc<PushContext>,
+    /// The views have had this socket's `initConnection`.
+    pub(crate) initialized: bool,
+}
+
+/// Runs the socket to its end and returns why it ended.
+pub(crate) async fn serve(
+    stream: WebSocketStream<TcpStream>,
+    mut outbox: OutboxReceiver,
+    mut session: Session,
+    first: Option<String>,
+) -> &'static str {
+    let shared = Arc::clone(&session.shared);
+    let control = Arc::clone(&session.control);
+    let (sink, mut source) = stream.split();
+    let mut writer = Writer {
+        sink,
+        stall_timeout: shared.limits.send_stall_timeout,
+        pong_after: shared.limits.pong_after,
+        metrics: shared.metrics.clone(),
+    };
+    let writing = async {
+        let reason = writer.run(&mut outbox, &control).await;
+        control.end(Ending::Gone(reason));
+        reason
+    };
+    let reading = async {
+        tokio::select! {
+            () = control.ended() => {}
+            ending = session.read(&mut source, first) => control.end(ending),
+        }
+    };
+    let (reason, ()) = tokio::join!(writing, reading);
+    // Nothing queued is of use any more; do not hold it while lingering.
+    drop(outbox);
+    if let Ok(stream) = source.reunite(writer.sink) {
+        linger(stream.into_inner()).await;
+    }
+    reason
+}
+
+/// Waits for the peer to close first. Closing with unread data would reset the connection under the goodbye.
+pub(crate) async fn linger(mut stream: TcpStream) {
+    let drain = async {
+        stream.shutdown().await?;
+        let mut buffer = [0_u8; 4096];
+        let mut budget = LINGER_BYTES;
+        loop {
+            let n = stream.read(&mut buffer).await?;
+            if n == 0 || budget < n {
+                return Ok::<(), std::io::Error>(());
+            }
+            budget -= n;
+        }
+    };
+    // Whatever goes wrong here, the socket is dropped next.
+    let _ = timeout(LINGER, Box::pin(drain)).await;
+}
+
+impl Session {
+    async fn read(
+        &mut self,
+        source: &mut (impl Stream<Item = Result<Message, Error>> + Unpin),
+        first: Option<String>,
+    ) -> Ending {
+        if let Some(text) = first
+            && let ControlFlow::Break(ending) = self.receive(&text).await
+        {
+            return ending;
+        }
+        let mut pace = Pace::new(self.shared.limits.messages_per_second);
+        loop {
+            let message = match source.next().await {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => return ending_of(&error, self.shared.limits.payload_bytes_max),
+                None => return Ending::Gone("client_closed"),
+            };
+            let flow = match &message {
+                Message::Text(text) => self.receive(text.as_str()).await,
+                Message::Binary(bytes) => match std::str::from_utf8(bytes) {
+                    Ok(text) => self.receive(text).await,
+                    Err(_) => ControlFlow::Break(fail(ErrorBody::invalid_message("the frame is not UTF-8"))),
+                },
+                // Answered by the WebSocket layer.
+                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => ControlFlow::Continue(()),
+            };
+            if let ControlFlow::Break(ending) = flow {
+                return ending;
+            }
+            drop(message);
+            if let Some(pause) = pace.spend() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    async fn receive(&mut self, text: &str) -> ControlFlow<Ending> {
+        let metrics = &self.shared.metrics;
+        metrics.bytes_received.inc_by(text.len() as u64);
+        let message = match UpMessage::parse(text) {
+            Ok(message) => message,
+            Err(error) => {
+                metrics.messages_received.with_label_values(&["invalid"]).inc();
+                tracing::warn!(connection = self.id.0, %error, "client sent an invalid message");
+                return ControlFlow::Break(fail(error.into()));
+            }
+        };
+        metrics.messages_received.with_label_values(&[message.tag()]).inc();
+        match self.handle(message).await {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                tracing::warn!(connection = self.id.0, kind = error.kind_name(), error = error.message(), "client failed");
+                ControlFlow::Break(fail(error))
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: UpMessage) -> Result<(), ErrorBody> {
+        match message {
+            UpMessage::Ping => self.control.pong(),
+            UpMessage::InitConnection(body) => return self.init_connection(body),
+            UpMessage::ChangeDesiredQueries(body) => self.forward(ClientMessage::ChangeDesiredQueries(body)),
+            UpMessage::DeleteClients(body) => {
+                if self.initialized {
+                    let group = &self.params.client_group_id;
+                    self.shared.pusher.clean_up_clients(group, &body.client_ids, unix_ms(), &self.push);
+                }
+                self.forward(ClientMessage::DeleteClients(body));
+            }
+            UpMessage::Inspect(body) => self.forward(ClientMessage::Inspect(body)),
+            UpMessage::Push(push) => {
+                let (group, client) = (&self.params.client_group_id, &self.params.client_id);
+                return self.shared.pusher.push(group, client, self.id, &self.push, *push);
+            }
+            UpMessage::AckMutationResponses(ack) => {
+                self.shared.pusher.clean_up(&self.params.client_group_id, &ack.client_id, ack.id, &self.push);
+            }
+            UpMessage::UpdateAuth(update) => return self.update_auth(update).await,
+            UpMessage::Pull | UpMessage::CloseConnection => {
+                tracing::debug!(connection = self.id.0, "ignored an obsolete message");
+            }
+        }
+        Ok(())
+    }
+
+    fn init_connection(&mut self, body: Box<InitConnection>) -> Result<(), ErrorBody> {
+        if self.initialized {
+            return Err(ErrorBody::internal("initConnection was sent twice on one connection"));
+        }
+        self.initialized = true;
+        self.context = Arc::new(ConnectionContext {
+            user_query_url: body.user_query_url.clone(),
+            user_query_headers: body.user_query_headers.clone(),
+            ..copy(&self.context)
+        });
+        self.push = Arc::new(PushContext {
+            url: body.user_push_url.clone(),
+            headers: body.user_push_headers.clone(),
+            connection: Arc::clone(&self.context),
+        });
+        self.forward(ClientMessage::InitConnection { body, context: Arc::clone(&self.context) });
+        Ok(())
+    }
+
+    async fn update_auth(&mut self, update: UpdateAuth) -> Result<(), ErrorBody> {
+        let next = self.shared.verifier.update(&self.auth, &update.auth, self.params.user_id.as_deref()).await?;
+        let Some(auth) = next else { return Ok(()) };
+        self.context =
+            Arc::new(ConnectionContext { token: auth.token(), claims: auth.claims(), ..copy(&self.context) });
+        self.push = Arc::new(PushContext {
+            url: self.push.url.clone(),
+            headers: self.push.headers.clone(),
+            connection: Arc::clone(&self.context),
+        });
+        self.auth = auth;
+        // Before initConnection the views learn the new token with it.
+        self.forward(ClientMessage::UpdateAuth(Arc::clone(&self.context)));
+        Ok(())
+    }
+
+    /// To the views. Before `initConnection` nothing is, and nothing after a newer socket of this client took over.
+    fn forward(&self, message: ClientMessage) {
+        if self.initialized && !self.control.has_ended() {
+            // Views that are gone end every socket by dropping its outbox.
+            let _ = self.views.commands.send(Command::Message(self.id, message));
+        }
+    }
+}
+
+/// A context to change fields of; the type itself is shared by reference and not cloned by accident.
+fn copy(context: &ConnectionContext) -> ConnectionContext {
+    ConnectionContext {
+        user_id: context.user_id.clone(),
+        token: context.token.clone(),
+        claims: context.claims.clone(),
+        request_headers: context.request_headers.clone(),
+        user_query_url: context.user_query_url.clone(),
+        user_query_headers: context.user_query_headers.clone(),
+    }
+}
+
+fn fail(error: ErrorBody) -> Ending {
+    Ending::Error(error, None)
+}
+
+fn ending_of(error: &Error, payload_bytes_max: usize) -> Ending {
+    match error {
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+            Ending::Close(1009, format!("message is longer than {payload_bytes_max} bytes"))
+        }
+        Error::Utf8(_) => Ending::Close(1007, "text is not UTF-8".to_owned()),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) | Error::Io(_) => Ending::Gone("connection_lost"),
+        Error::Protocol(error) => Ending::Close(1002, error.to_string()),
+        _ => Ending::Gone("connection_lost"),
+    }
+}
+
+/// A token bucket: a client that floods is read more slowly, which it feels as back-pressure.
+struct Pace {
+    per_second: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn new(per_second: u32) -> Pace {
+        Pace { per_second: f64::from(per_second.max(1)), tokens: BURST, at: Instant::now() }
+    }
+
+    /// Takes one token and says how long to pause for it.
+    fn spend(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        self.tokens = (self.tokens + now.duration_since(self.at).as_secs_f64() * self.per_second).min(BURST) - 1.0;
+        self.at = now;
+        (self.tokens < 0.0).then(|| Duration::from_secs_f64(-self.tokens / self.per_second))
+    }
+}

@@ -1,0 +1,285 @@
+//! From an upgrade request to a registered client.
+//!
+//! A request that is no proper WebSocket handshake is refused over HTTP. Everything else is upgraded first and told what is
+//! wrong over the socket, because browsers hide the HTTP answer from the client.
+
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{
+    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use protocol::connect::{self, ConnectError, ConnectParams, ProtocolHeader};
+use protocol::down;
+use protocol::error::{ErrorBody, Kind};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use views::api::{Command, Connect, ConnectionContext, Frame, Handle, Outbox};
+
+use bytes::Bytes;
+
+use crate::auth::Auth;
+use crate::control::{Control, Ending};
+use crate::http::text;
+use crate::mutate::{PushContext, unix_ms};
+use crate::server::Shared;
+use crate::socket::{self, Session, linger};
+use crate::writer::{FRAGMENT_BYTES, Writer};
+
+/// Bytes read from a socket at once. Every idle socket holds a buffer of this size.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
+pub(crate) fn is_upgrade<B>(request: &Request<B>) -> bool {
+    request.headers().contains_key(UPGRADE)
+}
+
+/// Answers an upgrade request; the socket itself goes on in a task of its own.
+pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    shared.metrics.connection_attempts.inc();
+    let refuse = |status, reason: &str| {
+        shared.metrics.connection_failures.with_label_values(&["http"]).inc();
+        text(status, reason)
+    };
+    let key = match check(&request) {
+        Ok(key) => key,
+        Err((status, reason)) => return refuse(status, reason),
+    };
+    let Some(views) = shared.gate.views().filter(|_| shared.gate.is_ready()) else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "this node does not take clients now");
+    };
+    if shared.sockets.live() >= shared.limits.connections_max {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
+    }
+    let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
+    let asked = ask(&request, offered.as_ref());
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, key);
+    // Browsers abort a handshake that offered a subprotocol and got none.
+    if let Some(echo) = offered.as_ref().and_then(first_offer) {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, echo);
+    }
+    let upgrading = hyper::upgrade::on(&mut request);
+    let shared_in_task = Arc::clone(shared);
+    shared.sockets.spawn("socket", async move {
+        let shared = shared_in_task;
+        let Ok(upgraded) = upgrading.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(FRAGMENT_BYTES)
+            .max_write_buffer_size(64 * FRAGMENT_BYTES)
+            .max_message_size(Some(shared.limits.payload_bytes_max))
+            .max_frame_size(Some(shared.limits.payload_bytes_max));
+        let stream = WebSocketStream::from_partially_read(
+            parts.io.into_inner(),
+            parts.read_buf.into(),
+            Role::Server,
+            Some(config),
+        )
+        .await;
+        admit(&shared, views, asked, stream).await;
+    });
+    response
+}
+
+/// What the request asks for, if it makes sense.
+type Asked = Result<(ConnectParams, ProtocolHeader, Vec<(String, String)>), ConnectError>;
+
+fn ask(request: &Request<Incoming>, offered: Option<&HeaderValue>) -> Asked {
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let params = ConnectParams::parse(target)?;
+    let offered = offered
+        .and_then(|value| value.to_str().ok())
+        .ok_or_else(|| ConnectError::Header("the header is missing".to_owned()))?;
+    Ok((params, ProtocolHeader::decode(offered)?, retained(request.headers())))
+}
+
+/// All headers of the request, for forwarding to API servers; the one that carries our own message is of no use there.
+fn retained(headers: &HeaderMap) -> Vec<(String, String)> {
+    headers
+        .keys()
+        .filter(|name| **name != SEC_WEBSOCKET_PROTOCOL)
+        .map(|name| {
+            let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+            (name.as_str().to_owned(), values.join(", "))
+        })
+        .collect()
+}
+
+/// The accept key, or why this is no WebSocket handshake.
+fn check(request: &Request<Incoming>) -> Result<HeaderValue, (StatusCode, &'static str)> {
+    let bad = |reason| Err((StatusCode::BAD_REQUEST, reason));
+    if request.method() != Method::GET {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket handshake is a GET request"));
+    }
+    let headers = request.headers();
+    if !headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
+        return bad("only upgrades to websocket are known");
+    }
+    let is_upgrade = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|v| v.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
+    };
+    if !headers.get_all(CONNECTION).iter().any(is_upgrade) {
+        return bad("the Connection header does not say upgrade");
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|value| value != "13") {
+        return bad("the Sec-WebSocket-Version must be 13");
+    }
+    let Some(key) = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes())) else {
+        return bad("the Sec-WebSocket-Key is missing or malformed");
+    };
+    if headers.get(SEC_WEBSOCKET_PROTOCOL).is_some_and(|offered| !is_token_list(offered.as_bytes())) {
+        return bad("the Sec-WebSocket-Protocol is not a list of tokens");
+    }
+    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).or_else(|_| bad("the Sec-WebSocket-Key is malformed"))
+}
+
+/// Sixteen bytes in base64.
+fn is_key(key: &[u8]) -> bool {
+    key.len() == 24
+        && key.ends_with(b"==")
+        && key[..22].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
+}
+
+fn is_token_list(value: &[u8]) -> bool {
+    let is_token = |token: &[u8]| {
+        let token = token.trim_ascii();
+        !token.is_empty() && token.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+    };
+    value.split(|b| *b == b',').all(is_token)
+}
+
+fn first_offer(offered: &HeaderValue) -> Option<HeaderValue> {
+    HeaderValue::from_str(connect::first_offer(offered.to_str().ok()?)).ok()
+}
+
+async fn admit(shared: &Arc<Shared>, views: Handle, asked: Asked, stream: WebSocketStream<TcpStream>) {
+    let (params, header, request_headers) = match asked {
+        Ok(asked) => asked,
+        Err(error) => return turn_away(shared, stream, "bad_request", Ending::Close(1002, error.to_string())).await,
+    };
+    let Some(version) = params.protocol_version else {
+        let error = ErrorBody::new(
+            Kind::VersionNotSupported,
+            format!(
+                "server supports protocol versions {} to {}, the client asked for {}",
+                connect::MIN_PROTOCOL_VERSION,
+                connect::MAX_PROTOCOL_VERSION,
+                params.requested_version
+            ),
+        );
+        return turn_away(shared, stream, "protocol_version", Ending::Error(error, None)).await;
+    };
+    let token = header.auth_token.as_deref();
+    let checking = shared.verifier.authenticate(token, params.user_id.as_deref());
+    let auth = match timeout(shared.limits.handshake_timeout, checking).await {
+        Ok(Ok(auth)) => auth,
+        Ok(Err(error)) => {
+            tracing::info!(kind = error.kind_name(), error = error.message(), "connection refused");
+            // Only for credentials that were judged; other failures close plainly.
+            let status = error.is_auth().then(|| (3000, error.message().to_owned()));
+            return turn_away(shared, stream, "auth", Ending::Error(error, status)).await;
+        }
+        Err(_) => {
+            let error = ErrorBody::overloaded("the token could not be checked in time", 5_000, 30_000);
+            return turn_away(shared, stream, "auth", Ending::Error(error, None)).await;
+        }
+    };
+    let asked = Accepted { params, header, request_headers, version, auth };
+    // Boxed: the state of the handshake must not stay in the memory of a socket that may live for days.
+    Box::pin(welcome(shared, views, asked, stream)).await;
+}
+
+struct Accepted {
+    params: ConnectParams,
+    header: ProtocolHeader,
+    request_headers: Vec<(String, String)>,
+    version: u32,
+    auth: Auth,
+}
+
+async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream: WebSocketStream<TcpStream>) {
+    let Accepted { params, header, request_headers, version, auth } = accepted;
+    let context = Arc::new(ConnectionContext {
+        user_id: params.user_id.clone(),
+        token: auth.token(),
+        claims: auth.claims(),
+        request_headers,
+        user_query_url: None,
+        user_query_headers: Vec::new(),
+    });
+    let (outbox, receiver) = Outbox::new(shared.limits.outbox_bytes_max);
+    let id = shared.registry.new_id();
+    let control = Arc::new(Control::default());
+    // An empty queue takes any frame.
+    let _ = outbox.send(Frame::Text(down::connected(&params.wsid, unix_ms())));
+    let connect = Connect {
+        id,
+        client_group_id: params.client_group_id.clone(),
+        client_id: params.client_id.clone(),
+        wsid: params.wsid.clone(),
+        profile_id: params.profile_id.clone(),
+        base_cookie: params.base_cookie.clone(),
+        protocol_version: version,
+        context: Arc::clone(&context),
+        outbox,
+    };
+    let (group, client) = (params.client_group_id.clone(), params.client_id.clone());
+    let displaced = shared.registry.register(&group, &client, id, Arc::clone(&control));
+    if let Some(old) = displaced {
+        let _ = views.commands.send(Command::Disconnect(old));
+    }
+    if shared.gate.is_draining() {
+        control.end(Ending::Close(1001, "the server is shutting down".to_owned()));
+    }
+    // Views that are gone drop the outbox with the command, which ends the socket.
+    let _ = views.commands.send(Command::Connect(Box::new(connect)));
+    shared.metrics.connection_successes.inc();
+    let open = shared.metrics.open_connections.with_label_values(&[version.to_string()]);
+    open.inc();
+    let session = Session {
+        shared: Arc::clone(shared),
+        views: views.clone(),
+        id,
+        params,
+        control,
+        auth,
+        push: Arc::new(PushContext { connection: Arc::clone(&context), ..PushContext::default() }),
+        context,
+        initialized: false,
+    };
+    let reason = socket::serve(stream, receiver, session, header.init_connection).await;
+    open.dec();
+    shared.metrics.disconnects.with_label_values(&[reason]).inc();
+    tracing::debug!(connection = id.0, reason, "socket closed");
+    if shared.registry.remove(&group, &client, id) {
+        let _ = views.commands.send(Command::Disconnect(id));
+    }
+}
+
+/// Says why and closes; nobody else ever hears of this socket.
+async fn turn_away(shared: &Arc<Shared>, stream: WebSocketStream<TcpStream>, label: &str, ending: Ending) {
+    shared.metrics.connection_failures.with_label_values(&[label]).inc();
+    let control = Control::default();
+    control.end(ending);
+    let (_outbox, mut receiver) = Outbox::new(0);
+    let mut writer = Writer {
+        sink: stream,
+        stall_timeout: shared.limits.send_stall_timeout,
+        pong_after: shared.limits.pong_after,
+        metrics: shared.metrics.clone(),
+    };
+    writer.run(&mut receiver, &control).await;
+    linger(writer.sink.into_inner()).await;
+}
