@@ -3,9 +3,11 @@
 use ivm::filter::{Exists, Filter};
 use ivm::query::Op;
 use ivm::source::ScanPlan;
+use rusqlite::Connection;
 use rows::{Column, ColumnType, Direction, Key, Table, Value, ValueRef};
 
 use crate::bound::{self, Bound, Segment};
+use crate::cells::{bind, literal};
 use crate::error::Fault;
 use crate::estimate::{ByExists, Estimator, fixed_columns};
 use crate::layout::{Catalog, Layout, VERSION_COLUMN};
@@ -18,6 +20,8 @@ const COST_LISTED: f64 = 0.6;
 const COST_PROBE: f64 = 1.5;
 const COST_LOOKUP: f64 = 3.0;
 const COST_VISIT: f64 = 1.0;
+/// Tables with fewer rows are not worth counting in.
+const COUNT_FROM: f64 = 2_000.0;
 /// Longer IN lists travel as one JSON parameter.
 const MAX_LIST: usize = 64;
 
@@ -47,12 +51,14 @@ pub(crate) struct Compiled {
 
 #[derive(Clone, Copy)]
 pub(crate) struct Planner<'a> {
+    pub conn: &'a Connection,
     pub catalog: &'a Catalog,
     pub estimator: Estimator<'a>,
 }
 
 impl Planner<'_> {
     pub(crate) fn compile(self, plan: &ScanPlan, variant: Variant<'_>) -> Result<Compiled, Fault> {
+        self.count_children(&plan.filter)?;
         let layout = self.layout(&plan.table)?;
         let order: Vec<(usize, Direction)> = plan
             .order
@@ -78,6 +84,43 @@ impl Planner<'_> {
             statements.push((text.sql, text.params));
         }
         Ok(Compiled { statements })
+    }
+
+    /// Counts the children of every EXISTS that an index can list, innermost first, up to where the number no longer matters.
+    fn count_children(self, filter: &Filter) -> Result<(), Fault> {
+        let exists = match filter {
+            Filter::And(parts) | Filter::Or(parts) => return parts.iter().try_for_each(|part| self.count_children(part)),
+            Filter::Compare { .. } | Filter::In { .. } => return Ok(()),
+            Filter::Exists(exists) => exists,
+        };
+        self.count_children(&exists.plan.filter)?;
+        let plan = &*exists.plan;
+        let child = self.layout(&plan.table)?;
+        if self.estimator.counted.borrow().contains_key(&plan.id) || self.estimator.rows(child) < COUNT_FROM {
+            return Ok(());
+        }
+        let access = self.estimator.access(child, &plan.filter, &[], ByExists::Yes);
+        if access.columns.is_empty() {
+            return Ok(());
+        }
+        let mut text = Text { planner: self, sql: String::new(), params: Vec::new(), aliases: 1 };
+        text.push(&format!("SELECT count(*) FROM (SELECT 1 FROM {} AS t0 WHERE TRUE", child.name()));
+        let level =
+            Level { layout: child, table: &plan.table, alias: 0, filter: &plan.filter, equal: &[], limit: None, in_order: false };
+        text.conjuncts_on(&level, &plan.filter, &access.columns)?;
+        text.push(&format!(" LIMIT {})", LIST_CHILDREN + 1.0));
+        let mut statement = self.conn.prepare_cached(&text.sql)?;
+        for (i, param) in text.params.iter().enumerate() {
+            if let Param::Fixed(value) = param {
+                bind(&mut statement, i + 1, literal(value.as_ref()))?;
+            }
+        }
+        let mut rows = statement.raw_query();
+        let count: i64 = rows.next()?.map_or(Ok(0), |row| row.get(0))?;
+        // A full count is a lower bound only.
+        let count = if count as f64 > LIST_CHILDREN { access.rows.max(count as f64) } else { count as f64 };
+        self.estimator.counted.borrow_mut().insert(plan.id, count);
+        Ok(())
     }
 
     fn layout(&self, table: &Table) -> Result<&Layout, Fault> {
@@ -221,6 +264,21 @@ impl<'a> Text<'a> {
             self.condition(level, part)?;
         }
         self.sql.push(')');
+        Ok(())
+    }
+
+    /// The parts of a conjunction that fix one of these columns.
+    fn conjuncts_on(&mut self, level: &Level<'_>, filter: &Filter, attnums: &[i16]) -> Result<(), Fault> {
+        let column = match filter {
+            Filter::And(parts) => return parts.iter().try_for_each(|part| self.conjuncts_on(level, part, attnums)),
+            Filter::Compare { column, op: Op::Eq | Op::Is, .. } | Filter::In { column, negated: false, .. } => *column,
+            Filter::Exists(e) if !e.negated && e.parent.len() == 1 => e.parent[0],
+            _ => return Ok(()),
+        };
+        if attnums.contains(&level.layout.attnum(column)) {
+            self.push(" AND ");
+            self.condition(level, filter)?;
+        }
         Ok(())
     }
 
@@ -428,9 +486,9 @@ impl<'a> Text<'a> {
     }
 }
 
+/// Whether cells of the two columns can join; JSON joins nothing.
 fn comparable(a: &Column, b: &Column) -> bool {
-    use ColumnType::{Float, Int};
-    a.ty == b.ty || matches!((a.ty, b.ty), (Int, Float) | (Float, Int))
+    a.ty != ColumnType::Json && a.ty.client_name().is_some() && a.ty.client_name() == b.ty.client_name()
 }
 
 /// The values as a JSON array, unless they have no exact JSON form.

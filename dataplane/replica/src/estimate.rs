@@ -1,4 +1,7 @@
-//! How many rows an access to a table reads, from the statistics that ANALYZE keeps.
+//! How many rows an access to a table reads: from the statistics that ANALYZE keeps, which are averages, and, for the children
+//! of an EXISTS, where the skew of real data matters most, by counting.
+
+use std::cell::RefCell;
 
 use ivm::filter::{Exists, Filter};
 use ivm::query::Op;
@@ -65,18 +68,33 @@ pub(crate) enum ByExists {
     No,
 }
 
+/// Counted children of EXISTS conditions, by the id of the child's plan.
+pub(crate) type Counted = RefCell<FxHashMap<u64, f64>>;
+
 #[derive(Clone, Copy)]
 pub(crate) struct Estimator<'a> {
     pub catalog: &'a Catalog,
     pub stats: &'a Stats,
+    pub counted: &'a Counted,
+}
+
+/// The cheapest access to rows of a table.
+pub(crate) struct Access {
+    pub rows: f64,
+    /// Leading columns (`attnum`s) of the index that is used; empty for another way.
+    pub columns: Vec<i16>,
 }
 
 impl Estimator<'_> {
     /// Rows read by the best index for the filter and for equality of the visible columns `equal`.
     pub(crate) fn accessed(self, layout: &Layout, filter: &Filter, equal: &[usize], by: ByExists) -> f64 {
-        let mut fixed: Vec<(i16, f64)> = equal.iter().map(|&c| (attnum(layout, c), 1.0)).collect();
-        let mut best = self.rows(layout);
-        self.collect(layout, filter, by, &mut fixed, &mut best);
+        self.access(layout, filter, equal, by).rows
+    }
+
+    pub(crate) fn access(self, layout: &Layout, filter: &Filter, equal: &[usize], by: ByExists) -> Access {
+        let mut fixed: Vec<(i16, f64)> = equal.iter().map(|&c| (layout.attnum(c), 1.0)).collect();
+        let mut best = Access { rows: self.rows(layout), columns: Vec::new() };
+        self.collect(layout, filter, by, &mut fixed, &mut best.rows);
         let Some(stats) = self.stats.tables.get(&layout.spec.oid) else { return best };
         for index in &stats.indexes {
             let mut keys = 1.0;
@@ -84,7 +102,9 @@ impl Estimator<'_> {
                 let Some(&(_, count)) = fixed.iter().find(|(c, _)| c == column) else { break };
                 keys *= count;
                 let per_key = index.per_key.get(i).copied().unwrap_or(if i == 0 { UNKNOWN_PER_KEY } else { 1.0 });
-                best = best.min(keys * per_key);
+                if keys * per_key < best.rows {
+                    best = Access { rows: keys * per_key, columns: index.columns[..=i].to_vec() };
+                }
             }
         }
         best
@@ -97,10 +117,10 @@ impl Estimator<'_> {
                 let sum = parts.iter().map(|part| self.accessed(layout, part, &[], by)).sum();
                 *best = best.min(sum);
             }
-            Filter::Compare { column, op: Op::Eq | Op::Is, .. } => fixed.push((attnum(layout, *column), 1.0)),
-            Filter::In { column, negated: false, values } => fixed.push((attnum(layout, *column), values.len() as f64)),
+            Filter::Compare { column, op: Op::Eq | Op::Is, .. } => fixed.push((layout.attnum(*column), 1.0)),
+            Filter::In { column, negated: false, values } => fixed.push((layout.attnum(*column), values.len() as f64)),
             Filter::Exists(e) if by == ByExists::Yes && !e.negated && e.parent.len() == 1 => {
-                fixed.push((attnum(layout, e.parent[0]), self.children(e)));
+                fixed.push((layout.attnum(e.parent[0]), self.children(e)));
             }
             Filter::Compare { .. } | Filter::In { .. } | Filter::Exists(_) => {}
         }
@@ -108,6 +128,9 @@ impl Estimator<'_> {
 
     /// Rows read to list all children of an EXISTS, whatever their parent.
     pub(crate) fn children(self, exists: &Exists) -> f64 {
+        if let Some(&counted) = self.counted.borrow().get(&exists.plan.id) {
+            return counted;
+        }
         match self.catalog.by_name(&exists.plan.table.name) {
             Some(child) => self.accessed(child, &exists.plan.filter, &[], ByExists::Yes),
             None => UNKNOWN_ROWS,
@@ -121,20 +144,16 @@ impl Estimator<'_> {
     /// Whether some index leads to the rows with given values in one of the visible columns.
     pub(crate) fn indexed(self, layout: &Layout, columns: &[usize]) -> bool {
         let indexes = self.stats.tables.get(&layout.spec.oid).map_or(&[][..], |t| &t.indexes);
-        indexes.iter().any(|i| i.columns.first().is_some_and(|first| columns.iter().any(|&c| attnum(layout, c) == *first)))
+        indexes.iter().any(|i| i.columns.first().is_some_and(|first| columns.iter().any(|&c| layout.attnum(c) == *first)))
     }
 
     /// Whether an index yields rows in the order of a visible column, once the columns `equal` are fixed.
     pub(crate) fn ordered(self, layout: &Layout, equal: &[usize], first: usize) -> bool {
-        let equal: Vec<i16> = equal.iter().map(|&c| attnum(layout, c)).collect();
+        let equal: Vec<i16> = equal.iter().map(|&c| layout.attnum(c)).collect();
         let indexes = self.stats.tables.get(&layout.spec.oid).map_or(&[][..], |t| &t.indexes);
-        let first = attnum(layout, first);
+        let first = layout.attnum(first);
         indexes.iter().any(|i| i.columns.iter().find(|c| !equal.contains(c)) == Some(&first))
     }
-}
-
-fn attnum(layout: &Layout, visible: usize) -> i16 {
-    layout.spec.columns[layout.visible[visible]].attnum
 }
 
 /// The columns that a conjunction fixes to one value.

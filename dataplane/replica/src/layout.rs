@@ -61,6 +61,11 @@ impl Layout {
         column_name(self.spec.columns[position].attnum)
     }
 
+    /// `attnum` of the column at a position of the visible table.
+    pub(crate) fn attnum(&self, position: usize) -> i16 {
+        self.spec.columns[self.visible[position]].attnum
+    }
+
     /// SQLite name of the column at a position of the visible table.
     pub(crate) fn visible_column(&self, position: usize) -> String {
         self.column(self.visible[position])

@@ -14,7 +14,7 @@ use crate::cells::{bind, from_stored, literal};
 use crate::compile::{Compiled, Param, Planner, Variant};
 use crate::connection;
 use crate::error::{At, Error, Fault};
-use crate::estimate::{Estimator, Stats};
+use crate::estimate::{Counted, Estimator, Stats};
 use crate::layout::Catalog;
 use crate::meta::{self, State};
 
@@ -32,6 +32,7 @@ pub struct Reader {
     catalog: Catalog,
     stats: Stats,
     compiled: FxHashMap<(u64, u128), Arc<Compiled>>,
+    counted: Counted,
 }
 
 impl Reader {
@@ -44,6 +45,7 @@ impl Reader {
             catalog: Catalog::default(),
             stats: Stats::default(),
             compiled: FxHashMap::default(),
+            counted: Counted::default(),
         };
         reader.refresh().at(path, "read the table descriptions")?;
         Ok(reader)
@@ -99,8 +101,13 @@ impl Reader {
     fn refresh(&mut self) -> Result<(), Fault> {
         self.catalog = meta::read_catalog(&self.conn)?;
         self.stats = Stats::read(&self.conn)?;
-        self.compiled.clear();
+        self.forget_plans();
         Ok(())
+    }
+
+    fn forget_plans(&mut self) {
+        self.compiled.clear();
+        self.counted.borrow_mut().clear();
     }
 
     /// The statements that a scan would run, with the way SQLite would run them.
@@ -129,15 +136,15 @@ impl Reader {
         }
         let compiled = Arc::new(self.build(plan, variant)?);
         if self.compiled.len() >= MAX_COMPILED {
-            self.compiled.clear();
+            self.forget_plans();
         }
         self.compiled.insert((plan.id, code), Arc::clone(&compiled));
         Ok(compiled)
     }
 
     fn build(&self, plan: &ScanPlan, variant: Variant<'_>) -> Result<Compiled, Fault> {
-        let estimator = Estimator { catalog: &self.catalog, stats: &self.stats };
-        Planner { catalog: &self.catalog, estimator }.compile(plan, variant)
+        let estimator = Estimator { catalog: &self.catalog, stats: &self.stats, counted: &self.counted };
+        Planner { conn: &self.conn, catalog: &self.catalog, estimator }.compile(plan, variant)
     }
 
     fn run(
