@@ -1,13 +1,15 @@
-//! Contents of `/statz`: named groups of facts about the running server, for people and scripts.
+//! Contents of `/statz`: named groups of facts about the running server.
 //!
-//! A group that fails says so in its own place and never fails the page. Knows no HTTP: whoever serves the page checks the
-//! password and passes the query string on. Groups that ask a database are added by the composition root.
+//! A group that fails says so in its own place and never fails the page. Knows no HTTP: the gateway checks the password, asks
+//! for groups by name and renders them. Groups that ask a database are added by the composition root.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use prometheus::Registry;
+use prometheus::proto::MetricType;
 use serde_json::{Map, Value, json};
 
 use crate::metrics::{Metrics, memory_usage};
@@ -19,17 +21,10 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(10);
 pub type Facts = Result<Value, String>;
 type Source = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Facts> + Send>> + Send + Sync>;
 
-/// The page, built once and asked on each request.
+/// All groups, built once and asked on each request.
 #[derive(Default)]
 pub struct Statz {
     groups: Vec<(&'static str, Source)>,
-}
-
-/// A page ready to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    pub content_type: &'static str,
-    pub body: String,
 }
 
 impl Statz {
@@ -44,40 +39,29 @@ impl Statz {
         self
     }
 
-    /// Adds what every node can say about itself: `server`, `replica`, `metrics` and `os`.
+    /// Adds what every node can say about itself: `server` (the facts given here and the time it is up), `replica`,
+    /// `metrics` and `os`.
     #[must_use]
     pub fn with_own_groups(self, server: Value, replica_file: PathBuf, metrics: Metrics, started: Instant) -> Self {
         self.group("server", move || {
             let mut facts = server.clone();
-            if let Value::Object(facts) = &mut facts {
-                facts.insert("uptimeSeconds".to_owned(), started.elapsed().as_secs().into());
-            }
+            facts["uptimeSeconds"] = started.elapsed().as_secs().into();
             std::future::ready(Ok(facts))
         })
         .group("replica", move || std::future::ready(replica(&replica_file)))
-        .group("metrics", move || std::future::ready(Ok(counts(&metrics))))
+        .group("metrics", move || std::future::ready(Ok(counts(&metrics.registry))))
         .group("os", || std::future::ready(os()))
     }
 
-    /// `query` is the text after `?` of the request: `group=a,b` restricts the page, `format=json` changes its form and
-    /// `pretty` indents it.
-    pub async fn page(&self, query: &str) -> Page {
-        let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-        let find = |wanted: &str| pairs.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-        let facts = self.facts(find("group"), GROUP_TIMEOUT).await;
-        match (find("format"), find("pretty")) {
-            (Some("json"), None) => Page { content_type: "application/json", body: Value::Object(facts).to_string() },
-            (Some("json"), Some(_)) => {
-                Page { content_type: "application/json", body: format!("{:#}", Value::Object(facts)) }
-            }
-            _ => Page { content_type: "text/plain; charset=utf-8", body: text(&facts) },
-        }
+    /// An object of the groups wanted, in their own order; of all if none is named.
+    pub async fn collect(&self, wanted: &[String]) -> Value {
+        self.collect_within(wanted, GROUP_TIMEOUT).await
     }
 
-    async fn facts(&self, wanted: Option<&str>, timeout: Duration) -> Map<String, Value> {
+    async fn collect_within(&self, wanted: &[String], timeout: Duration) -> Value {
         let mut facts = Map::new();
         for (name, source) in &self.groups {
-            if wanted.is_none_or(|wanted| wanted.split(',').any(|one| one.trim() == *name)) {
+            if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
                 let group = match tokio::time::timeout(timeout, source()).await {
                     Ok(Ok(group)) => group,
                     Ok(Err(error)) => json!({ "error": error }),
@@ -86,34 +70,11 @@ impl Statz {
                 facts.insert((*name).to_owned(), group);
             }
         }
-        facts
+        Value::Object(facts)
     }
 }
 
-/// One heading per group and one line per fact; nested facts are named by their path.
-fn text(facts: &Map<String, Value>) -> String {
-    let mut page = String::new();
-    for (group, value) in facts {
-        page.push_str(&format!("{group}\n"));
-        lines(&mut page, "", value);
-        page.push('\n');
-    }
-    page
-}
-
-fn lines(page: &mut String, path: &str, value: &Value) {
-    let Value::Object(facts) = value else {
-        let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        page.push_str(&format!("  {}: {shown}\n", if path.is_empty() { "value" } else { path }));
-        return;
-    };
-    for (name, value) in facts {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        lines(page, &path, value);
-    }
-}
-
-/// Sizes of the replica's files. The write-ahead log and the shared memory file come and go.
+/// Sizes of the replica's files. The write-ahead log comes and goes.
 fn replica(file: &Path) -> Facts {
     let size = |suffix: &str| {
         let mut path = file.as_os_str().to_owned();
@@ -128,10 +89,10 @@ fn replica(file: &Path) -> Facts {
     }))
 }
 
-/// Everything counted so far that is a single number, by metric name.
-fn counts(metrics: &Metrics) -> Value {
+/// Everything counted so far, by metric name; of a histogram its count and sum.
+fn counts(registry: &Registry) -> Value {
     let mut counts = Map::new();
-    for family in metrics.registry.gather() {
+    for family in registry.gather() {
         for metric in family.get_metric() {
             let labels: Vec<String> =
                 metric.get_label().iter().map(|label| format!("{}={}", label.name(), label.value())).collect();
@@ -139,11 +100,13 @@ fn counts(metrics: &Metrics) -> Value {
                 true => family.name().to_owned(),
                 false => format!("{}{{{}}}", family.name(), labels.join(",")),
             };
-            let histogram = metric.get_histogram();
             let value = match family.get_field_type() {
-                prometheus::proto::MetricType::COUNTER => json!(metric.get_counter().get_value()),
-                prometheus::proto::MetricType::GAUGE => json!(metric.get_gauge().get_value()),
-                _ => json!({ "count": histogram.get_sample_count(), "sum": histogram.get_sample_sum() }),
+                MetricType::COUNTER => json!(metric.get_counter().get_value()),
+                MetricType::GAUGE => json!(metric.get_gauge().get_value()),
+                MetricType::HISTOGRAM | MetricType::SUMMARY | MetricType::UNTYPED => {
+                    let histogram = metric.get_histogram();
+                    json!({ "count": histogram.get_sample_count(), "sum": histogram.get_sample_sum() })
+                }
             };
             counts.insert(name, value);
         }
@@ -176,56 +139,49 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
     }
 
-    fn page(statz: &Statz, query: &str) -> Page {
-        wait(statz.page(query))
+    fn ask(statz: &Statz, wanted: &[&str]) -> Value {
+        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        wait(statz.collect(&wanted))
     }
 
     fn statz() -> Statz {
         Statz::default()
-            .group("cvr", || std::future::ready(Ok(json!({ "queries": { "total": 3 } }))))
+            .group("cvr", || std::future::ready(Ok(json!({ "queries": 3 }))))
             .group("upstream", || std::future::ready(Err("connection refused".to_owned())))
     }
 
     #[test]
     fn a_failing_group_does_not_fail_the_page() {
-        let page = page(&statz(), "");
-        assert_eq!(page.content_type, "text/plain; charset=utf-8");
-        assert_eq!(page.body, "cvr\n  queries.total: 3\n\nupstream\n  error: connection refused\n\n");
+        let all = json!({ "cvr": { "queries": 3 }, "upstream": { "error": "connection refused" } });
+        assert_eq!(ask(&statz(), &[]), all);
     }
 
     #[test]
-    fn groups_can_be_chosen_and_shown_as_json() {
-        let chosen = page(&statz(), "format=json&group=cvr,none");
-        assert_eq!(
-            (chosen.content_type, chosen.body.as_str()),
-            ("application/json", r#"{"cvr":{"queries":{"total":3}}}"#)
-        );
-        let pretty = page(&statz(), "format=json&group=cvr&pretty");
-        assert!(pretty.body.starts_with("{\n  \"cvr\": {\n"), "{}", pretty.body);
+    fn groups_can_be_chosen() {
+        assert_eq!(ask(&statz(), &["none", "cvr"]), json!({ "cvr": { "queries": 3 } }));
     }
 
     #[test]
     fn a_slow_group_is_reported() {
         let statz = Statz::default().group("slow", std::future::pending);
-        let facts = wait(statz.facts(None, Duration::from_millis(1)));
+        let facts = wait(statz.collect_within(&[], Duration::from_millis(1)));
         assert_eq!(facts["slow"]["error"], "no answer within 1ms");
     }
 
     #[test]
     fn own_groups() {
         let metrics = Metrics::new("1.2.3", "single-node").unwrap();
-        metrics.pokes.inc_by(2);
+        metrics.transactions.inc_by(2);
         let file = std::env::temp_dir().join(format!("statz-{}.db", std::process::id()));
         std::fs::write(&file, [0u8; 4096]).unwrap();
-        let started = Instant::now();
-        let statz = Statz::default().with_own_groups(json!({ "version": "1.2.3" }), file.clone(), metrics, started);
-        let page: Value = serde_json::from_str(&page(&statz, "format=json").body).unwrap();
+        let server = json!({ "version": "1.2.3" });
+        let statz = Statz::default().with_own_groups(server, file.clone(), metrics, Instant::now());
+        let page = ask(&statz, &[]);
         std::fs::remove_file(file).unwrap();
-        assert_eq!(page["server"]["version"], "1.2.3");
-        assert_eq!(page["server"]["uptimeSeconds"], 0);
+        assert_eq!(page["server"], json!({ "version": "1.2.3", "uptimeSeconds": 0 }));
         assert_eq!(page["replica"]["databaseBytes"], 4096);
-        assert_eq!(page["metrics"]["zero_pokes_total"], 2.0);
-        assert_eq!(page["metrics"]["zero_commit_to_poke_seconds"]["count"], 0);
+        assert_eq!(page["metrics"]["zero_replicated_transactions_total"], 2.0);
+        assert_eq!(page["metrics"]["zero_replica_apply_seconds"]["count"], 0);
         assert_eq!(page["os"]["load"].as_array().map(Vec::len), Some(3));
         assert!(page["os"]["cpus"].as_u64() > Some(0));
     }

@@ -1,11 +1,15 @@
-//! The parts of the server binary that can be tested without starting it: configuration, logging, metrics and the contents
-//! of the admin page.
+//! The server binary's own parts: configuration, logging, metrics, the admin page, and the composition root that joins the
+//! crates of the data plane.
 //!
-//! Knows no replica, no query and no socket; the binary's composition root joins these with the crates of the data plane.
+//! Wiring only: nothing here decides what a client sees.
 
 pub mod admin;
 pub mod config;
+mod copy;
 pub mod logging;
 pub mod metrics;
+mod options;
 #[cfg(test)]
 mod reference_page;
+mod replicate;
+pub mod root;

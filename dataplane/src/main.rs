@@ -1,1 +1,50 @@
-fn main() {}
+//! `zero-cache`: syncs the results of ZQL queries from Postgres to many clients, live.
+
+use std::process::ExitCode;
+
+use dataplane::config::{self, Config, exit};
+use dataplane::{logging, root};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let config = match config::from_process() {
+        Ok(config) => config,
+        Err(refusal) => {
+            refusal.print();
+            return ExitCode::from(refusal.exit_code());
+        }
+    };
+    ExitCode::from(start(config))
+}
+
+fn start(config: Config) -> u8 {
+    if let Err(error) = logging::start(config.logging) {
+        eprintln!("cannot start logging: {error}");
+        return exit::ERROR;
+    }
+    // One TLS implementation for every connection of the process; a second call would be an error and there is none.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    // Returns freed memory to the system without waiting for the next allocation.
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::debug!(%error, "the allocator has no background thread");
+    }
+    config.announce();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return exit::ERROR;
+        }
+    };
+    match runtime.block_on(root::run(config)) {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            exit::ERROR
+        }
+    }
+}

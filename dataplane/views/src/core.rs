@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use protocol::down;
 use protocol::error::ErrorBody;
-use replica::{CommitGate, Reader};
+use replica::Reader;
 use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
@@ -47,7 +47,6 @@ pub struct Options {
     pub cvr_purge_hours: i32,
     pub hydrators: usize,
     pub open_reader: Arc<dyn Fn() -> Result<Reader, replica::Error> + Send + Sync>,
-    pub gate: Arc<CommitGate>,
     pub schema: Arc<Schema>,
     pub transformer: Arc<dyn Transformer>,
     /// How often each connection's credentials are checked again, and each group's named queries are transformed again.
@@ -260,7 +259,9 @@ impl Core {
                 error!(reason, "the views cannot go on");
                 return reason;
             }
-            self.finish_drain();
+            if self.finish_drain() {
+                return "drained".into();
+            }
         }
     }
 
@@ -536,13 +537,14 @@ impl Core {
         self.want_step = true;
     }
 
-    fn finish_drain(&mut self) {
-        if self.draining.is_some() && self.outgoing.is_empty() && self.all_durable() && self.dirty.is_empty() {
+    /// Whether everything is told and stored after a drain.
+    fn finish_drain(&mut self) -> bool {
+        let finished = self.draining.is_some() && self.outgoing.is_empty() && self.all_durable() && self.dirty.is_empty();
+        if finished && let Some(done) = self.draining.take() {
             // Dropping the sender would do; sending says that it was on purpose.
-            if let Some(done) = self.draining.take() {
-                let _ = done.send(());
-            }
+            let _ = done.send(());
         }
+        finished
     }
 }
 
