@@ -6,13 +6,14 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use prometheus::proto::MetricType;
 use serde_json::{Map, Value, json};
 
-use crate::metrics::{Metrics, memory_usage};
+use crate::metrics::memory_usage;
 
 /// A slow group is reported as such instead of holding the page up.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,23 +43,30 @@ impl Statz {
     /// Adds what every node can say about itself: `server` (the facts given here and the time it is up), `replica`,
     /// `metrics` and `os`.
     #[must_use]
-    pub fn with_own_groups(self, server: Value, replica_file: PathBuf, metrics: Metrics, started: Instant) -> Self {
+    pub fn with_own_groups(self, server: Map<String, Value>, replica_file: PathBuf, registry: Registry) -> Self {
+        let started = Instant::now();
         self.group("server", move || {
             let mut facts = server.clone();
-            facts["uptimeSeconds"] = started.elapsed().as_secs().into();
-            std::future::ready(Ok(facts))
+            facts.insert("uptimeSeconds".to_owned(), started.elapsed().as_secs().into());
+            std::future::ready(Ok(Value::Object(facts)))
         })
         .group("replica", move || std::future::ready(replica(&replica_file)))
-        .group("metrics", move || std::future::ready(Ok(counts(&metrics.registry))))
+        .group("metrics", move || std::future::ready(Ok(counts(&registry))))
         .group("os", || std::future::ready(os()))
     }
 
-    /// An object of the groups wanted, in their own order; of all if none is named.
-    pub async fn collect(&self, wanted: &[String]) -> Value {
-        self.collect_within(wanted, GROUP_TIMEOUT).await
+    /// For [`gateway::Server::build`].
+    #[must_use]
+    pub fn into_status(self) -> gateway::Status {
+        let statz = Arc::new(self);
+        Arc::new(move |wanted| {
+            let statz = Arc::clone(&statz);
+            Box::pin(async move { Value::Object(statz.facts(&wanted, GROUP_TIMEOUT).await) })
+        })
     }
 
-    async fn collect_within(&self, wanted: &[String], timeout: Duration) -> Value {
+    /// The groups wanted, in their own order; all if none is named.
+    async fn facts(&self, wanted: &[String], timeout: Duration) -> Map<String, Value> {
         let mut facts = Map::new();
         for (name, source) in &self.groups {
             if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
@@ -70,7 +78,7 @@ impl Statz {
                 facts.insert((*name).to_owned(), group);
             }
         }
-        Value::Object(facts)
+        facts
     }
 }
 
@@ -134,14 +142,14 @@ fn os() -> Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
 
     fn wait<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
     }
 
-    fn ask(statz: &Statz, wanted: &[&str]) -> Value {
-        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
-        wait(statz.collect(&wanted))
+    fn ask(statz: Statz, wanted: &[&str]) -> Value {
+        wait((statz.into_status())(wanted.iter().map(|name| (*name).to_owned()).collect()))
     }
 
     fn statz() -> Statz {
@@ -153,18 +161,18 @@ mod tests {
     #[test]
     fn a_failing_group_does_not_fail_the_page() {
         let all = json!({ "cvr": { "queries": 3 }, "upstream": { "error": "connection refused" } });
-        assert_eq!(ask(&statz(), &[]), all);
+        assert_eq!(ask(statz(), &[]), all);
     }
 
     #[test]
     fn groups_can_be_chosen() {
-        assert_eq!(ask(&statz(), &["none", "cvr"]), json!({ "cvr": { "queries": 3 } }));
+        assert_eq!(ask(statz(), &["none", "cvr"]), json!({ "cvr": { "queries": 3 } }));
     }
 
     #[test]
     fn a_slow_group_is_reported() {
         let statz = Statz::default().group("slow", std::future::pending);
-        let facts = wait(statz.collect_within(&[], Duration::from_millis(1)));
+        let facts = wait(statz.facts(&[], Duration::from_millis(1)));
         assert_eq!(facts["slow"]["error"], "no answer within 1ms");
     }
 
@@ -174,9 +182,8 @@ mod tests {
         metrics.transactions.inc_by(2);
         let file = std::env::temp_dir().join(format!("statz-{}.db", std::process::id()));
         std::fs::write(&file, [0u8; 4096]).unwrap();
-        let server = json!({ "version": "1.2.3" });
-        let statz = Statz::default().with_own_groups(server, file.clone(), metrics, Instant::now());
-        let page = ask(&statz, &[]);
+        let server = Map::from_iter([("version".to_owned(), json!("1.2.3"))]);
+        let page = ask(Statz::default().with_own_groups(server, file.clone(), metrics.registry), &[]);
         std::fs::remove_file(file).unwrap();
         assert_eq!(page["server"], json!({ "version": "1.2.3", "uptimeSeconds": 0 }));
         assert_eq!(page["replica"]["databaseBytes"], 4096);
