@@ -99,6 +99,12 @@ impl TableChanges {
         self.by_key.contains_key(replica_key)
     }
 
+    /// How the row with this replica key changed, if it did.
+    #[must_use]
+    pub fn get(&self, replica_key: &Key) -> Option<&RowChange> {
+        self.by_key.get(replica_key).map(|&i| &self.rows[i])
+    }
+
     fn clear(&mut self) {
         self.rows.clear();
         self.keys.clear();

@@ -4,14 +4,15 @@
 //! answer flipped and the same for all others. Inner conditions are settled before outer ones, so an outer one can take the
 //! S0 answers of the inner ones for granted.
 
+use std::ops::ControlFlow;
+
 use rows::{Key, Row};
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::ops::ControlFlow;
 
 use crate::advance::{Advance, Stop};
 use crate::eval;
 use crate::filter::Filter;
-use crate::level::Selection;
+use crate::level::{ExistsNode, Selection};
 use crate::source::ScanArgs;
 
 /// For the keys whose answer changed: the answer at S0.
@@ -50,11 +51,7 @@ impl Advance<'_> {
         let mut seen: FxHashMap<Key, Seen> = FxHashMap::default();
         for change in changed.iter().flat_map(|c| c.rows()) {
             self.spend(1)?;
-            if let (Some(old), Some(new)) = (&change.old, &change.new)
-                && !inner_flips
-                && rows.reads_same(old, new)
-                && node.correlation.child.iter().all(|&c| old.get(c) == new.get(c))
-            {
+            if !inner_flips && !node.reads(change) {
                 continue;
             }
             if let Some(old) = &change.old
@@ -92,26 +89,32 @@ impl Advance<'_> {
         undecided.sort_unstable();
         for (key, before) in undecided {
             // Any other row answers the same at both versions, and then nothing changed.
-            if !self.any_other(rows, &key, &dirty)? {
+            if !self.any_other(node, &key, |row| {
+                let replica_key = row.key(&rows.plan.table.key);
+                match changed.and_then(|c| c.get(&replica_key)) {
+                    Some(change) => inner_flips || node.reads(change),
+                    None => dirty.contains(&replica_key),
+                }
+            })? {
                 self.flips[id].insert(key, before);
             }
         }
         Ok(())
     }
 
-    /// Whether a row joins `key` and passes that is neither in the batch nor `dirty`.
-    fn any_other(&mut self, rows: &Selection, key: &Key, dirty: &FxHashSet<Key>) -> Result<bool, Stop> {
-        let changed = self.changed[rows.table];
+    /// Whether a row joins `key` and passes at S1 that is not a `candidate`.
+    fn any_other(
+        &mut self,
+        node: &ExistsNode,
+        key: &Key,
+        candidate: impl Fn(&Row) -> bool,
+    ) -> Result<bool, Stop> {
         let (mut found, mut visited) = (false, 1);
         let args = ScanArgs { constraint: Some(key), ..ScanArgs::default() };
-        self.source.scan(&rows.plan, args, &mut |row| {
+        self.source.scan(&node.rows.plan, args, &mut |row| {
             visited += 1;
-            let replica_key = row.key(&rows.plan.table.key);
-            if changed.is_some_and(|c| c.contains(&replica_key)) || dirty.contains(&replica_key) {
-                return ControlFlow::Continue(());
-            }
-            found = true;
-            ControlFlow::Break(())
+            found = !candidate(&row);
+            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         self.spend(visited)?;
         Ok(found)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rows::{Key, Row, Value};
+use rows::{Key, Row, RowChange, Value};
 
 use crate::correlation::Correlation;
 use crate::delta::KeyedTable;
@@ -75,6 +75,14 @@ impl Level {
             Some(parent) => parent.correlation.of_child(row),
             None => Some(row.key(&[])),
         }
+    }
+}
+
+impl ExistsNode {
+    /// Whether a change alters any cell that the condition reads, inner conditions aside.
+    pub fn reads(&self, change: &RowChange) -> bool {
+        let (Some(old), Some(new)) = (&change.old, &change.new) else { return true };
+        !self.rows.reads_same(old, new) || self.correlation.child.iter().any(|&c| old.get(c) != new.get(c))
     }
 }
 

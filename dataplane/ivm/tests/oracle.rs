@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ivm::like::like;
 use ivm::query::{Condition, EXISTS_SAMPLE, Literal, Op, Query, Related};
-use rows::{Direction, Key, Row, Schema, Table, ValueRef};
+use rows::{ColumnType, Direction, Key, Row, Schema, Table, Value, ValueRef};
 
 /// Rows by table name and client key.
 pub type RowSet = BTreeMap<(String, Key), Row>;
@@ -67,10 +67,12 @@ impl Oracle<'_> {
     /// Adds the rows that a client needs to find the EXISTS conditions of a row true.
     fn samples(&self, condition: &Condition, table: &Table, row: &Row, out: &mut RowSet) {
         match condition {
+            // Where the answer cannot vary, a client needs nothing to find it.
+            decided if self.constant(decided, table).is_some() => {}
             Condition::And(parts) | Condition::Or(parts) => {
                 parts.iter().for_each(|part| self.samples(part, table, row, out));
             }
-            Condition::Exists { negated: false, synced: true, related } if related.query.limit != Some(0) => {
+            Condition::Exists { negated: false, synced: true, related } => {
                 let sample = Query {
                     table: related.query.table.clone(),
                     filter: related.query.filter.clone(),
@@ -82,6 +84,36 @@ impl Oracle<'_> {
                 self.collect(&sample, Some((related, table, row)), out);
             }
             Condition::Exists { .. } | Condition::Compare { .. } => {}
+        }
+    }
+
+    /// The answer of a condition if it is the same for all rows of all databases, as far as its literals and types tell.
+    fn constant(&self, condition: &Condition, table: &Table) -> Option<bool> {
+        let of = |part| self.constant(part, table);
+        match condition {
+            Condition::And(parts) if parts.iter().any(|p| of(p) == Some(false)) => Some(false),
+            Condition::And(parts) => parts.iter().all(|p| of(p) == Some(true)).then_some(true),
+            Condition::Or(parts) if parts.iter().any(|p| of(p) == Some(true)) => Some(true),
+            Condition::Or(parts) => parts.iter().all(|p| of(p) == Some(false)).then_some(false),
+            Condition::Compare { column, op, value } => {
+                let ty = table.columns[table.position(column).unwrap()].ty;
+                match (op, value) {
+                    (Op::In, Literal::Many(values)) => (!values.iter().any(|v| holdable(ty, v))).then_some(false),
+                    (Op::Is, Literal::One(v)) => (*v != Value::Null && !holdable(ty, v)).then_some(false),
+                    (Op::IsNot, Literal::One(v)) => (*v != Value::Null && !holdable(ty, v)).then_some(true),
+                    (Op::Eq, Literal::One(v)) => (!holdable(ty, v)).then_some(false),
+                    (_, Literal::One(Value::Null)) => Some(false),
+                    _ => None,
+                }
+            }
+            Condition::Exists { negated, related, .. } => {
+                let child = &self.schema.tables[&*related.query.table];
+                let class = |table: &Table, name: &str| table.columns[table.position(name).unwrap()].ty.client_name();
+                let never = related.query.limit == Some(0)
+                    || self.constant(&related.query.filter, child) == Some(false)
+                    || related.parent.iter().zip(&related.child).any(|(a, b)| class(table, a) != class(child, b));
+                never.then_some(*negated)
+            }
         }
     }
 
@@ -107,6 +139,16 @@ fn joins(related: &Related, parent: &Table, above: &Row, child: &Table, row: &Ro
     related.parent.iter().zip(&related.child).all(|(a, b)| {
         equal(above.get(parent.position(a).unwrap()), row.get(child.position(b).unwrap()))
     })
+}
+
+/// Whether a column of type `ty` can hold a value that equals `value`.
+fn holdable(ty: ColumnType, value: &Value) -> bool {
+    match (ty, value) {
+        (ColumnType::Bool, Value::Bool(_)) | (ColumnType::Str, Value::Str(_)) => true,
+        (ColumnType::Int, _) => number(value.as_ref()).is_some_and(|n| n.fract() == 0.0),
+        (ColumnType::Float, _) => number(value.as_ref()).is_some(),
+        _ => false,
+    }
 }
 
 /// Equality of non-null values of one class.

@@ -16,7 +16,7 @@ use rows::{Row, Table};
 use crate::oracle::{Oracle, RowSet, entry};
 
 /// Seeds that found a fault once.
-const PAST_FAILURES: [u64; 0] = [];
+const PAST_FAILURES: [u64; 2] = [87, 159];
 
 const QUERIES: usize = 3;
 const STEPS: usize = 8;
