@@ -49,8 +49,10 @@ struct Manifest {
 }
 
 fn read(path: &Path) -> Table {
-    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
-    text.parse().unwrap_or_else(|error| panic!("parse {}: {error}", path.display()))
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let table = text.and_then(|text| text.parse::<Table>().map_err(|error| error.to_string()));
+    assert!(table.is_ok(), "read {}: {table:?}", path.display());
+    table.expect("checked above")
 }
 
 fn root() -> PathBuf {
@@ -59,13 +61,14 @@ fn root() -> PathBuf {
 
 fn manifests() -> Vec<Manifest> {
     let root = root();
-    let members = read(&root.join("Cargo.toml"))["workspace"]["members"].as_array().unwrap().clone();
+    let members =
+        read(&root.join("Cargo.toml"))["workspace"]["members"].as_array().expect("members are a list").clone();
     members
         .iter()
         .map(|member| {
-            let path = root.join(member.as_str().unwrap()).join("Cargo.toml");
+            let path = root.join(member.as_str().expect("a member is a path")).join("Cargo.toml");
             let table = read(&path);
-            Manifest { name: table["package"]["name"].as_str().unwrap().to_owned(), path, table }
+            Manifest { name: table["package"]["name"].as_str().expect("a name is text").to_owned(), path, table }
         })
         .collect()
 }

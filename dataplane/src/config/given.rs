@@ -139,7 +139,7 @@ impl Given {
             // Whole and within u32 by the check above.
             return Some(value as u32);
         }
-        let (low, high) = range.clone().into_inner();
+        let (low, high) = range.into_inner();
         let remedy = if high == u32::MAX {
             format!("give a whole number of at least {low}")
         } else {
