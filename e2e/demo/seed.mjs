@@ -75,14 +75,15 @@ function generate() {
     const created = NOW - Math.floor((1 - n / (ISSUES + 1)) * 900 * DAY) - dice.below(DAY);
     let modified = created;
     for (let i = Math.floor(dice.next() ** 2 * 9); i > 0; i--) {
-      modified += Math.floor(dice.next() * 4 * DAY) + 60_000;
-      if (modified > NOW) break;
+      const next = modified + Math.floor(dice.next() * 4 * DAY) + 60_000;
+      if (next > NOW) break;
+      modified = next;
       const body = dice.chance(0.3) ? `${dice.pick(REPLIES)} ${dice.pick(REPLIES)}` : dice.pick(REPLIES);
       rows.comment.push([`c${++comments}`, id, someone(), body, new Date(modified).toISOString()]);
     }
     const open = dice.chance(0.15 + (0.6 * n) / ISSUES);
     const assignee = dice.chance(0.7) ? someone() : null;
-    const times = [created, Math.min(modified, NOW)].map(ms => new Date(ms).toISOString());
+    const times = [created, modified].map(ms => new Date(ms).toISOString());
     rows.issue.push([id, n, title(dice), description(dice), open, dice.pick([0, 1, 1, 1, 2, 2, 3]), someone(), assignee, ...times]);
     const labels = new Set(Array.from({length: dice.below(4)}, () => dice.pick(rows.label)[0]));
     for (const label of labels) rows.issue_label.push([id, label]);
