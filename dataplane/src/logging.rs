@@ -70,7 +70,6 @@ fn filter(level: Level) -> Targets {
 mod tests {
     use std::io::Write;
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     use super::*;
 
@@ -91,7 +90,7 @@ mod tests {
     fn logged(level: Level, format: LogFormat) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        let logging = Logging { level, format, slow_hydrate_threshold: Duration::ZERO };
+        let logging = Logging { level, format };
         tracing::subscriber::with_default(subscriber(logging, false, move || writer.clone()), || {
             tracing::info!(port = 4848, "serving clients");
             tracing::debug!("a detail");

@@ -3,24 +3,23 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::given::{Environment, Given};
-use super::option::Effect;
+use super::given::{self, Environment, Given};
+use super::option::{Effect, Kind};
 use super::problem::Refusal;
 use super::secret::SecretUrl;
 use super::{
-    Admin, ApiServer, App, Auth, Change, Config, Cvr, Engine, LogFormat, Logging, Network, Notices, Replica, Role,
-    TokenKey, Upstream, env_file,
+    Admin, ApiServer, App, Auth, Config, Cvr, Engine, LogFormat, Logging, Network, Notices, Replica, Role, TokenKey,
+    Upstream, env_file,
 };
 
-const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const POSTGRES: &[&str] = &["postgres", "postgresql"];
 const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
 /// Postgres cuts longer names off.
 const IDENTIFIER_BYTES_MAX: usize = 63;
-/// Appended to `{app}_{shard}_` in slot names: a time in milliseconds.
-const SLOT_SUFFIX_BYTES: usize = 13;
+/// Leaves room for shard number and suffixes in names of slots, schemas and publications.
+const APP_ID_BYTES_MAX: usize = 40;
 
 /// Reads the command line, the environment and the `.env` file of the working directory.
 pub fn from_process() -> Result<Config, Refusal> {
@@ -47,8 +46,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let role = role(given);
     let app = app(given);
     let upstream_db = upstream_db(given);
-    let change = database(given, "ZERO_CHANGE_DB", "ZERO_CHANGE_MAX_CONNS", upstream_db.as_ref());
-    let cvr_db = database(given, "ZERO_CVR_DB", "ZERO_CVR_MAX_CONNS", upstream_db.as_ref());
+    let cvr_db = given.url("ZERO_CVR_DB", POSTGRES, POSTGRES_EXAMPLE).or_else(|| upstream_db.clone());
     let mutate = mutate(given);
     let query = query(given);
     let auth = auth(given);
@@ -63,35 +61,14 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let engine = Engine { threads: engine_threads(given) };
     let task_id = given.text("ZERO_TASK_ID").unwrap_or_else(random_task_id);
     let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
-    let upstream_rest = (
-        given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER"),
-        given.duration("ZERO_UPSTREAM_PG_STREAM_INBOUND_TIMEOUT_MS", MILLISECOND),
-        whole(given, "ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", 1),
-        lag_report_interval(given),
-    );
-    let cvr_rest = (
-        span(given, "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", HOUR),
-        span(given, "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_INTERVAL_SECONDS", SECOND),
-        whole(given, "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_BATCH_SIZE", 0),
-    );
+    let replication_slot_failover = given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER");
+    let initial_sync_table_copy_workers = whole(given, "ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS");
+    let inactivity_threshold = span(given, "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", HOUR);
     Some(Config {
         role,
         app,
-        upstream: Upstream {
-            db: upstream_db?,
-            replication_slot_failover: upstream_rest.0,
-            stream_inbound_timeout: upstream_rest.1,
-            initial_sync_table_copy_workers: upstream_rest.2,
-            lag_report_interval: upstream_rest.3,
-        },
-        change: change.map(|(db, max_conns)| Change { db, max_conns })?,
-        cvr: cvr_db.map(|(db, max_conns)| Cvr {
-            db,
-            max_conns,
-            inactivity_threshold: cvr_rest.0,
-            purge_interval: cvr_rest.1,
-            purge_batch_size: cvr_rest.2,
-        })?,
+        upstream: Upstream { db: upstream_db?, replication_slot_failover, initial_sync_table_copy_workers },
+        cvr: Cvr { db: cvr_db?, inactivity_threshold },
         mutate,
         query,
         auth,
@@ -106,10 +83,14 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     })
 }
 
-fn notices(given: &mut Given) -> Notices {
+fn notices(given: &Given) -> Notices {
     let mut notices = Notices::default();
     for setting in given.given() {
+        // Switching off what is not here is no wish that goes unheard.
+        let off = setting.kind == Kind::Bool
+            && given.peek(setting.variable).is_some_and(|text| given::boolean(text) == Some(false));
         match setting.effect {
+            Effect::NotBuilt(_) if off => {}
             Effect::Replaced(new) => notices.deprecated.push((setting.variable, new)),
             Effect::Inert(_) => notices.no_effect.push(setting.variable),
             Effect::NotBuilt(_) => notices.not_built.push(setting.variable),
@@ -156,12 +137,11 @@ fn app(given: &mut Given) -> App {
             "the App ID may only consist of lower-case letters, numbers, and the underscore character",
         );
     }
-    let longest = format!("{id}_{shard_num}_").len() + SLOT_SUFFIX_BYTES;
-    if let Some(excess) = longest.checked_sub(IDENTIFIER_BYTES_MAX).filter(|excess| *excess > 0) {
+    if id.len() > APP_ID_BYTES_MAX {
         given.problem(
             "ZERO_APP_ID",
-            format!("names made from it are longer than the {IDENTIFIER_BYTES_MAX} bytes Postgres allows"),
-            format!("shorten it by {excess} or more characters"),
+            format!("{id:?} is longer than {APP_ID_BYTES_MAX} characters"),
+            "shorten it: Postgres allows 63 bytes for the names of slots and schemas made from it",
         );
     }
     if given.is_given("ZERO_SHARD_ID") {
@@ -202,17 +182,6 @@ fn upstream_db(given: &mut Given) -> Option<SecretUrl> {
         );
     }
     given.url("ZERO_UPSTREAM_DB", POSTGRES, POSTGRES_EXAMPLE)
-}
-
-fn database(
-    given: &mut Given,
-    url: &'static str,
-    max_conns: &'static str,
-    upstream: Option<&SecretUrl>,
-) -> Option<(SecretUrl, usize)> {
-    let db = given.url(url, POSTGRES, POSTGRES_EXAMPLE);
-    let max_conns = whole(given, max_conns, 1);
-    Some((db.or_else(|| upstream.cloned())?, max_conns))
 }
 
 /// Old spellings are consulted field by field, and the URL's old spelling comes first.
@@ -307,25 +276,13 @@ fn auth(given: &mut Given) -> Auth {
 }
 
 fn network(given: &mut Given) -> Network {
-    let port = port(given, "ZERO_PORT").unwrap_or_default();
-    let change_streamer_port = match self::port(given, "ZERO_CHANGE_STREAMER_PORT") {
-        Some(port) => port,
-        None => port.checked_add(1).unwrap_or_else(|| {
-            given.problem("ZERO_CHANGE_STREAMER_PORT", "there is no port after ZERO_PORT", "set one of the two");
-            0
-        }),
-    };
-    if port == change_streamer_port && port != 0 {
+    let port = given.integer("ZERO_PORT", 1..=u32::from(u16::MAX)).and_then(|port| u16::try_from(port).ok());
+    let port = port.unwrap_or_default();
+    // Not bound here, but two roles that share one machine's settings would fail later and less clearly.
+    if given.peek("ZERO_CHANGE_STREAMER_PORT").and_then(|text| text.trim().parse().ok()) == Some(port) {
         given.problem("ZERO_CHANGE_STREAMER_PORT", format!("{port} is also ZERO_PORT"), "give two different ports");
     }
-    let in_ecs = given.text("ECS_CONTAINER_METADATA_URI_V4").is_some();
-    let keepalive_timeout = given.duration("ZERO_KEEPALIVE_TIMEOUT_MS", MILLISECOND);
-    Network {
-        port,
-        change_streamer_port,
-        keepalive_timeout: keepalive_timeout.or_else(|| in_ecs.then_some(20 * SECOND)),
-        websocket_max_payload_bytes: whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES", 1),
-    }
+    Network { port, websocket_max_payload_bytes: whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES") }
 }
 
 /// Not obeyed here, but a text that is not JSON is a mistake the original reports as well.
@@ -334,10 +291,6 @@ fn compression_options(given: &mut Given) {
     if given.peek("ZERO_WEBSOCKET_COMPRESSION_OPTIONS").is_some_and(malformed) {
         given.problem("ZERO_WEBSOCKET_COMPRESSION_OPTIONS", "it is not JSON", "give an object such as {\"level\":1}");
     }
-}
-
-fn port(given: &mut Given, variable: &'static str) -> Option<u16> {
-    given.integer(variable, 1..=u32::from(u16::MAX)).and_then(|port| u16::try_from(port).ok())
 }
 
 fn admin(given: &mut Given) -> Admin {
@@ -365,7 +318,6 @@ fn logging(given: &mut Given) -> Logging {
             Some("json") => LogFormat::Json,
             _ => LogFormat::Text,
         },
-        slow_hydrate_threshold: span(given, "ZERO_LOG_SLOW_HYDRATE_THRESHOLD", MILLISECOND),
     }
 }
 
@@ -377,20 +329,14 @@ fn engine_threads(given: &mut Given) -> usize {
     }
 }
 
-/// Zero and less switch the probes off.
-fn lag_report_interval(given: &mut Given) -> Option<Duration> {
-    let milliseconds = given.number("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS")?;
-    if milliseconds <= 0.0 { None } else { given.duration("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS", MILLISECOND) }
-}
-
 /// A span whose default is in the table; zero stands in for one that is already a problem.
 fn span(given: &mut Given, variable: &'static str, unit: Duration) -> Duration {
     given.duration(variable, unit).unwrap_or_default()
 }
 
-/// A whole number whose default is in the table.
-fn whole(given: &mut Given, variable: &'static str, least: u32) -> usize {
-    given.integer(variable, least..=u32::MAX).unwrap_or(least) as usize
+/// A whole number of at least one whose default is in the table.
+fn whole(given: &mut Given, variable: &'static str) -> usize {
+    given.integer(variable, 1..=u32::MAX).unwrap_or(1) as usize
 }
 
 fn random_task_id() -> String {

@@ -46,7 +46,6 @@ pub struct Config {
     pub role: Role,
     pub app: App,
     pub upstream: Upstream,
-    pub change: Change,
     pub cvr: Cvr,
     pub mutate: ApiServer,
     pub query: ApiServer,
@@ -75,28 +74,14 @@ pub struct App {
 pub struct Upstream {
     pub db: SecretUrl,
     pub replication_slot_failover: bool,
-    /// `None`: twice the server's `wal_sender_timeout`. Zero: never.
-    pub stream_inbound_timeout: Option<Duration>,
     pub initial_sync_table_copy_workers: usize,
-    /// `None`: no lag probes are written.
-    pub lag_report_interval: Option<Duration>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Change {
-    pub db: SecretUrl,
-    pub max_conns: usize,
 }
 
 #[derive(Clone, Debug)]
 pub struct Cvr {
     pub db: SecretUrl,
-    pub max_conns: usize,
-    /// A client group that was not connected for so long may be purged.
+    /// A client group that was not connected for so long may be forgotten.
     pub inactivity_threshold: Duration,
-    pub purge_interval: Duration,
-    /// Zero: nothing is purged.
-    pub purge_batch_size: usize,
 }
 
 /// The user's API server as seen by one kind of request.
@@ -145,9 +130,6 @@ pub enum TokenKey {
 #[derive(Clone, Debug)]
 pub struct Network {
     pub port: u16,
-    pub change_streamer_port: u16,
-    /// Drain when calls to `/keepalive` stop for so long after having started.
-    pub keepalive_timeout: Option<Duration>,
     pub websocket_max_payload_bytes: usize,
 }
 
@@ -163,7 +145,6 @@ pub struct Admin {
 pub struct Logging {
     pub level: tracing::Level,
     pub format: LogFormat,
-    pub slow_hydrate_threshold: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +162,7 @@ pub struct Replica {
 
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// At least one, except on a replication-manager.
+    /// Threads that run queries from scratch; at least one, except on a replication-manager.
     pub threads: usize,
 }
 
@@ -223,7 +204,6 @@ impl std::fmt::Debug for Shown<'_> {
             role,
             app,
             upstream,
-            change,
             cvr,
             mutate,
             query,
@@ -241,7 +221,6 @@ impl std::fmt::Debug for Shown<'_> {
             .field("role", role)
             .field("app", app)
             .field("upstream", upstream)
-            .field("change", change)
             .field("cvr", cvr)
             .field("mutate", mutate)
             .field("query", query)

@@ -24,9 +24,9 @@ starts unchanged; those that are set are named in one line of the log. The same 
 
 Differences from the original that a deployment may notice:
 
-* Database pools are shared by all threads, so a pool may be smaller than `ZERO_NUM_SYNC_WORKERS`.
+* An unknown flag ends the process with 255, not with 0.
 * The task ID is not looked up in the ECS metadata; set `ZERO_TASK_ID` where the name matters.
-* Ports must be different, and out-of-range numbers are refused instead of being taken as they are.
+* Pools may be smaller than `ZERO_NUM_SYNC_WORKERS`; out-of-range numbers are refused instead of being taken as they are.
 
 Exit codes: 0 after a drain, or when Postgres refuses the configured user, password or database; 13 when a part of the server
 fails unexpectedly; 14 when it stops at once and on purpose (SIGQUIT, an automatic reset, the stream taken over); 255 when the

@@ -14,6 +14,9 @@ const SHADOW: &str = "rehearsals of the initial sync";
 const ENGINE: &str = "the query engine here has no such step";
 const STREAM: &str = "the change stream here needs no such tuning";
 const LITESTREAM: &str = "no litestream process is started";
+const CHANGE_LOG: &str = "a single node keeps no change log; the replication slot holds what is not durable yet";
+const PURGE: &str = "forgotten client groups are purged hourly, all at once";
+const KEEPALIVE: &str = "the watch on calls to `/keepalive`";
 const PLATFORM: &str = "only labels the original's telemetry, which is never sent";
 
 /// All settings by section, in the order of `CONFIG.md`.
@@ -54,7 +57,8 @@ const UPSTREAM: &[Setting] = &[
         "ZERO_UPSTREAM_PG_STREAM_INBOUND_TIMEOUT_MS",
         "silence after which the replication stream is torn down; 0 is never",
     )
-    .derived("twice the server's `wal_sender_timeout`"),
+    .derived("twice the server's `wal_sender_timeout`")
+    .inert("always derived from the server's `wal_sender_timeout`"),
 ];
 
 const API_SERVERS: &[Setting] = &[
@@ -83,7 +87,7 @@ const CVR: &[Setting] = &[
     text("ZERO_CVR_DB", "URL of the Postgres database that holds client view records")
         .derived("`ZERO_UPSTREAM_DB`")
         .secret(),
-    number("ZERO_CVR_MAX_CONNS", "size of the CVR pool, shared by all engine threads").default("30"),
+    number("ZERO_CVR_MAX_CONNS", "size of the CVR pool").default("30").inert("two connections serve the whole node"),
     number("ZERO_CVR_MAX_CONNS_PER_WORKER", "share of one worker process").internal(),
     number(
         "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS",
@@ -94,19 +98,22 @@ const CVR: &[Setting] = &[
         "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_INTERVAL_SECONDS",
         "first interval between purges of forgotten client groups",
     )
-    .default("60"),
+    .default("60")
+    .inert(PURGE),
     number(
         "ZERO_CVR_GARBAGE_COLLECTION_INITIAL_BATCH_SIZE",
         "client groups removed by the first purge; 0 is never purge",
     )
-    .default("25"),
+    .default("25")
+    .inert(PURGE),
 ];
 
 const CHANGE: &[Setting] = &[
     text("ZERO_CHANGE_DB", "URL of the Postgres database that holds the recent replication log")
         .derived("`ZERO_UPSTREAM_DB`")
-        .secret(),
-    number("ZERO_CHANGE_MAX_CONNS", "size of the change database pool").default("5"),
+        .secret()
+        .inert(CHANGE_LOG),
+    number("ZERO_CHANGE_MAX_CONNS", "size of the change database pool").default("5").inert(CHANGE_LOG),
     number("ZERO_CHANGE_STATEMENT_TIMEOUT_MS", "wait for the answer to one statement")
         .default("20000")
         .hidden()
@@ -174,9 +181,13 @@ const NETWORK: &[Setting] = &[
         "ZERO_KEEPALIVE_TIMEOUT_MS",
         "drain and exit when calls to `/keepalive` stop for so long after having started",
     )
-    .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set"),
-    number("ZERO_NUM_SYNC_WORKERS", "number of engine threads; 0 makes the node a replication-manager")
-        .derived("processors - 1, at least 1"),
+    .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set")
+    .not_built(KEEPALIVE),
+    number(
+        "ZERO_NUM_SYNC_WORKERS",
+        "number of threads that run queries from scratch; 0 makes the node a replication-manager",
+    )
+    .derived("processors - 1, at least 1"),
     text("ZERO_ADMIN_PASSWORD", "password of `/statz` and the inspector; required unless `NODE_ENV=development`")
         .secret(),
     boolean("ZERO_LAZY_STARTUP", "start only when the first client connects")
@@ -203,7 +214,9 @@ const LOGGING: &[Setting] = &[
     number("ZERO_LOG_SLOW_ROW_THRESHOLD", "milliseconds after which fetching one row is called slow")
         .default("2")
         .inert(ENGINE),
-    number("ZERO_LOG_SLOW_HYDRATE_THRESHOLD", "milliseconds after which a hydration is called slow").default("100"),
+    number("ZERO_LOG_SLOW_HYDRATE_THRESHOLD", "milliseconds after which a hydration is called slow")
+        .default("100")
+        .not_built("logs of slow hydrations; see `zero_hydration_seconds`"),
     number("ZERO_LOG_IVM_SAMPLING", "one of so many requests to the query engine is sampled")
         .default("5000")
         .inert(ENGINE),
@@ -213,7 +226,7 @@ const CHANGE_STREAMER: &[Setting] = &[
     text("ZERO_CHANGE_STREAMER_URI", "address of the replication-manager; makes the node a view-syncer"),
     choice("ZERO_CHANGE_STREAMER_MODE", &["dedicated", "discover"], "how the replication-manager is found")
         .default("dedicated"),
-    number("ZERO_CHANGE_STREAMER_PORT", "port of the change stream").derived("`ZERO_PORT` + 1"),
+    number("ZERO_CHANGE_STREAMER_PORT", "port of the change stream").derived("`ZERO_PORT` + 1").not_built(ROLES),
     text("ZERO_CHANGE_STREAMER_ADDRESS", "address registered in the change database").hidden().not_built(ROLES),
     choice("ZERO_CHANGE_STREAMER_PROTOCOL", &["ws", "wss"], "scheme registered in the change database")
         .default("ws")
@@ -263,7 +276,8 @@ const CHANGE_STREAMER: &[Setting] = &[
         .hidden()
         .inert(STREAM),
     number("ZERO_REPLICATION_LAG_REPORT_INTERVAL_MS", "period of the lag probes written upstream; 0 is never")
-        .default("30000"),
+        .default("30000")
+        .not_built("lag probes"),
 ];
 
 const INITIAL_SYNC: &[Setting] = &[
@@ -349,7 +363,9 @@ const OLD_SPELLINGS: &[Setting] = &[
 
 const ENVIRONMENT: &[Setting] = &[
     text("NODE_ENV", "`development` relaxes the admin password; anything else is production").no_flag(),
-    text("ECS_CONTAINER_METADATA_URI_V4", "its presence sets the default of `ZERO_KEEPALIVE_TIMEOUT_MS`").no_flag(),
+    text("ECS_CONTAINER_METADATA_URI_V4", "where the platform describes the task")
+        .no_flag()
+        .inert("the task ID is not looked up there; set `ZERO_TASK_ID`"),
     text("ZERO_ENABLE_STARTUP_MESSAGE", "print a product notice").no_flag().inert("there is no notice"),
     number("ZERO_PG_SOCKET_INACTIVITY_TIMEOUT", "reset a Postgres socket without traffic")
         .default("120000")

@@ -15,7 +15,7 @@ pub const BUILD_INFO: Name = name("zero_build_info", "Always 1; the labels say w
 
 pub const REPLICA_VERSION_LAG: Name = name(
     "zero_replica_version_lag_bytes",
-    "Bytes of Postgres's log between its end and the newest transaction in the replica",
+    "Bytes of Postgres's log between the newest transaction received and the newest one in the replica",
 );
 pub const TRANSACTIONS: Name =
     name("zero_replicated_transactions_total", "Upstream transactions applied to the replica");
