@@ -35,7 +35,7 @@ pub fn matches<E>(
             Ok(false)
         }
         Filter::Compare { column, op, value } => Ok(compare(row.get(*column), *op, value)),
-        Filter::In { column, negated, values } => Ok(within(row.get(*column), *negated, values)),
+        Filter::In { column, negated, values } => Ok(within_ascending(row.get(*column), *negated, values)),
         Filter::Exists(condition) => Ok(exists(condition, row)? != condition.negated),
     }
 }
@@ -47,7 +47,7 @@ pub fn may_match(filter: &Filter, row: &Row) -> bool {
         Filter::And(all) => all.iter().all(|part| may_match(part, row)),
         Filter::Or(any) => any.iter().any(|part| may_match(part, row)),
         Filter::Compare { column, op, value } => compare(row.get(*column), *op, value),
-        Filter::In { column, negated, values } => within(row.get(*column), *negated, values),
+        Filter::In { column, negated, values } => within_ascending(row.get(*column), *negated, values),
         Filter::Exists(_) => true,
     }
 }
@@ -83,9 +83,13 @@ pub fn compare(cell: ValueRef<'_>, op: Op, value: &Value) -> bool {
     }
 }
 
-/// `IN` and `NOT IN`; `values` ascend.
+/// `IN` and `NOT IN`, for values in any order.
 #[must_use]
 pub fn within(cell: ValueRef<'_>, negated: bool, values: &[Value]) -> bool {
+    !cell.is_null() && values.iter().any(|v| v.as_ref().eq_join(cell)) != negated
+}
+
+fn within_ascending(cell: ValueRef<'_>, negated: bool, values: &[Value]) -> bool {
     !cell.is_null() && values.binary_search_by(|v| v.as_ref().cmp_total(cell)).is_ok() != negated
 }
 
@@ -123,9 +127,13 @@ mod tests {
         ] {
             assert_eq!(compare(cell.as_ref(), op, &value), expected, "{cell:?} {op:?} {value:?}");
         }
-        assert!(!within(ValueRef::Null, true, &[]));
-        assert!(!within(ValueRef::Null, false, &[]));
-        assert!(within(ValueRef::Int(1), true, &[]));
-        assert!(within(ValueRef::Int(1), false, &[Value::Int(0), Value::Int(1)]));
+        for member in [within, within_ascending] {
+            assert!(!member(ValueRef::Null, true, &[]));
+            assert!(!member(ValueRef::Null, false, &[]));
+            assert!(member(ValueRef::Int(1), true, &[]));
+            assert!(member(ValueRef::Int(1), false, &[Value::Int(0), Value::Int(1)]));
+            assert!(!member(ValueRef::Int(1), true, &[Value::Int(0), Value::Int(1)]));
+        }
+        assert!(within(ValueRef::Int(1), false, &[Value::Int(2), Value::Float(1.0), Value::Int(0), Value::Null]));
     }
 }

@@ -66,7 +66,7 @@ impl Graph {
     pub fn advance(&mut self, source: &mut dyn Source, changes: &Changes) -> Result<Delta, AdvanceError> {
         // Small graphs must not re-hydrate for a batch that is merely larger than they are.
         const ALWAYS_FOLLOWED: u64 = 10_000;
-        self.advance_within(source, changes, ALWAYS_FOLLOWED + 2 * self.state.scanned)
+        self.advance_within(source, changes, ALWAYS_FOLLOWED + 2 * self.hydration_cost())
     }
 
     /// Like [`Graph::advance`], giving up after visiting `budget` rows.
@@ -146,10 +146,10 @@ impl Graph {
         self.state.rows[index].get(key).map(|entry| entry.version)
     }
 
-    /// Rows that the last hydration visited: a measure of what it costs.
+    /// Rows that a hydration visits at least: those of the last one, or those of the result by now.
     #[must_use]
     pub fn hydration_cost(&self) -> u64 {
-        self.state.scanned
+        self.state.scanned.max(self.row_count() as u64)
     }
 
     /// Approximate bytes held.

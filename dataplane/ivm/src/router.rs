@@ -21,13 +21,16 @@ pub struct Router {
     listed: FxHashMap<GraphId, Vec<Listing>>,
 }
 
+/// Graphs with the number of their parts that are listed.
+type Readers = FxHashMap<GraphId, usize>;
+
 #[derive(Debug, Default)]
 struct TableIndex {
-    /// How many parts of each graph read the table, indexed or not.
-    readers: FxHashMap<GraphId, usize>,
-    unindexed: FxHashMap<GraphId, usize>,
+    /// Everything that reads the table, indexed or not.
+    readers: Readers,
+    unindexed: Readers,
     /// Few columns per table are ever compared with constants.
-    columns: Vec<(usize, FxHashMap<Key, FxHashMap<GraphId, usize>>)>,
+    columns: Vec<(usize, FxHashMap<Key, Readers>)>,
 }
 
 #[derive(Debug)]
@@ -101,7 +104,7 @@ impl Router {
 }
 
 impl TableIndex {
-    fn list(&mut self, constant: Option<&(usize, Key)>) -> &mut FxHashMap<GraphId, usize> {
+    fn list(&mut self, constant: Option<&(usize, Key)>) -> &mut Readers {
         let Some((column, value)) = constant else { return &mut self.unindexed };
         let at = self.columns.iter().position(|(c, _)| c == column).unwrap_or_else(|| {
             self.columns.push((*column, FxHashMap::default()));
@@ -130,7 +133,7 @@ impl TableIndex {
     }
 }
 
-fn release(graphs: &mut FxHashMap<GraphId, usize>, id: GraphId) {
+fn release(graphs: &mut Readers, id: GraphId) {
     if let Some(count) = graphs.get_mut(&id) {
         *count -= 1;
         if *count == 0 {
