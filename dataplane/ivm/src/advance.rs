@@ -180,8 +180,7 @@ impl<'a> Advance<'a> {
         };
         let keyed = &self.program.tables[level.rows.table];
         for row in self.dirty_rows(&level.rows, bound.as_ref())? {
-            let candidate =
-                Candidate { key: keyed.key_of(&row), old: Some(&row), new: Some(&row), unchanged: true };
+            let candidate = Candidate { key: keyed.key_of(&row), old: Some(&row), new: Some(&row), unchanged: true };
             self.stage(n, level, candidate, staged)?;
         }
         Ok(())

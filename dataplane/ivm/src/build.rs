@@ -92,16 +92,13 @@ impl Builder<'_> {
         check_depth(depth)?;
         let table = self.table(&query.table)?;
         let (constraint, implied) = match &parent {
-            Some(parent) => (parent.correlation.child.clone(), self.implied(table, &parent.correlation, constants_above)),
+            Some(parent) => {
+                (parent.correlation.child.clone(), self.implied(table, &parent.correlation, constants_above))
+            }
             None => (Vec::new(), Vec::new()),
         };
-        let request = Request {
-            table,
-            constraint: &constraint,
-            order_by: &query.order_by,
-            start: query.start.as_ref(),
-            implied,
-        };
+        let request =
+            Request { table, constraint: &constraint, order_by: &query.order_by, start: query.start.as_ref(), implied };
         let exists_before = self.program.exists.len();
         let rows = self.selection(&query.filter, request, depth)?;
         let never = query.limit == Some(0) || fold::is_false(&rows.plan.filter);
@@ -142,8 +139,7 @@ impl Builder<'_> {
 
     /// Adds the levels that bring samples of the EXISTS conditions of `level` to clients.
     fn samples(&mut self, level: usize) -> Result<(), BuildError> {
-        let conditions: Vec<usize> =
-            self.program.levels[level].rows.conditions.iter().map(|c| c.exists).collect();
+        let conditions: Vec<usize> = self.program.levels[level].rows.conditions.iter().map(|c| c.exists).collect();
         for exists in conditions {
             let node = &self.program.exists[exists];
             if !node.sampled {

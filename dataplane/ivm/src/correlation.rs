@@ -26,7 +26,10 @@ impl Correlation {
     /// Whether the types of the two sides have any value in common.
     #[must_use]
     pub fn possible(&self) -> bool {
-        self.parent_types.iter().zip(&self.child_types).all(|(parent, child)| parent.client_name() == child.client_name())
+        self.parent_types
+            .iter()
+            .zip(&self.child_types)
+            .all(|(parent, child)| parent.client_name() == child.client_name())
     }
 
     /// The key of the children that a parent row joins.

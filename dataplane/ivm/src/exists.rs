@@ -103,12 +103,7 @@ impl Advance<'_> {
     }
 
     /// Whether a row joins `key` and passes at S1 that is not a `candidate`.
-    fn any_other(
-        &mut self,
-        node: &ExistsNode,
-        key: &Key,
-        candidate: impl Fn(&Row) -> bool,
-    ) -> Result<bool, Stop> {
+    fn any_other(&mut self, node: &ExistsNode, key: &Key, candidate: impl Fn(&Row) -> bool) -> Result<bool, Stop> {
         let (mut found, mut visited) = (false, 1);
         let args = ScanArgs { constraint: Some(key), ..ScanArgs::default() };
         self.source.scan(&node.rows.plan, args, &mut |row| {

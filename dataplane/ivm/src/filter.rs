@@ -14,10 +14,18 @@ pub enum Filter {
     /// Empty is false.
     Or(Vec<Filter>),
     /// `op` is never `In`/`NotIn`. `value` is null only for `Is`/`IsNot`.
-    Compare { column: usize, op: Op, value: Value },
+    Compare {
+        column: usize,
+        op: Op,
+        value: Value,
+    },
     /// `negated` is NOT IN; a null cell matches neither. Values are non-null, of the column's class,
     /// and ascend.
-    In { column: usize, negated: bool, values: Vec<Value> },
+    In {
+        column: usize,
+        negated: bool,
+        values: Vec<Value>,
+    },
     Exists(Exists),
 }
 

@@ -46,7 +46,9 @@ fn single(table: &Table, spec: &Column, column: usize, op: Op, value: &Value) ->
         Op::Eq | Op::Is => exact(spec.ty, value).map_or(FALSE, |v| compare(Op::Eq, v)),
         Op::Ne => exact(spec.ty, value).map_or_else(|| not_null(column), |v| compare(Op::Ne, v)),
         Op::IsNot => exact(spec.ty, value).map_or(TRUE, |v| compare(Op::IsNot, v)),
-        Op::Lt | Op::Gt | Op::Le | Op::Ge if same_class => compare(op, exact(spec.ty, value).unwrap_or_else(|| value.clone())),
+        Op::Lt | Op::Gt | Op::Le | Op::Ge if same_class => {
+            compare(op, exact(spec.ty, value).unwrap_or_else(|| value.clone()))
+        }
         Op::Lt | Op::Gt | Op::Le | Op::Ge => return Err(mismatch(table, spec, op, type_name(spec.ty))),
         Op::Like | Op::NotLike | Op::ILike | Op::NotILike => {
             let (ColumnType::Str, Value::Str(pattern)) = (spec.ty, value) else {

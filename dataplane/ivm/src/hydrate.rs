@@ -9,11 +9,7 @@ use crate::level::{Level, Program};
 use crate::source::{ScanArgs, Source, SourceError};
 use crate::state::{Entry, Partition, State, bit};
 
-pub(crate) fn hydrate(
-    program: &Program,
-    source: &mut dyn Source,
-    each: EachRow<'_>,
-) -> Result<State, SourceError> {
+pub(crate) fn hydrate(program: &Program, source: &mut dyn Source, each: EachRow<'_>) -> Result<State, SourceError> {
     let mut state = State::new(program);
     let mut waiting: Vec<Vec<Key>> = program.levels.iter().map(|_| Vec::new()).collect();
     if let Some(root) = waiting.first_mut() {

@@ -5,11 +5,7 @@
 /// a lone backslash matches nothing.
 #[must_use]
 pub fn like(text: &str, pattern: &str, case_insensitive: bool) -> bool {
-    if case_insensitive {
-        matches(&text.to_lowercase(), &pattern.to_lowercase())
-    } else {
-        matches(text, pattern)
-    }
+    if case_insensitive { matches(&text.to_lowercase(), &pattern.to_lowercase()) } else { matches(text, pattern) }
 }
 
 /// Whether the pattern stands only for itself, so that LIKE is equality.

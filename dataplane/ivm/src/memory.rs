@@ -69,8 +69,12 @@ impl MemorySource {
 
     fn passes(&self, plan: &ScanPlan, row: &Row) -> bool {
         let Ok(passes) = eval::matches::<Infallible>(&plan.filter, row, &mut |exists, row| {
-            let correlation =
-                Correlation::new(&plan.table, exists.parent.clone(), &exists.plan.table, exists.plan.constraint.clone());
+            let correlation = Correlation::new(
+                &plan.table,
+                exists.parent.clone(),
+                &exists.plan.table,
+                exists.plan.constraint.clone(),
+            );
             let key = correlation.of_parent(row);
             Ok(key.is_some_and(|key| self.select(&exists.plan, Some(&key)).next().is_some()))
         });

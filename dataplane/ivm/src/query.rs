@@ -34,7 +34,11 @@ pub struct Related {
 pub enum Condition {
     And(Vec<Condition>),
     Or(Vec<Condition>),
-    Compare { column: String, op: Op, value: Literal },
+    Compare {
+        column: String,
+        op: Op,
+        value: Literal,
+    },
     Exists {
         negated: bool,
         /// Rows matched by this condition reach clients (up to [`EXISTS_SAMPLE`] per parent), so that they can evaluate

@@ -112,8 +112,7 @@ impl Advance<'_> {
         limit: u64,
     ) -> Result<Vec<Row>, Stop> {
         let mut rows = Vec::new();
-        let args =
-            ScanArgs { constraint: level.parent.is_some().then_some(key), after, reverse, limit: Some(limit) };
+        let args = ScanArgs { constraint: level.parent.is_some().then_some(key), after, reverse, limit: Some(limit) };
         self.source.scan(&level.rows.plan, args, &mut |row| {
             rows.push(row);
             ControlFlow::Continue(())

@@ -51,10 +51,9 @@ fn nested(depth: usize) -> Query {
 fn errors_say_what_and_where() {
     let start = Some(Start { row: vec![("o".to_owned(), Value::Str("x".into()))], exclusive: true });
     let mut two_to_one = from("t");
-    two_to_one.related.push(ivm::query::Related {
-        parent: vec!["id".to_owned(), "o".to_owned()],
-        ..join("id", "id", from("t"))
-    });
+    two_to_one
+        .related
+        .push(ivm::query::Related { parent: vec!["id".to_owned(), "o".to_owned()], ..join("id", "id", from("t")) });
     let wide = (0..MAX_LEVELS).fold(from("t"), |query, _| query.related("id", "id", from("t")));
     let many = Literal::Many(vec![Value::Float(1.0); MAX_IN_VALUES + 1]);
     for (query, expected) in [
@@ -70,10 +69,7 @@ fn errors_say_what_and_where() {
         (with("text", Op::Like, number(1.0)), "Like on mixed.text needs a string column and a string pattern"),
         (with("n", Op::In, number(1.0)), "In on mixed.n needs a list of values"),
         (with("n", Op::Eq, Literal::Many(Vec::new())), "Eq on mixed.n needs one value"),
-        (
-            with("doc", Op::Eq, text("{}")),
-            "Eq on mixed.doc needs IS null or IS NOT null: JSON cannot be compared",
-        ),
+        (with("doc", Op::Eq, text("{}")), "Eq on mixed.doc needs IS null or IS NOT null: JSON cannot be compared"),
         (from("mixed").order("doc", Asc), "mixed.doc holds JSON and cannot be used in orderBy"),
         (from("mixed").related("doc", "doc", from("mixed")), "mixed.doc holds JSON and cannot be used in a join"),
         (Query { start, ..from("t").order("o", Asc) }, "start on t.o needs a number"),
@@ -93,7 +89,9 @@ fn errors_say_what_and_where() {
 fn literals_of_another_class_fold() {
     let mut db = db();
     let mut row = rows::RowBuilder::new(5);
-    for cell in [Value::Str("a".into()), Value::Null, Value::Json("{}".into()), Value::Str("x".into()), Value::Float(2.0)] {
+    for cell in
+        [Value::Str("a".into()), Value::Null, Value::Json("{}".into()), Value::Str("x".into()), Value::Float(2.0)]
+    {
         row.push(cell.as_ref());
     }
     let table = Arc::clone(&db.schema.tables["mixed"]);

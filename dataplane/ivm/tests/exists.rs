@@ -82,13 +82,19 @@ fn flips_bubble_up_from_any_depth() {
 fn several_parents_leave_a_full_window_at_once() {
     let mut db = issues();
     db.commit(&[Put("issue", &[4, 4]), Put("issue", &[5, 5])]);
-    let query = from("issue").filter(not_exists("o", "iid", from("c").filter(compare("id", Op::Ge, 100)))).order("o", Asc).limit(2);
+    let query = from("issue")
+        .filter(not_exists("o", "iid", from("c").filter(compare("id", Op::Ge, 100))))
+        .order("o", Asc)
+        .limit(2);
     let (mut graph, rows) = db.hydrate(&query);
     assert_eq!(rows, "+issue(1,1) +issue(2,2)");
     // Those that would follow are hit by the same batch.
     let writes = [Put("c", &[100, 1]), Put("c", &[101, 2]), Put("c", &[102, 3])];
     assert_eq!(db.advance(&mut graph, &writes).0, "-issue(1) -issue(2) +issue(4,4) +issue(5,5)");
-    assert_eq!(db.advance(&mut graph, &[Del("c", 101), Del("c", 102)]).0, "-issue(4) -issue(5) +issue(2,2) +issue(3,3)");
+    assert_eq!(
+        db.advance(&mut graph, &[Del("c", 101), Del("c", 102)]).0,
+        "-issue(4) -issue(5) +issue(2,2) +issue(3,3)"
+    );
 }
 
 #[test]

@@ -10,7 +10,8 @@ use ivm::query::{Condition, Literal, Op, Query, Related};
 use ivm::source::{ScanArgs, ScanPlan, Source, SourceError};
 use ivm::{BuildError, Changes, Delta, Graph};
 use rows::{
-    Batch, Column, ColumnType, Direction, Row, RowBuilder, RowChange, Schema, Table, TableBatch, Value, ValueRef, Version,
+    Batch, Column, ColumnType, Direction, Row, RowBuilder, RowChange, Schema, Table, TableBatch, Value, ValueRef,
+    Version,
 };
 
 /// A cell; `N` is null.
@@ -62,8 +63,7 @@ pub fn table(name: &str, columns: &[&str]) -> Arc<Table> {
 impl Db {
     pub fn new(tables: &[(&str, &[&str])]) -> Db {
         let tables = tables.iter().map(|(name, columns)| table(name, columns));
-        let schema =
-            Schema { tables: tables.map(|t| (Arc::clone(&t.name), t)).collect(), hidden: BTreeMap::new() };
+        let schema = Schema { tables: tables.map(|t| (Arc::clone(&t.name), t)).collect(), hidden: BTreeMap::new() };
         Db { schema, source: Counting { memory: MemorySource::new(), scans: Cell::new(0) }, version: 0 }
     }
 

@@ -136,9 +136,11 @@ impl Oracle<'_> {
 }
 
 fn joins(related: &Related, parent: &Table, above: &Row, child: &Table, row: &Row) -> bool {
-    related.parent.iter().zip(&related.child).all(|(a, b)| {
-        equal(above.get(parent.position(a).unwrap()), row.get(child.position(b).unwrap()))
-    })
+    related
+        .parent
+        .iter()
+        .zip(&related.child)
+        .all(|(a, b)| equal(above.get(parent.position(a).unwrap()), row.get(child.position(b).unwrap())))
 }
 
 /// Whether a column of type `ty` can hold a value that equals `value`.

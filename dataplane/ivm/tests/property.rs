@@ -207,7 +207,8 @@ fn equal_graphs_have_equal_deltas() {
             let changes = Changes::merge(&[Arc::clone(&batch)]);
             let (a, b) = (one.advance(&mut source, &changes).unwrap(), other.rehydrate(&mut source).unwrap());
             let list = |delta: &Delta| {
-                let puts: Vec<_> = delta.puts.iter().map(|p| (entry(&p.table.table, &p.key), p.row.version())).collect();
+                let puts: Vec<_> =
+                    delta.puts.iter().map(|p| (entry(&p.table.table, &p.key), p.row.version())).collect();
                 let dels: Vec<_> = delta.dels.iter().map(|d| entry(&d.table.table, &d.key)).collect();
                 format!("{puts:?} {dels:?}")
             };
