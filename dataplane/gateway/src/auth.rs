@@ -142,13 +142,11 @@ impl Verifier {
             (Auth::Opaque(_), Auth::Jwt { .. }) | (Auth::Jwt { .. }, Auth::Opaque(_)) => {
                 Err(ErrorBody::unauthorized("the type of the token changed"))
             }
-            (Auth::Jwt { claims: old, .. }, Auth::Jwt { claims: new, .. }) => {
-                match (issued_at(old), issued_at(new)) {
-                    (Some(_), None) => Err(ErrorBody::unauthorized("the new token has no time of issue (iat)")),
-                    (Some(old), Some(new)) if new <= old => Ok(None),
-                    _ => Ok((*current != next).then_some(next)),
-                }
-            }
+            (Auth::Jwt { claims: old, .. }, Auth::Jwt { claims: new, .. }) => match (issued_at(old), issued_at(new)) {
+                (Some(_), None) => Err(ErrorBody::unauthorized("the new token has no time of issue (iat)")),
+                (Some(old), Some(new)) if new <= old => Ok(None),
+                _ => Ok((*current != next).then_some(next)),
+            },
             _ => Ok((*current != next).then_some(next)),
         }
     }
@@ -209,7 +207,11 @@ impl Keys {
             Err(reason) => match fetched.as_ref().and_then(|known| select(&known.set, kid, algorithm)) {
                 Some(jwk) => Ok(Some(jwk)),
                 // Not the client's fault: it must come back, not ask for other credentials.
-                None => Err(ErrorBody::overloaded(format!("the keys for tokens cannot be fetched: {reason}"), 5_000, 30_000)),
+                None => Err(ErrorBody::overloaded(
+                    format!("the keys for tokens cannot be fetched: {reason}"),
+                    5_000,
+                    30_000,
+                )),
             },
         }
     }

@@ -110,7 +110,9 @@ impl Pusher {
             Some(MutationKind::Custom) => {}
         }
         if self.inner.endpoint.is_none() {
-            return Err(ErrorBody::invalid_push("custom mutations need a mutate URL (ZERO_MUTATE_URL), none is configured"));
+            return Err(ErrorBody::invalid_push(
+                "custom mutations need a mutate URL (ZERO_MUTATE_URL), none is configured",
+            ));
         }
         self.inner.metrics.pushes.inc();
         self.inner.metrics.custom_mutations.inc_by(push.mutations.len() as u64);
@@ -139,7 +141,8 @@ impl Pusher {
 
     /// Tells the API server that a client has seen its results up to a mutation.
     pub(crate) fn clean_up(&self, group: &str, client_id: &str, up_to: i64, context: &Arc<PushContext>) {
-        let mutation = json!({"type": "single", "clientGroupID": group, "clientID": client_id, "upToMutationID": up_to});
+        let mutation =
+            json!({"type": "single", "clientGroupID": group, "clientID": client_id, "upToMutationID": up_to});
         self.spawn_clean_up(group, client_id, &format!("cleanup-{group}-{client_id}-{up_to}"), mutation, context);
     }
 

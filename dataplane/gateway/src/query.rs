@@ -61,12 +61,7 @@ enum Answer {
 }
 
 impl QueryTransformer {
-    pub(crate) fn new(
-        endpoint: Option<Endpoint>,
-        caller: Caller,
-        ttl: Duration,
-        metrics: Metrics,
-    ) -> QueryTransformer {
+    pub(crate) fn new(endpoint: Option<Endpoint>, caller: Caller, ttl: Duration, metrics: Metrics) -> QueryTransformer {
         QueryTransformer { inner: Arc::new(Inner { endpoint, caller, cache: Mutex::default(), ttl, metrics }) }
     }
 }
@@ -90,9 +85,7 @@ impl Inner {
     ) -> Result<Vec<Transformed>, ErrorBody> {
         let ids = || queries.iter().map(|q| q.id.clone()).collect();
         let request = match &self.endpoint {
-            Some(endpoint) => {
-                endpoint.request(context.user_query_url.as_deref(), &context.user_query_headers, context)
-            }
+            Some(endpoint) => endpoint.request(context.user_query_url.as_deref(), &context.user_query_headers, context),
             None => return Err(ErrorBody::internal("no query URL is configured")),
         };
         let request = request.map_err(|e| failed(e.failure(), e.to_string(), None, ids()))?;
@@ -220,8 +213,7 @@ impl Inner {
         queries: &[NamedQuery],
     ) -> Result<Answers, ErrorBody> {
         let ids = || queries.iter().map(|q| q.id.clone()).collect::<Vec<_>>();
-        let asked: Vec<Value> =
-            queries.iter().map(|q| json!({"id": q.id, "name": q.name, "args": q.args})).collect();
+        let asked: Vec<Value> = queries.iter().map(|q| json!({"id": q.id, "name": q.name, "args": q.args})).collect();
         let body = Bytes::from(json!(["transform", asked]).to_string());
         let operation = if queries.is_empty() { Operation::ValidateAuth } else { Operation::Query };
         let count = |result: &str| {

@@ -7,10 +7,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::Request;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -92,13 +92,8 @@ impl Server {
         let query = Endpoint::build(&options.query, &options.app_id, options.shard_num)?;
         let verifier = Verifier::build(&options.auth, &caller, mutate.is_some() && query.is_some())?;
         let registry = Arc::new(Registry::default());
-        let pusher = Pusher::new(
-            mutate,
-            caller.clone(),
-            Arc::clone(&registry),
-            limits.push_queue_bytes_max,
-            metrics.clone(),
-        );
+        let pusher =
+            Pusher::new(mutate, caller.clone(), Arc::clone(&registry), limits.push_queue_bytes_max, metrics.clone());
         let transformer: Arc<dyn Transformer> =
             Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
         let listener = bind(options.listen).await?;

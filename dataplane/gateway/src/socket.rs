@@ -12,8 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Handle, OutboxReceiver};
 
 use crate::auth::Auth;
@@ -43,13 +43,13 @@ pub(crate) struct Session {
     pub(crate) initialized: bool,
 }
 
-/// Runs the socket to its end and returns why it ended.
+/// Runs the socket to its end and returns why it ended, and the connection to linger on.
 pub(crate) async fn serve(
     stream: WebSocketStream<TcpStream>,
     mut outbox: OutboxReceiver,
     mut session: Session,
     first: Option<String>,
-) -> &'static str {
+) -> (&'static str, Option<TcpStream>) {
     let shared = Arc::clone(&session.shared);
     let control = Arc::clone(&session.control);
     let (sink, mut source) = stream.split();
@@ -71,12 +71,7 @@ pub(crate) async fn serve(
         }
     };
     let (reason, ()) = tokio::join!(writing, reading);
-    // Nothing queued is of use any more; do not hold it while lingering.
-    drop(outbox);
-    if let Ok(stream) = source.reunite(writer.sink) {
-        linger(stream.into_inner()).await;
-    }
-    reason
+    (reason, source.reunite(writer.sink).ok().map(WebSocketStream::into_inner))
 }
 
 /// Waits for the peer to close first. Closing with unread data would reset the connection under the goodbye.
@@ -122,7 +117,9 @@ impl Session {
                     Err(_) => ControlFlow::Break(fail(ErrorBody::invalid_message("the frame is not UTF-8"))),
                 },
                 // Answered by the WebSocket layer.
-                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => ControlFlow::Continue(()),
+                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {
+                    ControlFlow::Continue(())
+                }
             };
             if let ControlFlow::Break(ending) = flow {
                 return ending;
@@ -149,7 +146,12 @@ impl Session {
         match self.handle(message).await {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
-                tracing::warn!(connection = self.id.0, kind = error.kind_name(), error = error.message(), "client failed");
+                tracing::warn!(
+                    connection = self.id.0,
+                    kind = error.kind_name(),
+                    error = error.message(),
+                    "client failed"
+                );
                 ControlFlow::Break(fail(error))
             }
         }

@@ -259,12 +259,15 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
         context,
         initialized: false,
     };
-    let reason = socket::serve(stream, receiver, session, header.init_connection).await;
+    let (reason, stream) = socket::serve(stream, receiver, session, header.init_connection).await;
     open.dec();
     shared.metrics.disconnects.with_label_values(&[reason]).inc();
     tracing::debug!(connection = id.0, reason, "socket closed");
     if shared.registry.remove(&group, &client, id) {
         let _ = views.commands.send(Command::Disconnect(id));
+    }
+    if let Some(stream) = stream {
+        linger(stream).await;
     }
 }
 

@@ -135,10 +135,8 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
     }
 
     async fn close(&mut self, status: Option<(u16, String)>) {
-        let frame = status.map(|(code, reason)| CloseFrame {
-            code: code.into(),
-            reason: connect::close_reason(&reason).into(),
-        });
+        let frame = status
+            .map(|(code, reason)| CloseFrame { code: code.into(), reason: connect::close_reason(&reason).into() });
         // A peer that is gone needs no goodbye.
         let _ = timeout(GOODBYE, self.sink.send(Message::Close(frame))).await;
     }

@@ -408,3 +408,79 @@ fn scalar(node: &Node<'_>) -> Result<Literal, ParseError> {
         _ => Err(node.refuse("expected a string, number or boolean")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(value: Value) -> Result<Ast, ParseError> {
+        Ast::from_value("ast", &value)
+    }
+
+    #[test]
+    fn reads_what_it_writes_in_the_reference_order() {
+        let text = r#"{"schema":"","table":"issue","alias":"i","where":{"type":"and","conditions":[{"type":"simple","left":{"type":"column","name":"a"},"right":{"type":"literal","value":[1,2.5,"x",true]},"op":"NOT IN"},{"type":"simple","left":{"type":"literal","value":null},"right":{"type":"static","anchor":"authData","field":["a","b"]},"op":"IS NOT"},{"type":"correlatedSubquery","related":{"correlation":{"parentField":["a"],"childField":["b"]},"hidden":true,"subquery":{"table":"u"},"system":"permissions"},"op":"NOT EXISTS","flip":true,"scalar":false}]},"related":[{"correlation":{"parentField":["a"],"childField":["b"]},"subquery":{"table":"c","alias":"comments"},"system":"client"}],"start":{"row":{"z":1,"a":null},"exclusive":true},"limit":10,"orderBy":[["a","asc"],["b","desc"]]}"#;
+        let ast: Ast = serde_json::from_str(text).expect("valid");
+        assert_eq!(serde_json::to_string(&ast).expect("text"), text);
+    }
+
+    #[test]
+    fn numbers_keep_their_kind() {
+        let literal = |text: &str| {
+            let ast: Ast = serde_json::from_str(&format!(
+                r#"{{"table":"t","where":{{"type":"simple","op":"=","left":{{"type":"column","name":"c"}},"right":{{"type":"literal","value":{text}}}}}}}"#
+            ))
+            .expect("valid");
+            match ast.filter {
+                Some(Condition::Simple { right: ValuePosition::Literal { value }, .. }) => value,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(literal("1"), Literal::Int(1));
+        assert_eq!(literal("1.0"), Literal::Float(1.0));
+        assert_eq!(literal("-9007199254740991"), Literal::Int(-9_007_199_254_740_991));
+        assert_eq!(literal("18446744073709551615"), Literal::Float(18_446_744_073_709_551_615.0));
+    }
+
+    #[test]
+    fn unknown_properties_are_ignored_and_wrong_structure_is_placed() {
+        assert!(parse(json!({"table": "t", "future": {"x": 1}})).is_ok());
+        let simple = |right: Value| json!({"table": "t", "where": {"type": "simple", "op": "=", "left": {"type": "column", "name": "c"}, "right": right}});
+        for (value, at, reason) in [
+            (json!([]), "ast", "expected an object"),
+            (json!({}), "ast", "missing property \"table\""),
+            (json!({"table": "t", "limit": -1}), "ast.limit", "negative"),
+            (json!({"table": "t", "limit": 1.5}), "ast.limit", "integer"),
+            (json!({"table": "t", "orderBy": [["a"]]}), "ast.orderBy[0]", "[column, direction]"),
+            (json!({"table": "t", "orderBy": [["a", "up"]]}), "ast.orderBy[0]", "direction"),
+            (json!({"table": "t", "where": {"type": "xor"}}), "ast.where.type", "expected"),
+            (simple(json!({"type": "column", "name": "d"})), "ast.where.right", "left side only"),
+            (simple(json!({"type": "literal", "value": {}})), "ast.where.right.value", "expected a string"),
+            (simple(json!({"type": "literal", "value": [null]})), "ast.where.right.value[0]", "null"),
+            (simple(json!({"type": "literal", "value": [[1]]})), "ast.where.right.value[0]", "expected a string"),
+            (
+                json!({"table": "t", "related": [{"correlation": {"parentField": [], "childField": []}, "subquery": {"table": "u"}}]}),
+                "ast.related[0].correlation",
+                "same length",
+            ),
+        ] {
+            let error = parse(value.clone()).expect_err(&value.to_string());
+            assert_eq!(error.at, at, "{value}");
+            assert!(error.reason.contains(reason), "{value}: {error}");
+        }
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let leaf = json!({"type": "simple", "op": "=", "left": {"type": "column", "name": "c"}, "right": {"type": "literal", "value": 1}});
+        let wide = |n: usize| json!({"table": "t", "where": {"type": "or", "conditions": vec![leaf.clone(); n]}});
+        assert!(parse(wide(1000)).is_ok());
+        assert!(parse(wide(MAX_NODES)).expect_err("too many").reason.contains("more than"));
+        let mut deep = json!({"table": "t"});
+        for _ in 0..MAX_DEPTH + 1 {
+            deep = json!({"table": "t", "related": [{"correlation": {"parentField": ["a"], "childField": ["a"]}, "subquery": deep}]});
+        }
+        assert!(parse(deep).expect_err("too deep").reason.contains("deeper"));
+    }
+}

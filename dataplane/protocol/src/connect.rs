@@ -210,3 +210,100 @@ pub fn close_reason(reason: &str) -> String {
     }
     format!("{}...", &reason[..end])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const QUERY: &str = "?clientID=c&clientGroupID=g&ts=10532.400000095&lmid=0";
+
+    fn version(path: &str) -> Result<Option<u32>, ConnectError> {
+        ConnectParams::parse(&format!("{path}{QUERY}")).map(|params| params.protocol_version)
+    }
+
+    #[test]
+    fn paths() {
+        for (path, expected) in [
+            ("/sync/v51/connect", Some(51)),
+            ("/zero/sync/v30/connect", Some(30)),
+            ("/a-b_c~%20/sync/v52/anything", Some(52)),
+            ("/sync/v29/connect", None),
+            ("/sync/v53/connect", None),
+            ("/sync/v0x33/connect", Some(51)),
+            ("/sync/v5e1/connect", Some(50)),
+            ("/sync/v-51/connect", None),
+            ("/sync/v%20/connect", None),
+        ] {
+            assert_eq!(version(path), Ok(expected), "{path}");
+        }
+        for path in [
+            "",
+            "/",
+            "/sync",
+            "/a/b/sync/v51/connect",
+            "/sync/v51/connect/",
+            "/sync/v51.1/connect",
+            "/sync/51/connect",
+            "/sync/v/connect",
+            "/sync/vNaN/connect",
+            "/sync/v51/con.nect",
+            "/b.c/sync/v51/connect",
+            "/replication/v6/changes",
+            "sync/v51/connect",
+        ] {
+            assert!(matches!(version(path), Err(ConnectError::Url(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn parameters() {
+        let parse = |query: &str| ConnectParams::parse(&format!("/sync/v51/connect?{query}"));
+        let params = parse("clientID=a%2Bb&clientID=second&clientGroupID=g+h&ts=-1&lmid=5x&wsid=&userID=&baseCookie=00%3A01&profileID=p1")
+            .expect("valid");
+        assert_eq!(params.client_id, "a+b");
+        assert_eq!(params.client_group_id, "g h");
+        assert_eq!((params.wsid.as_str(), params.user_id), ("", None));
+        assert_eq!(params.base_cookie.as_deref(), Some("00:01"));
+        assert_eq!(params.profile_id, "p1");
+        assert_eq!(parse("clientID=c&clientGroupID=g&ts=1&lmid=1").expect("valid").profile_id, "cgg");
+        for query in ["clientID=c&clientGroupID=g&ts=1", "clientID=c&clientGroupID=g&ts=.5&lmid=1", ""] {
+            assert!(matches!(parse(query), Err(ConnectError::Param(_))), "{query}");
+        }
+    }
+
+    #[test]
+    fn header_vectors() {
+        assert_eq!(ProtocolHeader::decode("e30%3D"), Ok(ProtocolHeader::default()));
+        let header = ProtocolHeader::decode("eyJhdXRoVG9rZW4iOiJ0b2sifQ%3D%3D").expect("valid");
+        assert_eq!(header.auth_token.as_deref(), Some("tok"));
+        assert!(!format!("{header:?}").contains("tok\""), "tokens are not printed");
+        let header = ProtocolHeader::decode(
+            "eyJpbml0Q29ubmVjdGlvbk1lc3NhZ2UiOlsiaW5pdENvbm5lY3Rpb24iLHsiZGVzaXJlZFF1ZXJpZXNQYXRjaCI6W119XX0%3D",
+        )
+        .expect("valid");
+        assert_eq!(header.init_connection.as_deref(), Some(r#"["initConnection",{"desiredQueriesPatch":[]}]"#));
+        for bad in ["", "%", "e30%3D%3D%3D!", "W10%3D", "bnVsbA%3D%3D", "/w%3D%3D", "eyJhdXRoVG9rZW4iOjF9"] {
+            assert!(ProtocolHeader::decode(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn reasons_fit_into_a_close_frame() {
+        assert_eq!(close_reason("short"), "short");
+        assert_eq!(close_reason(&"x".repeat(123)).len(), 123);
+        let cut = close_reason(&"é".repeat(100));
+        assert_eq!(cut.len(), 123);
+        assert!(cut.ends_with("é..."));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(text in ".{0,200}", path in "(/[a-z0-9v%.]{0,6}){0,5}", query in "([a-zA-Z]{0,9}=?[%0-9a-f+]{0,5}&?){0,6}") {
+            let _ = ConnectParams::parse(&text);
+            let _ = ConnectParams::parse(&format!("{path}?{query}"));
+            let _ = ProtocolHeader::decode(&text);
+            prop_assert!(close_reason(&text).len() <= CLOSE_REASON_BYTES);
+        }
+    }
+}

@@ -150,3 +150,30 @@ fn write_mutation_id(out: &mut Vec<u8>, client_id: &str, mutation_id: i64) {
     write_string(out, client_id);
     out.push(b'}');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn frames_as_clients_expect_them() {
+        for (frame, expected) in [
+            (connected("w\"s", 5), json!(["connected", {"wsid": "w\"s", "timestamp": 5}])),
+            (pong(), json!(["pong", {}])),
+            (
+                error(&ErrorBody::internal("m")),
+                json!(["error", {"kind": "Internal", "message": "m", "origin": "zeroCache"}]),
+            ),
+            (poke_start("p", None), json!(["pokeStart", {"pokeID": "p", "baseCookie": null}])),
+            (poke_start("p", Some("00:01")), json!(["pokeStart", {"pokeID": "p", "baseCookie": "00:01"}])),
+            (poke_end("p", "01"), json!(["pokeEnd", {"pokeID": "p", "cookie": "01"}])),
+            (poke_cancel("p"), json!(["pokeEnd", {"pokeID": "p", "cookie": "", "cancel": true}])),
+            (delete_clients(&["a".to_owned()], &[]), json!(["deleteClients", {"clientIDs": ["a"]}])),
+            (transform_error(&[json!({"error": "app"})]), json!(["transformError", [{"error": "app"}]])),
+            (inspect(&json!({"id": "1"})), json!(["inspect", {"id": "1"}])),
+        ] {
+            assert_eq!(serde_json::from_slice::<Value>(&frame).expect("JSON"), expected);
+        }
+    }
+}

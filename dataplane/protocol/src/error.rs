@@ -400,3 +400,92 @@ impl Serialize for ErrorBody {
         map.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn value(body: &ErrorBody) -> Value {
+        serde_json::to_value(body).expect("JSON")
+    }
+
+    #[test]
+    fn bodies_as_clients_expect_them() {
+        assert_eq!(
+            value(&ErrorBody::rehome("CVR moved", Some(0))),
+            json!({"kind": "Rehome", "message": "CVR moved", "maxBackoffMs": 0, "origin": "zeroCache"})
+        );
+        assert_eq!(
+            value(&ErrorBody::Backoff {
+                kind: BackoffKind::ServerOverloaded,
+                message: "busy".to_owned(),
+                min_backoff_ms: Some(10_000),
+                max_backoff_ms: Some(60_000),
+                reconnect_params: vec![("shed".to_owned(), "1".to_owned())],
+            }),
+            json!({"kind": "ServerOverloaded", "message": "busy", "minBackoffMs": 10_000, "maxBackoffMs": 60_000,
+                "reconnectParams": {"shed": "1"}, "origin": "zeroCache"})
+        );
+        let failed = TransformFailed {
+            failure: Failure::http(401, "denied"),
+            message: "m".to_owned(),
+            details: None,
+            query_ids: vec![],
+        };
+        assert_eq!(
+            value(&failed.into()),
+            json!({"kind": "TransformFailed", "origin": "zeroCache", "reason": "http", "status": 401,
+                "bodyPreview": "denied", "message": "m", "queryIDs": []})
+        );
+        let reported = json!({"kind": "PushFailed", "origin": "server", "reason": "oooMutation", "message": "m",
+            "details": [1], "mutationIDs": [{"id": 4, "clientID": "c"}]});
+        assert_eq!(value(&PushFailed::from_value(&reported).expect("valid").into()), reported);
+    }
+
+    #[test]
+    fn every_kind_has_an_origin_and_its_own_name() {
+        let kinds = [
+            Kind::AuthInvalidated,
+            Kind::Unauthorized,
+            Kind::ClientNotFound,
+            Kind::InvalidConnectionRequest,
+            Kind::InvalidConnectionRequestBaseCookie,
+            Kind::InvalidConnectionRequestLastMutationID,
+            Kind::InvalidConnectionRequestClientDeleted,
+            Kind::InvalidMessage,
+            Kind::InvalidPush,
+            Kind::MutationFailed,
+            Kind::MutationRateLimited,
+            Kind::VersionNotSupported,
+            Kind::SchemaVersionNotSupported,
+            Kind::Internal,
+        ];
+        for kind in kinds {
+            let body = ErrorBody::new(kind, "m");
+            assert_eq!(value(&body)["origin"], "zeroCache");
+            assert_eq!(value(&body)["kind"], serde_json::to_value(kind).expect("name"));
+            assert_eq!(body.closes(), !matches!(kind, Kind::MutationFailed | Kind::MutationRateLimited));
+            assert_eq!(body.is_auth(), matches!(kind, Kind::AuthInvalidated | Kind::Unauthorized));
+        }
+    }
+
+    #[test]
+    fn only_401_and_403_are_about_credentials() {
+        for (status, expected) in [(401, true), (403, true), (400, false), (500, false)] {
+            assert_eq!(Failure::http(status, "").is_auth(), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn reported_failures_are_checked() {
+        for bad in [
+            json!({}),
+            json!({"reason": "oooMutation", "message": "m", "queryIDs": []}),
+            json!({"reason": "database", "queryIDs": []}),
+            json!({"reason": "database", "message": "m", "queryIDs": [1]}),
+        ] {
+            assert!(TransformFailed::from_value(&bad).is_err(), "{bad}");
+        }
+    }
+}

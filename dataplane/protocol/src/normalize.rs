@@ -139,8 +139,10 @@ mod tests {
         serde_json::from_str(text).expect("ast")
     }
 
-    const A: &str = r#"{"type":"simple","op":"=","left":{"type":"column","name":"a"},"right":{"type":"literal","value":1}}"#;
-    const B: &str = r#"{"type":"simple","op":"=","left":{"type":"column","name":"b"},"right":{"type":"literal","value":"x"}}"#;
+    const A: &str =
+        r#"{"type":"simple","op":"=","left":{"type":"column","name":"a"},"right":{"type":"literal","value":1}}"#;
+    const B: &str =
+        r#"{"type":"simple","op":"=","left":{"type":"column","name":"b"},"right":{"type":"literal","value":"x"}}"#;
 
     fn with(condition: &str) -> Ast {
         ast(&format!(r#"{{"table":"t","where":{condition}}}"#))

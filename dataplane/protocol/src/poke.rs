@@ -168,3 +168,101 @@ fn write_object<V>(out: &mut Vec<u8>, map: &BTreeMap<String, V>, write: impl Fn(
     }
     out.push(b'}');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::down;
+    use serde_json::{Value, json};
+
+    fn bodies(parts: Vec<Part>) -> Vec<Value> {
+        parts
+            .into_iter()
+            .map(|part| {
+                let text = part.0.concat();
+                assert_eq!(text.len(), part.len());
+                let message: Value = serde_json::from_slice(&text).expect("JSON");
+                assert_eq!(message[0], "pokePart");
+                message[1].clone()
+            })
+            .collect()
+    }
+
+    fn put(table: &str, row: &str) -> Vec<u8> {
+        let mut op = Vec::new();
+        down::write_row_put(&mut op, table, |out| out.extend_from_slice(row.as_bytes()));
+        op
+    }
+
+    #[test]
+    fn nothing_is_no_part() {
+        assert!(PartBuilder::new("x").finish().is_empty());
+    }
+
+    #[test]
+    fn all_kinds_of_patches() {
+        let mut builder = PartBuilder::new("4evu4g");
+        builder.row(&put("issue", r#"{"id":"1","closed":false}"#));
+        let mut op = Vec::new();
+        down::write_row_del(&mut op, "a.b\"", |out| out.extend_from_slice(br#"{"id":2}"#));
+        builder.row(&op);
+        builder.last_mutation_id("c", 3);
+        builder.desired("c", QueryOp::Put { hash: "h".to_owned() });
+        builder.desired("c", QueryOp::Del { hash: "i".to_owned() });
+        builder.desired("d", QueryOp::Del { hash: "i".to_owned() });
+        builder.got(QueryOp::Put { hash: "h".to_owned() });
+        let mut op = Vec::new();
+        down::write_mutation_put(&mut op, "c", 3, br#"{"error":"app"}"#);
+        builder.mutation(&op);
+        let mut op = Vec::new();
+        down::write_mutation_del(&mut op, "c", 2);
+        builder.mutation(&op);
+        assert_eq!(
+            bodies(builder.finish()),
+            [json!({
+                "pokeID": "4evu4g",
+                "lastMutationIDChanges": {"c": 3},
+                "desiredQueriesPatches": {
+                    "c": [{"op": "put", "hash": "h"}, {"op": "del", "hash": "i"}],
+                    "d": [{"op": "del", "hash": "i"}],
+                },
+                "gotQueriesPatch": [{"op": "put", "hash": "h"}],
+                "mutationsPatch": [
+                    {"op": "put", "mutation": {"id": {"id": 3, "clientID": "c"}, "result": {"error": "app"}}},
+                    {"op": "del", "id": {"id": 2, "clientID": "c"}},
+                ],
+                "rowsPatch": [
+                    {"op": "put", "tableName": "issue", "value": {"id": "1", "closed": false}},
+                    {"op": "del", "tableName": "a.b\"", "id": {"id": 2}},
+                ],
+            })]
+        );
+    }
+
+    #[test]
+    fn parts_are_cut_by_size_in_order() {
+        let mut builder = PartBuilder::new("x");
+        builder.got(QueryOp::Put { hash: "h".to_owned() });
+        let row = |i: usize| put("t", &format!(r#"{{"id":{i},"text":"{}"}}"#, "x".repeat(20_000)));
+        for i in 0..40 {
+            builder.row(&row(i));
+        }
+        let mut joined = Vec::new();
+        join(&mut joined, &row(40));
+        join(&mut joined, &row(41));
+        builder.joined_rows(joined.into());
+        builder.joined_rows(Bytes::new());
+        builder.row(&row(42));
+        let parts = builder.finish();
+        assert!(parts.iter().all(|part| part.len() < PART_BYTES + 1000));
+        let bodies = bodies(parts);
+        assert_eq!(bodies.len(), 6);
+        assert!(bodies[0]["gotQueriesPatch"].is_array());
+        let ids: Vec<u64> = bodies
+            .iter()
+            .flat_map(|body| body["rowsPatch"].as_array().expect("rows"))
+            .map(|op| op["value"]["id"].as_u64().expect("id"))
+            .collect();
+        assert_eq!(ids, (0..43).collect::<Vec<_>>());
+    }
+}

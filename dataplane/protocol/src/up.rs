@@ -176,8 +176,7 @@ fn split(text: &str) -> Result<(Cow<'_, str>, &RawValue), InvalidMessage> {
     #[derive(Deserialize)]
     struct Message<'a>(#[serde(borrow)] Cow<'a, str>, #[serde(borrow)] &'a RawValue);
 
-    let Message(tag, body) =
-        serde_json::from_str(text).map_err(|e| InvalidMessage::NotAMessage(e.to_string()))?;
+    let Message(tag, body) = serde_json::from_str(text).map_err(|e| InvalidMessage::NotAMessage(e.to_string()))?;
     Ok((tag, body))
 }
 
@@ -255,5 +254,168 @@ fn definition(node: &Node<'_>) -> Result<Option<QueryDefinition>, ParseError> {
         (Some(ast), None) => Ok(Some(QueryDefinition::Ast(Box::new(ast)))),
         (None, Some(name)) => Ok(Some(QueryDefinition::Named { name, args: args.unwrap_or_default() })),
         (None, None) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> UpMessage {
+        UpMessage::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn init_connection_of_the_specification() {
+        let text = r#"["initConnection",{"desiredQueriesPatch":[{"op":"put","hash":"pe2z7etdnrdw","name":"issueById","args":[{"id":"1"}],"ttl":300000}],
+ "clientSchema":{"tables":{"issue":{"columns":{"id":{"type":"string"}},"primaryKey":["id"]}}},"activeClients":["0123456789abcdefgh"]}]"#;
+        let UpMessage::InitConnection(body) = parse(text) else { panic!("initConnection") };
+        let query = QueryDefinition::Named { name: "issueById".to_owned(), args: vec![serde_json::json!({"id": "1"})] };
+        let put = UpQueryOp::Put { hash: "pe2z7etdnrdw".to_owned(), ttl: Some(300_000), query: Some(query) };
+        assert_eq!(body.desired_queries_patch, [put]);
+        assert_eq!(body.client_schema.expect("schema").tables["issue"].primary_key, ["id"]);
+        assert_eq!(body.active_clients.expect("clients").len(), 1);
+        assert_eq!(body.deleted, None);
+    }
+
+    #[test]
+    fn every_message() {
+        for (text, tag) in [
+            (
+                r#"["changeDesiredQueries",{"desiredQueriesPatch":[{"op":"del","hash":"h"},{"op":"clear"}],"traceparent":"t"}]"#,
+                "changeDesiredQueries",
+            ),
+            (r#"["deleteClients",{"clientIDs":["a"]}]"#, "deleteClients"),
+            (r#"["deleteClients",{}]"#, "deleteClients"),
+            (r#" [ "ping" , {} ] "#, "ping"),
+            (r#"["pi\u006eg",{}]"#, "ping"),
+            (r#"["pull",{"clientGroupID":"g","cookie":null,"requestID":"r"}]"#, "pull"),
+            (r#"["ackMutationResponses",{"id":4,"clientID":"c"}]"#, "ackMutationResponses"),
+            (r#"["updateAuth",{"auth":"secret"}]"#, "updateAuth"),
+            (r#"["inspect",{"id":"1","op":"queries"}]"#, "inspect"),
+            (r#"["closeConnection",[]]"#, "closeConnection"),
+        ] {
+            assert_eq!(parse(text).tag(), tag);
+        }
+        assert!(!format!("{:?}", parse(r#"["updateAuth",{"auth":"secret"}]"#)).contains("secret"));
+    }
+
+    #[test]
+    fn queries_with_two_definitions_or_odd_lifetimes() {
+        let op = |fields: &str| {
+            let text =
+                format!(r#"["changeDesiredQueries",{{"desiredQueriesPatch":[{{"op":"put","hash":"h",{fields}}}]}}]"#);
+            UpMessage::parse(&text).map(|message| match message {
+                UpMessage::ChangeDesiredQueries(mut body) => body.desired_queries_patch.remove(0),
+                other => panic!("{other:?}"),
+            })
+        };
+        let ttl = |fields: &str| match op(fields) {
+            Ok(UpQueryOp::Put { ttl, .. }) => ttl,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ttl(r#""ttl":-1"#), Some(-1));
+        assert_eq!(ttl(r#""ttl":1.5"#), Some(2));
+        assert_eq!(ttl(r#""ttl":1e300"#), Some(i64::MAX));
+        assert_eq!(ttl(r#""name":"n""#), None);
+        let error = op(r#""name":"n","ast":{"table":"t"}"#).expect_err("two definitions").to_string();
+        assert!(error.contains("changeDesiredQueries.desiredQueriesPatch[0]"), "{error}");
+    }
+
+    const PUSH: &str = r#"["push",{"clientGroupID":"g","mutations":[{"type":"custom","id":4,"clientID":"c","name":"issue.create","args":[{"n":1.50,"big":123456789012345678901}],"timestamp":1}],"pushVersion":1,"schemaVersion":2,"timestamp":1,"requestID":"c-1","extra":{"x": [1]}}]"#;
+
+    #[test]
+    fn a_push_is_forwarded_to_the_letter() {
+        let UpMessage::Push(push) = parse(PUSH) else { panic!("push") };
+        assert_eq!((push.client_group_id.as_str(), push.request_id.as_str()), ("g", "c-1"));
+        assert_eq!((push.mutations[0].id, push.mutations[0].client_id.as_str()), (4, "c"));
+        let body = String::from_utf8(push.combined_body([&*push, &*push].into_iter())).expect("text");
+        let mutation = r#"{"type":"custom","id":4,"clientID":"c","name":"issue.create","args":[{"n":1.50,"big":123456789012345678901}],"timestamp":1}"#;
+        assert_eq!(
+            body,
+            format!(
+                r#"{{"clientGroupID":"g","pushVersion":1,"schemaVersion":2,"timestamp":1,"requestID":"c-1","extra":{{"x": [1]}},"mutations":[{mutation},{mutation}]}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn pushes_that_make_no_sense() {
+        for (from, to, place) in [
+            ("\"clientGroupID\":\"g\",", "", "clientGroupID"),
+            ("\"id\":4", "\"id\":\"4\"", "push.mutations[0].id"),
+            ("\"id\":4", "\"id\":4.5", "push.mutations[0].id"),
+            ("\"custom\"", "\"other\"", "push.mutations[0].type"),
+            ("\"args\":[", "\"args\":{}, \"x\":[", "push.mutations[0].args"),
+            ("\"pushVersion\":1", "\"pushVersion\":\"1\"", "push.pushVersion"),
+        ] {
+            let text = PUSH.replace(from, to);
+            assert_ne!(text, PUSH);
+            let error = UpMessage::parse(&text).expect_err(&text).to_string();
+            assert!(error.contains(place), "{error}");
+        }
+        let many: String = (0..100).map(|i| format!("\"p{i}\":0,")).collect();
+        assert!(UpMessage::parse(&PUSH.replacen("{\"clientGroupID", &format!("{{{many}\"clientGroupID"), 1)).is_err());
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_and_does_not_overflow() {
+        for n in [50, 100, 1000, 100_000] {
+            let conditions = format!("{}{}", r#"{"type":"and","conditions":["#.repeat(n), "]}".repeat(n));
+            let text = format!(
+                r#"["changeDesiredQueries",{{"desiredQueriesPatch":[{{"op":"put","hash":"h","ast":{{"table":"t","where":{conditions}}}}}]}}]"#
+            );
+            assert_eq!(UpMessage::parse(&text).is_ok(), n <= 50, "{n}");
+            let _ = UpMessage::parse(&"[".repeat(n));
+            let _ = UpMessage::parse(&format!(r#"["push",{}]"#, "[".repeat(n)));
+        }
+    }
+
+    /// Texts near valid ones reach further into the parsers than random ones.
+    fn seeds() -> Vec<String> {
+        let ast = r#"{"table":"t","alias":"a","where":{"type":"or","conditions":[{"type":"simple","op":"IN","left":{"type":"column","name":"c"},"right":{"type":"literal","value":[1,"x",true]}},{"type":"correlatedSubquery","op":"EXISTS","flip":true,"related":{"system":"client","correlation":{"parentField":["a"],"childField":["b"]},"subquery":{"table":"u"}}}]},"related":[],"start":{"row":{"a":1},"exclusive":true},"limit":5,"orderBy":[["a","asc"]]}"#;
+        vec![
+            PUSH.to_owned(),
+            format!(
+                r#"["initConnection",{{"desiredQueriesPatch":[{{"op":"put","hash":"h","ttl":1,"ast":{ast}}}],"clientSchema":{{"tables":{{"t":{{"columns":{{"c":{{"type":"json"}}}},"primaryKey":["c"]}}}}}},"userPushHeaders":{{"a":"b"}}}}]"#
+            ),
+            r#"["deleteClients",{"clientIDs":["a"],"clientGroupIDs":[]}]"#.to_owned(),
+            r#"["inspect",{"id":"1","op":"queries"}]"#.to_owned(),
+        ]
+    }
+
+    #[test]
+    fn the_seeds_are_valid() {
+        for seed in seeds() {
+            parse(&seed);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn garbage_never_panics(text in ".{0,300}") {
+            let _ = UpMessage::parse(&text);
+        }
+
+        #[test]
+        fn mutilated_messages_never_panic(
+            seed in 0..4_usize,
+            edits in prop::collection::vec((any::<prop::sample::Index>(), 0..12_usize), 1..4),
+        ) {
+            const PIECES: [&str; 12] = ["", "null", "0", "-1", "1e999", "\"", "{", "}", "[", "]", "true", "[[]]"];
+            let mut text = seeds()[seed].clone();
+            for (at, piece) in edits {
+                let at = at.index(text.len());
+                if text.is_char_boundary(at) && text.is_char_boundary(at + 1) {
+                    text.replace_range(at..at + 1, PIECES[piece]);
+                }
+            }
+            if let Err(error) = UpMessage::parse(&text) {
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
     }
 }

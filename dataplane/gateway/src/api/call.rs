@@ -51,11 +51,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    pub(crate) fn new(
-        timeout: Duration,
-        response_bytes_max: usize,
-        metrics: Metrics,
-    ) -> Result<Caller, rustls::Error> {
+    pub(crate) fn new(timeout: Duration, response_bytes_max: usize, metrics: Metrics) -> Result<Caller, rustls::Error> {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -80,12 +76,7 @@ impl Caller {
     }
 
     /// Posts JSON and returns the body of a 2xx answer.
-    pub(crate) async fn post(
-        &self,
-        operation: Operation,
-        request: &Request,
-        body: Bytes,
-    ) -> Result<Bytes, CallError> {
+    pub(crate) async fn post(&self, operation: Operation, request: &Request, body: Bytes) -> Result<Bytes, CallError> {
         self.measured(operation, Method::POST, &request.url, &request.headers, body).await
     }
 

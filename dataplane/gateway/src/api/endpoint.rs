@@ -95,9 +95,7 @@ impl Endpoint {
         let mut bare = url.clone();
         bare.set_query(None);
         bare.set_fragment(None);
-        self.patterns
-            .iter()
-            .any(|pattern| pattern.test(UrlPatternMatchInput::Url(bare.clone())).unwrap_or(false))
+        self.patterns.iter().any(|pattern| pattern.test(UrlPatternMatchInput::Url(bare.clone())).unwrap_or(false))
     }
 
     fn headers(
@@ -151,8 +149,7 @@ fn insert(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), CallEr
 
 fn pattern<R: RegExp>(url: &str) -> Result<UrlPattern<R>, EndpointError> {
     let refuse = |reason: String| EndpointError { url: url.to_owned(), reason };
-    let mut init =
-        UrlPatternInit::parse_constructor_string::<R>(url, None).map_err(|e| refuse(e.to_string()))?;
+    let mut init = UrlPatternInit::parse_constructor_string::<R>(url, None).map_err(|e| refuse(e.to_string()))?;
     // Query and fragment do not take part in matching.
     init.search = None;
     init.hash = None;
@@ -223,10 +220,8 @@ mod tests {
         };
         let client = own(&[("x-ONE", "1"), ("x-both", "client"), ("x-other", "no"), ("authorization", "no")]);
         let headers = endpoint.headers(&client, &context).expect("headers");
-        let mut got: Vec<(String, String)> = headers
-            .iter()
-            .map(|(n, v)| (n.to_string(), v.to_str().expect("text").to_owned()))
-            .collect();
+        let mut got: Vec<(String, String)> =
+            headers.iter().map(|(n, v)| (n.to_string(), v.to_str().expect("text").to_owned())).collect();
         got.sort();
         assert_eq!(
             got,

@@ -17,9 +17,7 @@ pub(super) enum Answer {
 pub(super) fn parse(body: &[u8], sent: &[MutationId]) -> Result<Answer, String> {
     let answer: Value = serde_json::from_slice(body).map_err(|e| e.to_string())?;
     match (answer.get("kind").and_then(Value::as_str), answer.get("error").and_then(Value::as_str)) {
-        (Some("PushFailed"), _) => {
-            PushFailed::from_value(&answer).map(Answer::Failed).map_err(|e| e.to_string())
-        }
+        (Some("PushFailed"), _) => PushFailed::from_value(&answer).map(Answer::Failed).map_err(|e| e.to_string()),
         (Some("MutateResponse"), _) | (None, None) => processed(&answer),
         (None, Some(error)) => legacy_failure(&answer, error, sent).map(Answer::Failed),
         (Some(_), _) => Err("it is neither a MutateResponse nor a PushFailed".to_owned()),
@@ -106,7 +104,10 @@ mod tests {
             ),
             (r#"{"error":"unsupportedPushVersion"}"#, Failure::Server(ServerReason::UnsupportedPushVersion)),
             (r#"{"error":"http","status":401,"details":"no"}"#, Failure::http(401, "no")),
-            (r#"{"error":"zeroPusher","mutationIDs":[{"id":4,"clientID":"c"}]}"#, Failure::ZeroCache(CallReason::Internal)),
+            (
+                r#"{"error":"zeroPusher","mutationIDs":[{"id":4,"clientID":"c"}]}"#,
+                Failure::ZeroCache(CallReason::Internal),
+            ),
         ] {
             let Ok(Answer::Failed(failed)) = parse(body.as_bytes(), &sent()) else { panic!("{body}") };
             assert_eq!(failed.failure, failure);

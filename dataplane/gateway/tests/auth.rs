@@ -1,0 +1,222 @@
+use gateway::{Options, Secret};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use views::api::{ClientMessage, ConnectionContext};
+
+use crate::support::api::{Api, ok};
+use crate::support::client::{Client, subprotocol};
+use crate::support::{Harness, options, params};
+
+const SECRET: &str = "a secret of some length, for HS256";
+const FAR: i64 = 4_000_000_000;
+
+fn jwt_options() -> Options {
+    let mut options = options();
+    options.auth.secret = Some(Secret(SECRET.to_owned()));
+    options
+}
+
+fn token(claims: Value) -> String {
+    encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+}
+
+async fn connect(harness: &Harness, client: &str, user: Option<&str>, token: &str) -> Client {
+    let user = user.map_or_else(String::new, |user| format!("&userID={user}"));
+    let path = format!("{}{user}", params(client));
+    Client::connect_with(harness.address, &path, &subprotocol(&json!({"authToken": token})), &[]).await.unwrap()
+}
+
+/// Expects to be turned away with `kind`.
+async fn refused(mut client: Client, kind: &str) {
+    let error = client.error().await;
+    assert_eq!(error["kind"], kind, "{error}");
+    let (code, reason) = client.closed().await.expect("a status");
+    assert_eq!(code, 3000);
+    assert!(error["message"].as_str().unwrap().starts_with(reason.trim_end_matches("...")), "{reason}");
+}
+
+#[tokio::test]
+async fn a_valid_token_is_accepted_and_kept() {
+    let mut harness = Harness::start(jwt_options()).await;
+    let token = token(json!({"sub": "u", "exp": FAR, "role": "admin"}));
+    let mut client = connect(&harness, "c", Some("u"), &token).await;
+    client.expect("connected").await;
+    let connect = harness.connect().await;
+    assert_eq!(connect.context.token.as_deref(), Some(token.as_str()));
+    assert_eq!(connect.context.claims.as_ref().unwrap()["role"], "admin");
+    // No expiry is no fault, and no token is no user's.
+    let token = self::token(json!({"sub": "u"}));
+    self::connect(&harness, "d", Some("u"), &token).await.expect("connected").await;
+    let mut anonymous = Client::connect(harness.address, &params("e")).await;
+    anonymous.expect("connected").await;
+}
+
+#[tokio::test]
+async fn an_invalid_token_is_refused_and_displaces_nobody() {
+    let mut options = jwt_options();
+    options.auth.issuer = Some("me".to_owned());
+    options.auth.audience = Some("you".to_owned());
+    let mut harness = Harness::start(options).await;
+    let good = json!({"sub": "u", "iss": "me", "aud": ["x", "you"], "exp": FAR});
+    let with = |name: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[name] = value;
+        token(claims)
+    };
+    let mut live = connect(&harness, "c", Some("u"), &token(good.clone())).await;
+    live.expect("connected").await;
+    harness.connect().await;
+    let unsigned = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.";
+    let other_key = encode(&Header::default(), &good, &EncodingKey::from_secret(b"another secret")).unwrap();
+    let other_family = token(good.clone()).replacen("eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJSUzI1NiJ9", 1);
+    for bad in [
+        with("exp", json!(1)),
+        with("nbf", json!(FAR)),
+        with("sub", json!("v")),
+        with("sub", Value::Null),
+        with("iss", json!("them")),
+        with("aud", json!("them")),
+        with("aud", Value::Null),
+        unsigned.to_owned(),
+        other_key,
+        other_family,
+        "garbage".to_owned(),
+        "a.b.c".to_owned(),
+    ] {
+        refused(connect(&harness, "c", Some("u"), &bad).await, "AuthInvalidated").await;
+    }
+    refused(connect(&harness, "c", None, &token(good.clone())).await, "Unauthorized").await;
+    live.send(r#"["ping",{}]"#).await;
+    live.expect("pong").await;
+}
+
+fn opaque_options() -> Options {
+    let mut options = options();
+    options.mutate.urls = vec!["http://127.0.0.1:1/m".to_owned()];
+    options.query.urls = vec!["http://127.0.0.1:1/q".to_owned()];
+    options
+}
+
+#[tokio::test]
+async fn opaque_tokens_need_somebody_to_judge_them() {
+    let mut options = opaque_options();
+    options.query.urls.clear();
+    let harness = Harness::start(options).await;
+    let mut client = connect(&harness, "c", Some("u"), "opaque").await;
+    assert_eq!(client.error().await["kind"], "Internal");
+    assert_eq!(client.closed().await, None);
+
+    let mut harness = Harness::start(opaque_options()).await;
+    connect(&harness, "c", Some("u"), "opaque").await.expect("connected").await;
+    assert_eq!(harness.connect().await.context.token.as_deref(), Some("opaque"));
+    refused(connect(&harness, "d", None, "opaque").await, "Unauthorized").await;
+}
+
+async fn updated(harness: &mut Harness) -> std::sync::Arc<ConnectionContext> {
+    match harness.message().await.1 {
+        ClientMessage::UpdateAuth(context) => context,
+        other => panic!("expected UpdateAuth, got {other:?}"),
+    }
+}
+
+fn update(token: &str) -> String {
+    json!(["updateAuth", {"auth": token}]).to_string()
+}
+
+#[tokio::test]
+async fn an_opaque_token_may_change_but_not_go() {
+    let mut harness = Harness::start(opaque_options()).await;
+    let mut client = connect(&harness, "c", Some("u"), "one").await;
+    client.expect("connected").await;
+    harness.connect().await;
+    client.send(r#"["initConnection",{"desiredQueriesPatch":[],"userQueryURL":"http://q"}]"#).await;
+    harness.message().await;
+    client.send(update("one")).await;
+    client.send(update("two")).await;
+    let context = updated(&mut harness).await;
+    assert_eq!(context.token.as_deref(), Some("two"), "the same token again changes nothing");
+    assert_eq!(context.user_query_url.as_deref(), Some("http://q"));
+    client.send(update("")).await;
+    assert_eq!(client.error().await["kind"], "Unauthorized");
+    assert_eq!(client.closed().await, None);
+}
+
+#[tokio::test]
+async fn a_newer_jwt_replaces_an_older_one() {
+    let mut harness = Harness::start(jwt_options()).await;
+    let issued = |iat: i64| token(json!({"sub": "u", "iat": iat}));
+    let mut client = connect(&harness, "c", Some("u"), &issued(100)).await;
+    client.expect("connected").await;
+    harness.connect().await;
+    client.send(r#"["initConnection",{"desiredQueriesPatch":[]}]"#).await;
+    harness.message().await;
+    for iat in [50, 100, 200] {
+        client.send(update(&issued(iat))).await;
+    }
+    let context = updated(&mut harness).await;
+    assert_eq!(context.claims.as_ref().unwrap()["iat"], 200, "older and equal ones change nothing");
+    client.send(update(&token(json!({"sub": "v", "iat": 300})))).await;
+    assert_eq!(client.error().await["kind"], "AuthInvalidated");
+    client.closed().await;
+
+    let mut client = connect(&harness, "d", Some("u"), &issued(100)).await;
+    client.expect("connected").await;
+    client.send(update(&token(json!({"sub": "u"})))).await;
+    assert_eq!(client.error().await["kind"], "Unauthorized", "the time of issue is gone");
+}
+
+fn jwk(kid: &str, secret: &str) -> Value {
+    use base64::Engine;
+    let k = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
+    json!({"kty": "oct", "alg": "HS256", "kid": kid, "k": k})
+}
+
+fn signed_by(kid: &str, secret: &str) -> String {
+    let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::HS256) };
+    encode(&header, &json!({"sub": "u"}), &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+#[tokio::test]
+async fn keys_are_fetched_once() {
+    let mut api =
+        Api::start(|_| ok(json!({"keys": [{"kty": "mystery"}, jwk("one", "secret one"), jwk("two", "secret two")]})))
+            .await;
+    let mut options = options();
+    options.auth.jwks_url = Some(api.url("/keys"));
+    let harness = Harness::start(options).await;
+    for (client, kid, secret) in [("a", "one", "secret one"), ("b", "two", "secret two")] {
+        connect(&harness, client, Some("u"), &signed_by(kid, secret)).await.expect("connected").await;
+    }
+    refused(connect(&harness, "c", Some("u"), &signed_by("one", "secret two")).await, "AuthInvalidated").await;
+    refused(connect(&harness, "c", Some("u"), &signed_by("three", "secret one")).await, "AuthInvalidated").await;
+    assert_eq!(api.pending(), 1, "an unknown key id does not make us ask again at once");
+}
+
+#[tokio::test]
+async fn a_key_server_that_is_down_is_not_the_clients_fault() {
+    let api = Api::start(|_| crate::support::api::status(404, "")).await;
+    let mut options = options();
+    options.auth.jwks_url = Some(api.url("/keys"));
+    let harness = Harness::start(options).await;
+    let mut client = connect(&harness, "c", Some("u"), &signed_by("one", "s")).await;
+    assert_eq!(client.error().await["kind"], "ServerOverloaded");
+    assert_eq!(client.closed().await, None);
+}
+
+#[tokio::test]
+async fn one_published_key_is_enough() {
+    let mut options = options();
+    options.auth.jwk = Some(Secret(jwk("k", SECRET).to_string()));
+    let harness = Harness::start(options).await;
+    connect(&harness, "c", Some("u"), &token(json!({"sub": "u"}))).await.expect("connected").await;
+    refused(connect(&harness, "c", Some("v"), &token(json!({"sub": "u"}))).await, "AuthInvalidated").await;
+}
+
+#[tokio::test]
+async fn contradicting_token_options_are_refused_at_start() {
+    let mut options = jwt_options();
+    options.auth.jwks_url = Some("http://k".to_owned());
+    let status: gateway::Status = std::sync::Arc::new(|_| Box::pin(async { json!({}) }));
+    let built = gateway::Server::build(options, prometheus::Registry::new(), status).await;
+    assert!(built.is_err_and(|e| e.to_string().contains("only one")));
+}
