@@ -76,12 +76,16 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
 
 async fn lock(client: &Client, options: &Options) -> Result<()> {
     let key = format!("initial-copy:{}", options.app.shard_schema());
-    let row = client
-        .query_one("SELECT pg_try_advisory_lock(hashtext($1))", &[&key])
-        .await
-        .map_err(|e| Error::statement("lock the initial copy", e))?;
-    if row.get(0) {
-        return Ok(());
+    // An attempt that was killed a moment ago holds the lock until Postgres notices.
+    for _ in 0..10 {
+        let row = client
+            .query_one("SELECT pg_try_advisory_lock(hashtext($1))", &[&key])
+            .await
+            .map_err(|e| Error::statement("lock the initial copy", e))?;
+        if row.get(0) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Err(Error::transient(format!(
         "another process is making the initial copy of {}; only one can at a time",

@@ -285,7 +285,8 @@ pub async fn decommission(client: &Client, app: &App) -> Result<()> {
     let pattern = format!("^{}_[a-z]+$", app.shard_schema());
     client
         .execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name ~ $1 AND active_pid IS NOT NULL",
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name ~ $1 AND active_pid IS NOT NULL
+             AND database = current_database()",
             &[&pattern],
         )
         .await

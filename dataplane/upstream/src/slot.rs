@@ -14,6 +14,7 @@ use crate::{Error, Result};
 
 const NO_FREE_SLOT: &str = "53400";
 const NOT_PERMITTED: &str = "42501";
+const DUPLICATE_OBJECT: &str = "42710";
 
 /// A slot that was just made. The snapshot lives until the next statement on `connection`.
 pub(crate) struct Created {
@@ -27,16 +28,18 @@ pub(crate) struct Created {
 pub(crate) async fn create(client: &Client, options: &Options, server: Server) -> Result<Created> {
     let mut retried = false;
     loop {
+        // Slots belong to the whole server: another database may take a name between the look and the creation.
         let name = unused_name(client, &options.app).await?;
         let failover = if options.slot_failover && server.version >= 170_000 { " (FAILOVER)" } else { "" };
         match try_create(options, &name, "", failover, "zero-initial-sync").await? {
             Ok(created) => return Ok(created),
+            Err(error) if error.code == DUPLICATE_OBJECT => continue,
             Err(error) if !retried && error.code == NO_FREE_SLOT => {
                 tracing::warn!("no replication slot is free; dropping our own that nobody uses");
                 let schema = quote_identifier(&options.app.shard_schema());
                 client
                     .batch_execute(&format!(
-                        "DELETE FROM {schema}.\"replicas\" WHERE \"slot\" IN (SELECT slot_name FROM pg_replication_slots WHERE NOT active)"
+                        "DELETE FROM {schema}.\"replicas\" WHERE \"slot\" IN (SELECT slot_name FROM pg_replication_slots WHERE NOT active AND database = current_database())"
                     ))
                     .await
                     .map_err(|e| Error::statement("forget replicas that nobody uses", e))?;
@@ -184,7 +187,7 @@ pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
     let rows = client
         .query(
             &format!(
-                "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ {} AND NOT active
+                "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ {} AND NOT active AND database = current_database()
                  AND slot_name NOT IN (SELECT \"slot\" FROM {schema}.\"replicas\")",
                 quote_literal(&pattern)
             ),
@@ -200,7 +203,7 @@ pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
 
 pub(crate) async fn drop_matching(client: &Client, pattern: &str) -> Result<()> {
     let rows = client
-        .query("SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ $1", &[&pattern])
+        .query("SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ $1 AND database = current_database()", &[&pattern])
         .await
         .map_err(|e| Error::statement("read the replication slots", e))?;
     for row in rows {

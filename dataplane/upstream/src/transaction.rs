@@ -74,23 +74,19 @@ struct Mapped {
     identity: Vec<usize>,
 }
 
+/// A message of [`crate::ddl`]'s functions; which fields are there depends on `kind`.
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum DdlMessage<'a> {
-    Schema {
-        tag: String,
-        #[serde(borrow)]
-        schema: &'a RawValue,
-    },
-    Rewrite {
-        oid: u32,
-    },
-    Error {
-        tag: String,
-        message: String,
-    },
-    #[serde(other)]
-    Unknown,
+struct DdlMessage<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    tag: String,
+    #[serde(borrow)]
+    schema: Option<&'a RawValue>,
+    #[serde(default)]
+    oid: u32,
+    #[serde(default)]
+    message: String,
 }
 
 impl Assembler {
@@ -266,16 +262,17 @@ impl Assembler {
     fn ddl(&mut self, content: &[u8]) -> Result<()> {
         let message: DdlMessage<'_> = serde_json::from_slice(content)
             .map_err(|e| Error::reset(format!("a message about a schema change cannot be read: {e}")))?;
-        match message {
-            DdlMessage::Schema { tag, schema } => self.schema_changed(&tag, schema.get()),
-            DdlMessage::Rewrite { oid } => {
-                self.open()?.rewritten.insert(oid);
+        let tag = message.tag;
+        match (message.kind.as_str(), message.schema) {
+            ("schema", Some(schema)) => self.schema_changed(&tag, schema.get()),
+            ("rewrite", _) => {
+                self.open()?.rewritten.insert(message.oid);
                 Ok(())
             }
-            DdlMessage::Error { tag, message } => {
-                Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {message}")))
+            ("error", _) => {
+                Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {}", message.message)))
             }
-            DdlMessage::Unknown => Ok(()),
+            (kind, _) => Err(Error::reset(format!("a message about a schema change is of the unknown kind '{kind}'"))),
         }
     }
 

@@ -401,7 +401,7 @@ mod tests {
         assert_eq!((error.code.as_str(), error.message.as_str()), ("55006", "slot is active"));
         assert_eq!(error.hint.as_deref(), Some("wait"));
         assert_eq!(parse_error(b"").code, "XX000");
-        assert_eq!(parse_error(&[0, 255, 255, b'M']).message, "");
+        assert_eq!(parse_error(&[0, 255, 255, 0, b'M']).message, "");
     }
 
     #[test]
