@@ -219,3 +219,15 @@ async fn a_flood_is_slowed_down_and_not_lost() {
     }
     assert!(started.elapsed() > Duration::from_millis(250), "{:?}", started.elapsed());
 }
+
+#[tokio::test]
+async fn control_pings_are_answered_and_a_goodbye_is_heard() {
+    let mut harness = Harness::start(options()).await;
+    let (mut client, connect) = harness.client("c").await;
+    client.stream.send(Message::Ping(Bytes::from_static(b"x"))).await.unwrap();
+    assert_eq!(client.raw().await.unwrap().unwrap(), Message::Pong(Bytes::from_static(b"x")));
+    client.stream.close(None).await.unwrap();
+    assert_eq!(client.closed().await, None);
+    assert_eq!(harness.disconnect().await, connect.id);
+    assert!(harness.metrics().await.contains("disconnects_total{reason=\"client_closed\"} 1"));
+}

@@ -31,7 +31,7 @@ pub struct Connect {
 }
 
 /// On whose behalf API servers are called for this connection. Replaced as a whole by `updateAuth`.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ConnectionContext {
     pub user_id: Option<String>,
     pub token: Option<String>,
@@ -41,6 +41,17 @@ pub struct ConnectionContext {
     pub request_headers: Vec<(String, String)>,
     pub user_query_url: Option<String>,
     pub user_query_headers: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for ConnectionContext {
+    /// Headers, token and claims are secrets and stay out of logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectionContext")
+            .field("user_id", &self.user_id)
+            .field("has_token", &self.token.is_some())
+            .field("user_query_url", &self.user_query_url)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A message of a client, already parsed and checked against the protocol.
