@@ -1,6 +1,6 @@
 //! The initial copy: from upstream's blocks to a complete replica file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -59,7 +59,7 @@ async fn attempt(source: &upstream::Options, path: &Path, identity: &Identity) -
 
 /// Takes blocks until the copy ends. `None` if not even the plan came.
 fn load(
-    path: &PathBuf,
+    path: &Path,
     identity: Identity,
     mut messages: mpsc::Receiver<CopyMessage>,
 ) -> Result<Option<Loader>, replica::Error> {

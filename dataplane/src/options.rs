@@ -10,7 +10,7 @@ use crate::config::{ApiServer, Config, TokenKey};
 
 pub fn upstream(config: &Config) -> Result<upstream::Options> {
     let address: Address = config.upstream.db.expose().parse().context("ZERO_UPSTREAM_DB")?;
-    let app = App::new(&config.app.id, u32::from(config.app.shard_num))?;
+    let app = App::new(&config.app.id, config.app.shard_num)?;
     Ok(upstream::Options {
         publications: config.app.publications.clone(),
         slot_failover: config.upstream.replication_slot_failover,
@@ -23,7 +23,7 @@ pub fn upstream(config: &Config) -> Result<upstream::Options> {
 pub fn gateway(config: &Config) -> gateway::Options {
     gateway::Options {
         listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.network.port)),
-        shard_num: u32::from(config.app.shard_num),
+        shard_num: config.app.shard_num,
         mutate: api(&config.mutate),
         query: api(&config.query),
         auth: auth(config),

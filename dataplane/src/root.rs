@@ -116,7 +116,7 @@ impl Parts<'_> {
     /// The writer of a usable replica, made by an initial copy if there is none, and the version of that copy.
     async fn replica(&self, source: &upstream::Options) -> Result<(Writer, Version)> {
         let path = &self.config.replica.file;
-        let identity = Identity { app: self.config.app.id.clone(), shard: u32::from(self.config.app.shard_num) };
+        let identity = Identity { app: self.config.app.id.clone(), shard: self.config.app.shard_num };
         let opened = match Replica::open(path, &identity)? {
             Opened::Usable(replica) => replica,
             Opened::Missing => {
