@@ -11,10 +11,10 @@ use crate::connection;
 use crate::error::Fault;
 use crate::gate::CommitGate;
 
-/// Copy after so many pages (16 MiB of 4 KiB pages).
-const STEP: u32 = 4 << 10;
+/// Copy after so many pages (32 MiB of 4 KiB pages): rows that change often are then copied once for many changes.
+const STEP: u32 = 8 << 10;
 /// Try to cut the file back to nothing from here on.
-const LONG: u32 = 16 << 10;
+const LONG: u32 = 20 << 10;
 /// Hold off new readers and wait for the present ones from here on.
 const TOO_LONG: u32 = 64 << 10;
 const PATIENCE: Duration = Duration::from_millis(200);

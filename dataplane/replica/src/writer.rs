@@ -18,7 +18,7 @@ use crate::meta::{self, State};
 use crate::net::Net;
 use crate::table::{Step, TableWriter};
 
-const CACHE_KIB: u32 = 32 << 10;
+const CACHE_KIB: u32 = 64 << 10;
 const STATEMENTS: usize = 1024;
 
 /// The only writer of a replica file.

@@ -5,5 +5,6 @@ mod crash;
 mod differential;
 mod files;
 mod fixture;
+mod model;
 mod plans;
 mod roundtrip;
