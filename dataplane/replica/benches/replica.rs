@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ColumnType::{Bool, Float, Int, Json, Str};
 use ivm::Graph;
 use ivm::generators::Rng;
 use ivm::query::{Condition, Literal, Op, Query, Related};
@@ -15,13 +16,18 @@ use ivm::source::{ScanArgs, ScanPlan, Source};
 use replica::{Description, Identity, Loader, Opened, Reader, Replica};
 use rows::schema::{ColumnSpec, IndexSpec};
 use rows::{Cell, CellRef, Change, ColumnType, CopyBlock, Direction, SortKey, TableSpec, Transaction, Value, Version};
-use ColumnType::{Bool, Float, Int, Json, Str};
 
 const USERS: usize = 1000;
 const PROJECTS: usize = 10;
 const LABELS: usize = 50;
 
-fn spec(oid: u32, name: &str, columns: &[(&str, ColumnType, bool)], key: &[&str], indexes: &[&[&str]]) -> Arc<TableSpec> {
+fn spec(
+    oid: u32,
+    name: &str,
+    columns: &[(&str, ColumnType, bool)],
+    key: &[&str],
+    indexes: &[&[&str]],
+) -> Arc<TableSpec> {
     let columns = columns
         .iter()
         .enumerate()
@@ -76,17 +82,36 @@ fn specs() -> Vec<Arc<TableSpec>> {
                 ("touched", Float, true),
             ],
             &["id"],
-            &[&["shortID"], &["modified"], &["open", "modified"], &["projectID", "modified"], &["creatorID"], &["assigneeID"]],
+            &[
+                &["shortID"],
+                &["modified"],
+                &["open", "modified"],
+                &["projectID", "modified"],
+                &["creatorID"],
+                &["assigneeID"],
+            ],
         ),
         spec(
             3,
             "comment",
-            &[("id", Str, true), ("issueID", Str, true), ("created", Float, true), ("body", Str, true), ("creatorID", Str, true)],
+            &[
+                ("id", Str, true),
+                ("issueID", Str, true),
+                ("created", Float, true),
+                ("body", Str, true),
+                ("creatorID", Str, true),
+            ],
             &["id"],
             &[&["issueID", "created"], &["creatorID"]],
         ),
         spec(4, "label", &[("id", Str, true), ("name", Str, true), ("projectID", Str, false)], &["id"], &[&["name"]]),
-        spec(5, "issueLabel", &[("issueID", Str, true), ("labelID", Str, true)], &["issueID", "labelID"], &[&["labelID"]]),
+        spec(
+            5,
+            "issueLabel",
+            &[("issueID", Str, true), ("labelID", Str, true)],
+            &["issueID", "labelID"],
+            &[&["labelID"]],
+        ),
         spec(
             6,
             "wide",
@@ -262,7 +287,8 @@ fn report(what: &str, spent: Spent, count: usize, unit: &str) {
 
 fn main() {
     let scale = if std::env::args().any(|a| a == "--check") { 100 } else { 1 };
-    let directory = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").unwrap_or_else(|| "/tmp".into())).expect("a directory");
+    let directory =
+        tempfile::tempdir_in(std::env::var_os("BENCH_DIR").unwrap_or_else(|| "/tmp".into())).expect("a directory");
     let path = directory.path().join("replica.db");
     copy(&path, scale);
     apply(&path, scale);
@@ -302,7 +328,12 @@ fn copy(path: &Path, scale: usize) {
             busy += begin.spent();
         }
         all += busy;
-        report(&format!("copy {}", ["user", "issue", "comment", "label", "issueLabel", "wide (16 columns)"][table]), busy, count, "rows");
+        report(
+            &format!("copy {}", ["user", "issue", "comment", "label", "issueLabel", "wide (16 columns)"][table]),
+            busy,
+            count,
+            "rows",
+        );
     }
     let begin = Clock::start();
     loader.finish(Version::new(1)).expect("finished");
@@ -335,7 +366,7 @@ fn apply(path: &Path, scale: usize) {
                 CellRef::Null | CellRef::Bytes(_) => Cell::Null,
             })
             .collect();
-            new[12] = Cell::Int(data.rng.below(1 << 30) as i64);
+        new[12] = Cell::Int(data.rng.below(1 << 30) as i64);
         new[13] = Cell::Float(data.rng.below(1 << 30) as f64);
         if indexed {
             new[4] = Cell::Float(1.7e12 + data.rng.below(1 << 30) as f64);
@@ -378,7 +409,8 @@ fn scan(reader: &mut Reader) {
     let recent = SortKey(vec![(column("modified"), Direction::Desc), (column("id"), Direction::Desc)]);
     let filter = ivm::filter::Filter::And(Vec::new());
     let key = SortKey(vec![(column("id"), Direction::Asc)]);
-    let mut plan = ScanPlan { id: 1, table: Arc::clone(&table), constraint: vec![], filter, order: recent, start: None };
+    let mut plan =
+        ScanPlan { id: 1, table: Arc::clone(&table), constraint: vec![], filter, order: recent, start: None };
     for (what, limit) in [("scan 10,000 issues by an index", 10_000), ("again", 10_000)] {
         let begin = Clock::start();
         let mut bytes = 0;
@@ -414,7 +446,13 @@ fn text(s: &str) -> Value {
     Value::Str(s.into())
 }
 
-fn query(table: &str, filter: Condition, order: &[(&str, Direction)], limit: Option<u64>, related: Vec<Related>) -> Query {
+fn query(
+    table: &str,
+    filter: Condition,
+    order: &[(&str, Direction)],
+    limit: Option<u64>,
+    related: Vec<Related>,
+) -> Query {
     let order_by = order.iter().map(|&(c, d)| (c.to_owned(), d)).collect();
     Query { table: table.into(), filter, order_by, start: None, limit, related }
 }
@@ -440,10 +478,21 @@ fn queries(reader: &mut Reader) {
     const RECENT: &[(&str, Direction)] = &[("modified", Direction::Desc), ("id", Direction::Desc)];
     let open = || eq("open", Value::Bool(true));
     let project = || eq("projectID", text("p003"));
-    let comment_by = exists(false, join("id", "issueID", query("comment", eq("creatorID", text("u000001")), &[], None, vec![])));
+    let comment_by =
+        exists(false, join("id", "issueID", query("comment", eq("creatorID", text("u000001")), &[], None, vec![])));
     let list = |filter, related| query("issue", filter, RECENT, Some(100), related);
     let labels = || {
-        join("id", "issueID", query("issueLabel", all(), &[], None, vec![join("labelID", "id", query("label", all(), &[], None, vec![]))]))
+        join(
+            "id",
+            "issueID",
+            query(
+                "issueLabel",
+                all(),
+                &[],
+                None,
+                vec![join("labelID", "id", query("label", all(), &[], None, vec![]))],
+            ),
+        )
     };
     let creator = || join("creatorID", "id", query("user", all(), &[], None, vec![]));
     let comments = |limit| {
@@ -460,11 +509,26 @@ fn queries(reader: &mut Reader) {
         ("whereExistsLabel, middling", list(has_label("label-020"), vec![])),
         ("whereExistsLabel, common", list(has_label("label-000"), vec![])),
         ("whereExistsLabel, absent", list(has_label("no such label"), vec![])),
-        ("orOfExists", list(Condition::Or(vec![has_label("label-049"), comment_by.clone(), eq("assigneeID", text("u000001"))]), vec![])),
-        ("orOfExists, middling label", list(Condition::Or(vec![has_label("label-020"), comment_by, eq("assigneeID", text("u000001"))]), vec![])),
+        (
+            "orOfExists",
+            list(
+                Condition::Or(vec![has_label("label-049"), comment_by.clone(), eq("assigneeID", text("u000001"))]),
+                vec![],
+            ),
+        ),
+        (
+            "orOfExists, middling label",
+            list(Condition::Or(vec![has_label("label-020"), comment_by, eq("assigneeID", text("u000001"))]), vec![]),
+        ),
         (
             "notExists",
-            list(Condition::And(vec![project(), exists(true, join("id", "issueID", query("comment", all(), &[], None, vec![])))]), vec![]),
+            list(
+                Condition::And(vec![
+                    project(),
+                    exists(true, join("id", "issueID", query("comment", all(), &[], None, vec![]))),
+                ]),
+                vec![],
+            ),
         ),
         ("likeSearch", list(ilike, vec![])),
         ("large (a project's issues)", query("issue", project(), RECENT, None, vec![])),
@@ -515,7 +579,11 @@ impl Source for Traced<'_> {
         self.scans += 1;
         let elapsed = begin.elapsed();
         if elapsed > self.slowest.0 {
-            let how = if elapsed > Duration::from_millis(5) { format!("{:?}", self.reader.explain(plan, args)?) } else { String::new() };
+            let how = if elapsed > Duration::from_millis(5) {
+                format!("{:?}", self.reader.explain(plan, args)?)
+            } else {
+                String::new()
+            };
             self.slowest = (elapsed, how);
         }
         Ok(())

@@ -23,7 +23,12 @@ pub(crate) enum Effect {
     Description,
 }
 
-pub(crate) fn create(conn: &Connection, spec: &Arc<TableSpec>, rows: &Backfill, version: Version) -> Result<Arc<Layout>, Fault> {
+pub(crate) fn create(
+    conn: &Connection,
+    spec: &Arc<TableSpec>,
+    rows: &Backfill,
+    version: Version,
+) -> Result<Arc<Layout>, Fault> {
     let layout = Arc::new(Layout::new(Arc::clone(spec), version));
     conn.execute_batch(&format!("DROP TABLE IF EXISTS {}; {}", layout.name(), layout.create_table()))?;
     finish(conn, &layout, rows, version)?;
@@ -74,7 +79,9 @@ pub(crate) fn alter(
                 let value = added.iter().find(|a| a.name == column.name).map_or(&Cell::Null, |a| &a.value);
                 add_column(conn, &table, column, value)?;
             }
-            Some(was) if declared_type(was) != declared_type(column) => convert(conn, &table, &name, declared_type(column))?,
+            Some(was) if declared_type(was) != declared_type(column) => {
+                convert(conn, &table, &name, declared_type(column))?
+            }
             Some(_) => {}
         }
     }
@@ -119,7 +126,8 @@ pub(crate) fn indexes(conn: &Connection, oid: u32) -> Result<Vec<String>, Fault>
 fn drop_indexes(conn: &Connection, layout: &Layout, kept: &BTreeSet<i16>) -> Result<(), Fault> {
     let wanted = layout.indexes();
     for name in indexes(conn, layout.spec.oid)? {
-        let sound = index_columns(layout.spec.oid, &name).is_some_and(|columns| columns.iter().all(|c| kept.contains(c)));
+        let sound =
+            index_columns(layout.spec.oid, &name).is_some_and(|columns| columns.iter().all(|c| kept.contains(c)));
         if !sound || !(name.starts_with('x') || wanted.contains_key(&name)) {
             conn.execute_batch(&format!("DROP INDEX {name}"))?;
         }

@@ -88,7 +88,13 @@ struct Part {
 
 impl Bound {
     /// `fixed`: the values belong to the plan, otherwise to the scan's arguments.
-    pub(crate) fn new(table: &Table, order: &[(usize, Direction)], position: &Key, inclusive: bool, fixed: Option<&Key>) -> Bound {
+    pub(crate) fn new(
+        table: &Table,
+        order: &[(usize, Direction)],
+        position: &Key,
+        inclusive: bool,
+        fixed: Option<&Key>,
+    ) -> Bound {
         let columns = order
             .iter()
             .take(position.len())
@@ -133,7 +139,8 @@ impl Bound {
             }
             Segment::Whole | Segment::Values => {}
         }
-        let plain = self.columns.iter().all(|p| p.shape == Shape::Value && !p.nullable && p.direction == first.direction);
+        let plain =
+            self.columns.iter().all(|p| p.shape == Shape::Value && !p.nullable && p.direction == first.direction);
         if plain {
             return self.row_value(text, layout);
         }

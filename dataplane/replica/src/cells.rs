@@ -55,7 +55,10 @@ pub(crate) fn to_stored<'a>(column: &ColumnSpec, cell: CellRef<'a>) -> Result<St
                 CellRef::Text(_) => "text",
                 CellRef::Bytes(_) => "bytes",
             };
-            return Err(Fault::diverged(format!("column {} ({}, kept as {ty:?}) was sent {got}", column.name, column.type_name)));
+            return Err(Fault::diverged(format!(
+                "column {} ({}, kept as {ty:?}) was sent {got}",
+                column.name, column.type_name
+            )));
         }
     })
 }

@@ -3,8 +3,8 @@
 use ivm::filter::{Exists, Filter};
 use ivm::query::Op;
 use ivm::source::ScanPlan;
-use rusqlite::Connection;
 use rows::{Column, ColumnType, Direction, Key, Table, Value, ValueRef};
+use rusqlite::Connection;
 
 use crate::bound::{self, Bound, Segment};
 use crate::cells::{bind, literal};
@@ -60,13 +60,10 @@ impl Planner<'_> {
     pub(crate) fn compile(self, plan: &ScanPlan, variant: Variant<'_>) -> Result<Compiled, Fault> {
         self.count_children(&plan.filter)?;
         let layout = self.layout(&plan.table)?;
-        let order: Vec<(usize, Direction)> = plan
-            .order
-            .0
-            .iter()
-            .map(|&(c, d)| (c, if variant.reverse { flip(d) } else { d }))
-            .collect();
-        let after = variant.after.map(|(position, inclusive)| Bound::new(&plan.table, &order, position, inclusive, None));
+        let order: Vec<(usize, Direction)> =
+            plan.order.0.iter().map(|&(c, d)| (c, if variant.reverse { flip(d) } else { d })).collect();
+        let after =
+            variant.after.map(|(position, inclusive)| Bound::new(&plan.table, &order, position, inclusive, None));
         let start = plan.start.as_ref().map(|s| {
             // In a reverse scan the start is where rows end; the comparison itself stays that of the forward order.
             Bound::new(&plan.table, &plan.order.0, &s.position, s.inclusive, Some(&s.position))
@@ -89,7 +86,9 @@ impl Planner<'_> {
     /// Counts the children of every EXISTS that an index can list, innermost first, up to where the number no longer matters.
     fn count_children(self, filter: &Filter) -> Result<(), Fault> {
         let exists = match filter {
-            Filter::And(parts) | Filter::Or(parts) => return parts.iter().try_for_each(|part| self.count_children(part)),
+            Filter::And(parts) | Filter::Or(parts) => {
+                return parts.iter().try_for_each(|part| self.count_children(part));
+            }
             Filter::Compare { .. } | Filter::In { .. } => return Ok(()),
             Filter::Exists(exists) => exists,
         };
@@ -105,8 +104,15 @@ impl Planner<'_> {
         }
         let mut text = Text { planner: self, sql: String::new(), params: Vec::new(), aliases: 1 };
         text.push(&format!("SELECT count(*) FROM (SELECT 1 FROM {} AS t0 WHERE TRUE", child.name()));
-        let level =
-            Level { layout: child, table: &plan.table, alias: 0, filter: &plan.filter, equal: &[], limit: None, in_order: false };
+        let level = Level {
+            layout: child,
+            table: &plan.table,
+            alias: 0,
+            filter: &plan.filter,
+            equal: &[],
+            limit: None,
+            in_order: false,
+        };
         text.conjuncts_on(&level, &plan.filter, &access.columns)?;
         text.push(&format!(" LIMIT {})", LIST_CHILDREN + 1.0));
         let mut statement = self.conn.prepare_cached(&text.sql)?;
@@ -124,7 +130,8 @@ impl Planner<'_> {
     }
 
     fn layout(&self, table: &Table) -> Result<&Layout, Fault> {
-        let layout = self.catalog.by_name(&table.name).ok_or_else(|| Fault::diverged("the table is not in the replica"))?;
+        let layout =
+            self.catalog.by_name(&table.name).ok_or_else(|| Fault::diverged("the table is not in the replica"))?;
         match &layout.table {
             Ok(current) if current.columns == table.columns => Ok(layout),
             _ => Err(Fault::diverged("the table has changed since the query was built")),
@@ -345,8 +352,10 @@ impl<'a> Text<'a> {
 
     fn within(&mut self, level: &Level<'_>, column: usize, negated: bool, values: &[Value]) {
         let spec = &level.table.columns[column];
-        let values: Vec<&Value> =
-            values.iter().filter(|v| bound::class(spec.ty, v.as_ref()) == bound::Class::Same && !v.as_ref().is_null()).collect();
+        let values: Vec<&Value> = values
+            .iter()
+            .filter(|v| bound::class(spec.ty, v.as_ref()) == bound::Class::Same && !v.as_ref().is_null())
+            .collect();
         if values.is_empty() {
             return if negated { self.term(level, column, " IS NOT NULL") } else { self.sql.push_str("FALSE") };
         }
@@ -371,7 +380,8 @@ impl<'a> Text<'a> {
     fn exists(&mut self, level: &Level<'_>, exists: &Exists) -> Result<(), Fault> {
         let child_table = &*exists.plan.table;
         let constant = if exists.negated { "TRUE" } else { "FALSE" };
-        let pairs: Vec<(usize, usize)> = exists.parent.iter().copied().zip(exists.plan.constraint.iter().copied()).collect();
+        let pairs: Vec<(usize, usize)> =
+            exists.parent.iter().copied().zip(exists.plan.constraint.iter().copied()).collect();
         if pairs.iter().any(|&(p, c)| !comparable(&level.table.columns[p], &child_table.columns[c])) {
             self.sql.push_str(constant);
             return Ok(());
@@ -390,7 +400,11 @@ impl<'a> Text<'a> {
             limit: None,
             in_order: false,
         };
-        if listed { self.exists_listed(level, exists, &inner, &pairs) } else { self.exists_probed(level, exists, &inner, &pairs) }
+        if listed {
+            self.exists_listed(level, exists, &inner, &pairs)
+        } else {
+            self.exists_probed(level, exists, &inner, &pairs)
+        }
     }
 
     /// Whether to list all children once rather than look for them per parent.
@@ -407,7 +421,13 @@ impl<'a> Text<'a> {
     }
 
     /// `parent IN (SELECT child …)`
-    fn exists_listed(&mut self, level: &Level<'_>, exists: &Exists, inner: &Level<'_>, pairs: &[(usize, usize)]) -> Result<(), Fault> {
+    fn exists_listed(
+        &mut self,
+        level: &Level<'_>,
+        exists: &Exists,
+        inner: &Level<'_>,
+        pairs: &[(usize, usize)],
+    ) -> Result<(), Fault> {
         if exists.negated {
             self.sql.push('(');
             for &(parent, _) in pairs {
@@ -455,7 +475,13 @@ impl<'a> Text<'a> {
     }
 
     /// `EXISTS (SELECT 1 … WHERE child = parent …)`
-    fn exists_probed(&mut self, level: &Level<'_>, exists: &Exists, inner: &Level<'_>, pairs: &[(usize, usize)]) -> Result<(), Fault> {
+    fn exists_probed(
+        &mut self,
+        level: &Level<'_>,
+        exists: &Exists,
+        inner: &Level<'_>,
+        pairs: &[(usize, usize)],
+    ) -> Result<(), Fault> {
         self.sql.push_str(if exists.negated { "NOT EXISTS (" } else { "EXISTS (" });
         self.push(&format!("SELECT 1 FROM {} AS t{} WHERE ", inner.layout.name(), inner.alias));
         for &(parent, child) in pairs {

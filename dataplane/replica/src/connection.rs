@@ -23,3 +23,11 @@ pub(crate) fn open(path: &Path, read_only: bool, cache_kib: u32, statements: usi
     like::register(&conn)?;
     Ok(conn)
 }
+
+/// Lets this process's large sorts spill beside the replica: a container's other directories may be small or read-only.
+pub(crate) fn spill_beside(conn: &Connection, path: &Path) {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    if let Err(e) = conn.pragma_update(None, "temp_store_directory", directory.to_string_lossy()) {
+        tracing::debug!(directory = %directory.display(), error = %e, "sorting will use the system's temporary directory");
+    }
+}

@@ -36,7 +36,9 @@ impl Fault {
         let path = path.to_path_buf();
         match self {
             Fault::Diverged(reason) => Error::Resync { path, reason },
-            Fault::Io(e) if e.kind() == std::io::ErrorKind::PermissionDenied || e.kind() == std::io::ErrorKind::NotFound => {
+            Fault::Io(e)
+                if e.kind() == std::io::ErrorKind::PermissionDenied || e.kind() == std::io::ErrorKind::NotFound =>
+            {
                 Error::Refused { path, reason: format!("{action}: {e}") }
             }
             Fault::Io(e) => Error::Storage { path, action, cause: e.to_string() },

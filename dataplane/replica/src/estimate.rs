@@ -144,7 +144,9 @@ impl Estimator<'_> {
     /// Whether some index leads to the rows with given values in one of the visible columns.
     pub(crate) fn indexed(self, layout: &Layout, columns: &[usize]) -> bool {
         let indexes = self.stats.tables.get(&layout.spec.oid).map_or(&[][..], |t| &t.indexes);
-        indexes.iter().any(|i| i.columns.first().is_some_and(|first| columns.iter().any(|&c| layout.attnum(c) == *first)))
+        indexes
+            .iter()
+            .any(|i| i.columns.first().is_some_and(|first| columns.iter().any(|&c| layout.attnum(c) == *first)))
     }
 
     /// Whether an index yields rows in the order of a visible column, once the columns `equal` are fixed.

@@ -141,7 +141,8 @@ impl Layout {
     }
 
     fn starts_an_index(&self, columns: &[(usize, bool)]) -> bool {
-        let leads = |index: &[usize]| index.len() >= columns.len() && columns.iter().zip(index).all(|(&(c, _), &i)| c == i);
+        let leads =
+            |index: &[usize]| index.len() >= columns.len() && columns.iter().zip(index).all(|(&(c, _), &i)| c == i);
         leads(&self.key)
             || self.spec.indexes.iter().any(|i| {
                 let positions: Option<Vec<usize>> =

@@ -10,6 +10,7 @@ use rusqlite::types::ValueRef as Stored;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::cells::{bind, to_stored};
+use crate::connection;
 use crate::error::{At, Error, Fault};
 use crate::layout::Layout;
 use crate::meta::{self, Description};
@@ -119,9 +120,7 @@ impl Loader {
             meta::write_table(&conn, &layout)?;
         }
         conn.execute_batch("COMMIT")?;
-        // Sorting for an index may need as much space as the index: keep it on the replica's own disk.
-        let directory = parent(&self.target).to_string_lossy().into_owned();
-        conn.pragma_update(None, "temp_store_directory", &directory)?;
+        connection::spill_beside(&conn, &self.target);
         conn.execute_batch(&format!("PRAGMA cache_size = -{INDEX_CACHE_KIB}"))?;
         for layout in meta::read_catalog(&conn)?.layouts.values() {
             for sql in layout.indexes().values() {
@@ -169,7 +168,7 @@ fn remove_database(path: &Path) -> std::io::Result<()> {
 }
 
 fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 fn sync_directory(path: &Path) -> std::io::Result<()> {

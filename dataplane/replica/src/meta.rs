@@ -161,11 +161,8 @@ fn spec_to_json(spec: &TableSpec) -> Value {
                    "notNull": c.not_null})
         })
         .collect();
-    let indexes: Vec<Value> = spec
-        .indexes
-        .iter()
-        .map(|i| json!({"name": i.name, "unique": i.unique, "columns": i.columns}))
-        .collect();
+    let indexes: Vec<Value> =
+        spec.indexes.iter().map(|i| json!({"name": i.name, "unique": i.unique, "columns": i.columns})).collect();
     json!({"oid": spec.oid, "schema": spec.schema, "name": spec.name, "columns": columns, "primaryKey": spec.primary_key,
            "identity": spec.identity, "indexes": indexes})
 }
@@ -193,7 +190,8 @@ fn spec_from_json(v: &Value) -> Option<TableSpec> {
         })
     };
     let index = |i: &Value| {
-        let columns = i["columns"].as_array()?.iter().map(|c| Some((text(&c[0])?, c[1].as_bool()?))).collect::<Option<_>>()?;
+        let columns =
+            i["columns"].as_array()?.iter().map(|c| Some((text(&c[0])?, c[1].as_bool()?))).collect::<Option<_>>()?;
         Some(IndexSpec { name: text(&i["name"])?, unique: i["unique"].as_bool()?, columns })
     };
     Some(TableSpec {

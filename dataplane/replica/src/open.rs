@@ -121,7 +121,9 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
     }
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if number(68) != APPLICATION_ID {
-        return Err(refused("it is an SQLite database of another program; move it away or choose another path".to_owned()));
+        return Err(refused(
+            "it is an SQLite database of another program; move it away or choose another path".to_owned(),
+        ));
     }
     let format = number(60);
     if format != FORMAT {

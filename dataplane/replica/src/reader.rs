@@ -240,7 +240,8 @@ fn failed(plan: &ScanPlan, fault: &Fault) -> SourceError {
 
 /// Everything about a scan that its SQL depends on, in a number; `None` for orderings of too many columns to remember.
 fn code(plan: &ScanPlan, variant: Variant<'_>) -> Option<u128> {
-    let mut code = u128::from(variant.probe) | u128::from(variant.reverse) << 1 | u128::from(variant.limit.is_some()) << 2;
+    let mut code =
+        u128::from(variant.probe) | u128::from(variant.reverse) << 1 | u128::from(variant.limit.is_some()) << 2;
     if let Some((position, inclusive)) = variant.after {
         if position.len() > 59 {
             return None;

@@ -61,7 +61,11 @@ impl TableWriter {
         }
         let ours = &self.layout.spec;
         let same = spec.columns.len() == ours.columns.len()
-            && spec.columns.iter().zip(&ours.columns).all(|(a, b)| a.attnum == b.attnum && a.name == b.name && a.ty == b.ty)
+            && spec
+                .columns
+                .iter()
+                .zip(&ours.columns)
+                .all(|(a, b)| a.attnum == b.attnum && a.name == b.name && a.ty == b.ty)
             && spec.identity == ours.identity;
         if !same {
             return Err(Fault::diverged(format!(
@@ -101,9 +105,7 @@ impl TableWriter {
         let statement = self.located(conn, key, new)?;
         let mut steps = Vec::with_capacity(1);
         let key_may_change = key.is_some() || self.layout.key.iter().any(|k| !self.layout.identity.contains(k));
-        if key_may_change
-            && let Some(victim) = self.displaced(conn, key, new)?
-        {
+        if key_may_change && let Some(victim) = self.displaced(conn, key, new)? {
             steps.push(victim);
         }
         match self.change(conn, statement, new, version)? {
@@ -174,14 +176,20 @@ impl TableWriter {
         if layout.locate.is_empty() {
             return Err(Fault::diverged(format!("table {} has no replica identity, but a row changed", wire_name())));
         }
-        if key.is_some_and(|k| k.len() != layout.identity.len()) || (key.is_none() && new.len() != layout.spec.columns.len()) {
+        if key.is_some_and(|k| k.len() != layout.identity.len())
+            || (key.is_none() && new.len() != layout.spec.columns.len())
+        {
             return Err(Fault::diverged(format!("a change of table {} has the wrong number of cells", wire_name())));
         }
         let mut statement = conn.prepare_cached(&self.find_by_identity)?;
         for (i, &(in_identity, column)) in layout.locate.iter().enumerate() {
             let cell = key.map_or_else(|| &new[column], |k| &k[in_identity]);
             let cell = borrow(cell).ok_or_else(|| {
-                Fault::diverged(format!("a change of table {} lacks its identity in column {}", wire_name(), layout.spec.columns[column].name))
+                Fault::diverged(format!(
+                    "a change of table {} lacks its identity in column {}",
+                    wire_name(),
+                    layout.spec.columns[column].name
+                ))
             })?;
             bind(&mut statement, i + 1, to_stored(&layout.spec.columns[column], cell)?)?;
         }
@@ -191,9 +199,8 @@ impl TableWriter {
     /// Removes the row that already has the new row's key, when an update changes the key.
     fn displaced(&self, conn: &Connection, key: Option<&[Cell]>, new: &[Cell]) -> Result<Option<Step>, Fault> {
         let layout = &*self.layout;
-        let old_of = |column: usize| {
-            key.and_then(|k| layout.identity.iter().position(|&i| i == column).map(|at| &k[at]))
-        };
+        let old_of =
+            |column: usize| key.and_then(|k| layout.identity.iter().position(|&i| i == column).map(|at| &k[at]));
         let moves = layout.key.iter().any(|&k| new[k] != Cell::Unchanged && old_of(k).is_none_or(|old| *old != new[k]));
         if !moves {
             return Ok(None);
@@ -250,7 +257,10 @@ impl TableWriter {
         let layout = &*self.layout;
         let columns = &layout.spec.columns;
         if new.len() != columns.len() {
-            return Err(Fault::diverged(format!("an update of table {} has the wrong number of cells", layout.spec.wire_name())));
+            return Err(Fault::diverged(format!(
+                "an update of table {} has the wrong number of cells",
+                layout.spec.wire_name()
+            )));
         }
         let visible = layout.table.is_ok();
         let mut changed: Vec<usize> = Vec::new();

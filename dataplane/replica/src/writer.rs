@@ -50,12 +50,14 @@ impl Writer {
             let reason = "it cannot be written; check the permissions of the file and its directory".to_owned();
             return Err(Error::Refused { path: path.to_path_buf(), reason });
         }
-        let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).at(path, "switch to WAL")?;
+        let mode: String =
+            conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).at(path, "switch to WAL")?;
         if mode != "wal" {
             let reason = format!("its directory does not support WAL mode (SQLite answered '{mode}')");
             return Err(Error::Refused { path: path.to_path_buf(), reason });
         }
         conn.pragma_update(None, "synchronous", "NORMAL").at(path, "open")?;
+        connection::spill_beside(&conn, path);
         let checkpointer = Checkpointer::install(&mut conn).at(path, "install the WAL hook")?;
         let state = meta::read_state(&conn).at(path, "read the version")?;
         let catalog = meta::read_catalog(&conn).at(path, "read the table descriptions")?;
@@ -119,7 +121,10 @@ impl Writer {
             let mut version = previous;
             for transaction in new {
                 if transaction.version <= version {
-                    return Err(Fault::diverged(format!("transaction {} follows {version} in the stream", transaction.version)));
+                    return Err(Fault::diverged(format!(
+                        "transaction {} follows {version} in the stream",
+                        transaction.version
+                    )));
                 }
                 version = transaction.version;
                 for change in &transaction.changes {
@@ -156,14 +161,18 @@ impl Writer {
     /// Makes sure that rows of a table can be found by these visible columns without reading the whole table. For columns that
     /// queries correlate on and that upstream has no index for. `false` if such an index exists already.
     pub fn ensure_index(&mut self, table: &str, columns: &[&str]) -> Result<bool, Error> {
-        let Some(layout) = self.tables.values().map(|t| &t.layout).find(|l| l.table.as_ref().is_ok_and(|t| &*t.name == table)) else {
+        let Some(layout) =
+            self.tables.values().map(|t| &t.layout).find(|l| l.table.as_ref().is_ok_and(|t| &*t.name == table))
+        else {
             return Ok(false);
         };
         let Ok(visible) = &layout.table else { return Ok(false) };
         let Some(positions) = columns.iter().map(|c| visible.position(c)).collect::<Option<Vec<usize>>>() else {
             return Ok(false);
         };
-        let served = |index: &[usize]| index.len() >= positions.len() && positions.iter().all(|p| index[..positions.len()].contains(p));
+        let served = |index: &[usize]| {
+            index.len() >= positions.len() && positions.iter().all(|p| index[..positions.len()].contains(p))
+        };
         if positions.is_empty() || served(&visible.key) || visible.indexes.iter().any(|i| served(i)) {
             return Ok(false);
         }
@@ -343,7 +352,10 @@ impl Writer {
                 .map_or(0, |n| n as u64);
             if *churn > known / 2 {
                 *churn = 0;
-                self.conn.execute_batch(&format!("PRAGMA analysis_limit = 1000; ANALYZE {}", crate::layout::table_name(oid)))?;
+                self.conn.execute_batch(&format!(
+                    "PRAGMA analysis_limit = 1000; ANALYZE {}",
+                    crate::layout::table_name(oid)
+                ))?;
                 self.state.stats_epoch += 1;
             }
         }

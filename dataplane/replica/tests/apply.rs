@@ -93,10 +93,7 @@ fn a_batch_holds_the_net_effect() {
     ]);
     assert_eq!(
         changes(&batch),
-        [
-            "None -> Some([Int(4), Str(\"b\"), Int(2)])",
-            "Some([Int(2), Str(\"b\"), Int(2)]) -> None",
-        ]
+        ["None -> Some([Int(4), Str(\"b\"), Int(2)])", "Some([Int(2), Str(\"b\"), Int(2)]) -> None",]
     );
 }
 
@@ -158,10 +155,11 @@ fn tables_without_a_key_are_kept_but_not_shown() {
     let null = vec![Cell::Int(1), text("a"), Cell::Null];
     let batch = b.apply(vec![b.insert(null.clone()), b.insert(null.clone()), b.insert(row(2, "b", 2))]);
     assert!(batch.tables.is_empty());
-    b.apply(vec![b.delete(null.clone()), b.update(Some(row(2, "b", 2)), row(2, "b", 3))]);
+    b.apply(vec![b.delete(null), b.update(Some(row(2, "b", 2)), row(2, "b", 3))]);
     let conn = rusqlite::Connection::open(&b.path).unwrap();
-    let found: (i64, i64, i64) =
-        conn.query_row("SELECT count(*), sum(c1), sum(c3) FROM t10", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).unwrap();
+    let found: (i64, i64, i64) = conn
+        .query_row("SELECT count(*), sum(c1), sum(c3) FROM t10", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .unwrap();
     assert_eq!(found, (2, 3, 3));
 }
 
@@ -240,9 +238,10 @@ fn a_reader_keeps_its_version_and_learns_of_schema_changes() {
     assert_eq!(row.get(3), ValueRef::Str("it's"));
     assert_eq!(row.version(), batch.version, "clients must see the row again");
     // A plan of the former shape is refused, not answered wrongly.
-    let error = ivm::source::Source::scan(&mut reader, &crate::fixture::everything(&old), Default::default(), &mut |_| {
-        std::ops::ControlFlow::Continue(())
-    });
+    let error =
+        ivm::source::Source::scan(&mut reader, &crate::fixture::everything(&old), Default::default(), &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        });
     assert!(error.unwrap_err().to_string().contains('t'));
 }
 
@@ -253,7 +252,12 @@ fn an_index_change_leaves_the_rows_alone() {
     let mut new = spec();
     new.indexes.push(index("n", false, &["n"]));
     let new = Arc::new(new);
-    let change = SchemaChange::AlterTable { old: Arc::clone(&b.spec), new: Arc::clone(&new), added: vec![], rows: Backfill::None };
+    let change = SchemaChange::AlterTable {
+        old: Arc::clone(&b.spec),
+        new: Arc::clone(&new),
+        added: vec![],
+        rows: Backfill::None,
+    };
     let batch = b.apply(vec![b.update(None, row(1, "a", 2)), Change::Schema(change)]);
     assert!(!batch.tables[0].reset);
     assert_eq!(batch.tables[0].rows.len(), 1);
@@ -306,7 +310,11 @@ fn the_wal_does_not_grow_for_ever() {
         // Readers come and go, as the engine's do.
         reader.end();
         reader.begin().unwrap();
-        b.apply((0..2000).map(|i| b.insert(row(round * 2000 + i, &format!("{round} {i} {}", "x".repeat(300)), i))).collect());
+        b.apply(
+            (0..2000)
+                .map(|i| b.insert(row(round * 2000 + i, &format!("{round} {i} {}", "x".repeat(300)), i)))
+                .collect(),
+        );
         largest = largest.max(std::fs::metadata(&wal).unwrap().len());
     }
     assert!(largest < 96 << 20, "{largest}");

@@ -79,12 +79,14 @@ impl Both<'_> {
             let column = &plan.table.columns[column];
             let value = match self.rng.below(10) {
                 0 if !column.not_null => ValueRef::Null,
-                1 => *self.rng.pick(&[ValueRef::Bool(true), ValueRef::Int(1), ValueRef::Str("a"), ValueRef::Json("{}")]),
+                1 => {
+                    *self.rng.pick(&[ValueRef::Bool(true), ValueRef::Int(1), ValueRef::Str("a"), ValueRef::Json("{}")])
+                }
                 n => match column.ty {
                     rows::ColumnType::Bool => ValueRef::Bool(n > 5),
                     rows::ColumnType::Int => ValueRef::Int(n as i64 - 4),
                     rows::ColumnType::Float => ValueRef::Float(n as f64 / 2.0 - 2.0),
-                    rows::ColumnType::Str => ValueRef::Str(*self.rng.pick(&["", "a", "ab", "ž", "zz"])),
+                    rows::ColumnType::Str => ValueRef::Str(self.rng.pick(&["", "a", "ab", "ž", "zz"])),
                     _ => ValueRef::Null,
                 },
             };
@@ -95,7 +97,12 @@ impl Both<'_> {
 }
 
 impl Source for Both<'_> {
-    fn scan(&mut self, plan: &ScanPlan, args: ScanArgs<'_>, each: &mut dyn FnMut(Row) -> ControlFlow<()>) -> Result<(), SourceError> {
+    fn scan(
+        &mut self,
+        plan: &ScanPlan,
+        args: ScanArgs<'_>,
+        each: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
         let found = self.compare(plan, args);
         self.vary(plan, args, &found);
         for row in found {
@@ -186,7 +193,8 @@ fn invent_statistics(path: &std::path::Path, rng: &mut Rng) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.execute_batch("ANALYZE").unwrap();
     let names: Vec<String> = {
-        let mut statement = conn.prepare("SELECT idx FROM sqlite_stat1 WHERE tbl LIKE 't%' AND idx IS NOT NULL").unwrap();
+        let mut statement =
+            conn.prepare("SELECT idx FROM sqlite_stat1 WHERE tbl LIKE 't%' AND idx IS NOT NULL").unwrap();
         statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
     };
     for name in names {
@@ -202,12 +210,15 @@ fn invent_statistics(path: &std::path::Path, rng: &mut Rng) {
 
 /// The upstream table that clients see as `table`, with some more indexes.
 fn spec(rng: &mut Rng, oid: u32, table: &Table) -> TableSpec {
-    let columns = table.columns.iter().enumerate().map(|(i, c)| column(i as i16 + 1, &c.name, c.ty, c.not_null)).collect();
+    let columns =
+        table.columns.iter().enumerate().map(|(i, c)| column(i as i16 + 1, &c.name, c.ty, c.not_null)).collect();
     let names = |positions: &[usize]| positions.iter().map(|&p| &*table.columns[p].name).collect::<Vec<&str>>();
     let mut indexes: Vec<IndexSpec> =
         table.unique_keys.iter().enumerate().map(|(i, k)| index(&format!("u{i}"), true, &names(k))).collect();
     for i in 0..rng.below(4) {
-        let columns = (0..=rng.below(2)).map(|_| (rng.pick(&table.columns).name.to_string(), rng.one_in(3))).collect::<BTreeMap<_, _>>();
+        let columns = (0..=rng.below(2))
+            .map(|_| (rng.pick(&table.columns).name.to_string(), rng.one_in(3)))
+            .collect::<BTreeMap<_, _>>();
         indexes.push(IndexSpec { name: format!("i{i}"), unique: false, columns: columns.into_iter().collect() });
     }
     let key = names(&table.key);

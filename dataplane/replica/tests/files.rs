@@ -48,16 +48,18 @@ fn nothing_there_is_missing() {
 fn foreign_files_are_refused_and_stay() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("r.db");
-    for (contents, expected) in [
-        (b"short".to_vec(), "not an SQLite database"),
-        (vec![b'x'; 5000], "not an SQLite database"),
-    ] {
+    for (contents, expected) in
+        [(b"short".to_vec(), "not an SQLite database"), (vec![b'x'; 5000], "not an SQLite database")]
+    {
         fs::write(&path, &contents).unwrap();
         assert!(refusal(&path).contains(expected));
         assert_eq!(fs::read(&path).unwrap(), contents);
     }
     fs::remove_file(&path).unwrap();
-    rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE mine (x); INSERT INTO mine VALUES (1)").unwrap();
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .execute_batch("CREATE TABLE mine (x); INSERT INTO mine VALUES (1)")
+        .unwrap();
     let before = fs::read(&path).unwrap();
     assert!(refusal(&path).contains("another program"));
     assert_eq!(fs::read(&path).unwrap(), before);

@@ -17,7 +17,12 @@ pub fn identity() -> Identity {
 }
 
 pub fn description() -> Description {
-    Description { identity: identity(), replica_id: "copy-1".into(), slot: "zero_0_1".into(), initial_version: Version::ZERO }
+    Description {
+        identity: identity(),
+        replica_id: "copy-1".into(),
+        slot: "zero_0_1".into(),
+        initial_version: Version::ZERO,
+    }
 }
 
 pub fn column(attnum: i16, name: &str, ty: ColumnType, not_null: bool) -> ColumnSpec {
@@ -41,7 +46,15 @@ pub fn table(oid: u32, name: &str, columns: Vec<ColumnSpec>, key: &[&str], index
     let names: Vec<String> = key.iter().map(|c| (*c).to_owned()).collect();
     let mut all = vec![index(&format!("{name}_pkey"), true, key)];
     all.extend(indexes);
-    TableSpec { oid, schema: "public".into(), name: name.into(), columns, primary_key: names.clone(), identity: names, indexes: all }
+    TableSpec {
+        oid,
+        schema: "public".into(),
+        name: name.into(),
+        columns,
+        primary_key: names.clone(),
+        identity: names,
+        indexes: all,
+    }
 }
 
 /// An empty replica of these tables at version 1.

@@ -1,5 +1,7 @@
 //! The replica against models that share no code with it, on real files, and killed at any moment.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod apply;
 mod crash;
 mod differential;

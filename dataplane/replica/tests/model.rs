@@ -80,7 +80,8 @@ impl Upstream {
         let rng = &mut self.rng;
         // Names that differ in case only are different tables upstream.
         let base = *rng.pick(&["item", "Item", "user", "order by"]);
-        let name = if self.tables.iter().any(|t| t.spec.name == base) { format!("{base}{oid}") } else { base.to_owned() };
+        let name =
+            if self.tables.iter().any(|t| t.spec.name == base) { format!("{base}{oid}") } else { base.to_owned() };
         let keys = rng.below(8).min(2);
         let mut columns = Vec::new();
         for i in 0..keys {
@@ -126,7 +127,11 @@ impl Upstream {
     fn change(&mut self) -> Option<Change> {
         if self.tables.is_empty() || self.rng.one_in(25) {
             let made = self.new_table();
-            let rows = if made.rows.is_empty() && self.rng.one_in(2) { Backfill::None } else { Backfill::Rows(made.rows.clone()) };
+            let rows = if made.rows.is_empty() && self.rng.one_in(2) {
+                Backfill::None
+            } else {
+                Backfill::Rows(made.rows.clone())
+            };
             let table = Arc::clone(&made.spec);
             self.tables.push(made);
             return Some(Change::Schema(SchemaChange::CreateTable { table, rows }));
@@ -363,7 +368,8 @@ fn compare_cells(path: &Path, upstream: &Upstream) {
         let names: Vec<String> = table.spec.columns.iter().map(|c| format!("c{}", c.attnum)).collect();
         let sql = format!("SELECT {} FROM t{}", names.join(", "), table.spec.oid);
         let mut statement = conn.prepare(&sql).unwrap();
-        let found = statement.query_map([], |row| (0..names.len()).map(|i| row.get::<_, Stored>(i)).collect::<Result<Vec<_>, _>>());
+        let found = statement
+            .query_map([], |row| (0..names.len()).map(|i| row.get::<_, Stored>(i)).collect::<Result<Vec<_>, _>>());
         let show = |row: Vec<Stored>| format!("{row:?}");
         let mut found: Vec<String> = found.unwrap().map(|row| show(row.unwrap())).collect();
         let mut expected: Vec<String> = table.rows.iter().map(|row| show(row.iter().map(stored).collect())).collect();
@@ -371,7 +377,9 @@ fn compare_cells(path: &Path, upstream: &Upstream) {
         expected.sort();
         assert_eq!(found, expected, "{}", table.spec.name);
     }
-    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name GLOB 't[0-9]*'", [], |r| r.get(0)).unwrap();
+    let tables: i64 = conn
+        .query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name GLOB 't[0-9]*'", [], |r| r.get(0))
+        .unwrap();
     assert_eq!(tables as usize, upstream.tables.len());
 }
 

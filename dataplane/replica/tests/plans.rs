@@ -43,7 +43,13 @@ fn issues() -> Issues {
             index("t", false, &["title"]),
         ],
     );
-    let label = table(2, "label", vec![column(1, "issue", Str, true), column(2, "label", Int, true)], &["issue", "label"], vec![index("l", false, &["label"])]);
+    let label = table(
+        2,
+        "label",
+        vec![column(1, "issue", Str, true), column(2, "label", Int, true)],
+        &["issue", "label"],
+        vec![index("l", false, &["label"])],
+    );
     let note = table(3, "note", vec![column(1, "id", Int, true), column(2, "issue", Str, true)], &["id"], Vec::new());
     let mut blocks = [CopyBlock::new(6), CopyBlock::new(2), CopyBlock::new(2)];
     for i in 0..20_000_i64 {
@@ -69,7 +75,13 @@ fn issues() -> Issues {
     let mut reader = replica.reader().unwrap();
     reader.begin().unwrap();
     let writer = replica.writer().unwrap();
-    Issues { _directory: directory, reader, writer, issue: Arc::clone(&schema.tables["issue"]), label: Arc::clone(&schema.tables["label"]) }
+    Issues {
+        _directory: directory,
+        reader,
+        writer,
+        issue: Arc::clone(&schema.tables["issue"]),
+        label: Arc::clone(&schema.tables["label"]),
+    }
 }
 
 impl Issues {
@@ -79,7 +91,8 @@ impl Issues {
     }
 
     fn labelled(&self, label: i64, negated: bool) -> Filter {
-        let mut child = plan(&self.label, compare(1, Op::Eq, Value::Int(label)), vec![(0, Direction::Asc), (1, Direction::Asc)]);
+        let mut child =
+            plan(&self.label, compare(1, Op::Eq, Value::Int(label)), vec![(0, Direction::Asc), (1, Direction::Asc)]);
         child.constraint = vec![0];
         Filter::Exists(Exists { id: 0, negated, parent: vec![0], plan: Arc::new(child) })
     }
@@ -150,7 +163,8 @@ fn bounds_are_ranges_of_the_index() {
         }
     }
     // All one direction: a row value.
-    let same = ScanPlan { order: SortKey(vec![(1, Direction::Desc), (0, Direction::Desc)]), ..i.recent(Filter::And(vec![])) };
+    let same =
+        ScanPlan { order: SortKey(vec![(1, Direction::Desc), (0, Direction::Desc)]), ..i.recent(Filter::And(vec![])) };
     let steps = i.steps(&same, ScanArgs { after: Some((&position, false)), ..limit(10) });
     assert!(steps.contains("((c2,c1)<(?,?))"), "{steps}");
     assert_direct(&steps);
@@ -208,7 +222,9 @@ fn alternatives_by_index_are_united() {
 #[test]
 fn prefixes_of_patterns_are_ranges() {
     let mut i = issues();
-    let titled = |pattern: &str| plan(&i.issue, compare(4, Op::Like, text(pattern)), vec![(4, Direction::Asc), (0, Direction::Asc)]);
+    let titled = |pattern: &str| {
+        plan(&i.issue, compare(4, Op::Like, text(pattern)), vec![(4, Direction::Asc), (0, Direction::Asc)])
+    };
     let (range, whole) = (titled("title 0123%"), titled("%0123_"));
     let steps = i.steps(&range, ScanArgs::default());
     assert!(steps.contains("(c5>? AND c5<?)"), "{steps}");

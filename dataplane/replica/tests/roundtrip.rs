@@ -24,24 +24,112 @@ fn spec() -> rows::TableSpec {
 fn samples() -> Vec<(Vec<Cell>, Vec<ValueRef<'static>>)> {
     let text = |s: &str| Cell::Text(s.into());
     vec![
-        (vec![Cell::Int(1), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null],
-         vec![ValueRef::Int(1), ValueRef::Null, ValueRef::Null, ValueRef::Null, ValueRef::Null, ValueRef::Null]),
-        (vec![Cell::Int(2), Cell::Bool(true), Cell::Int(i64::MAX), Cell::Float(5.0), text("1e5"), text("123"),
-              Cell::Bytes([0, 255, 7].into()), text("$1.00")],
-         vec![ValueRef::Int(2), ValueRef::Bool(true), ValueRef::Int(i64::MAX), ValueRef::Float(5.0), ValueRef::Str("1e5"), ValueRef::Json("123")]),
-        (vec![Cell::Int(3), Cell::Bool(false), Cell::Int(i64::MIN), Cell::Float(-1.5e-300), text(""), text("null"),
-              Cell::Bytes([].into()), text("")],
-         vec![ValueRef::Int(3), ValueRef::Bool(false), ValueRef::Int(i64::MIN), ValueRef::Float(-1.5e-300), ValueRef::Str(""), ValueRef::Json("null")]),
+        (
+            vec![Cell::Int(1), Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null],
+            vec![ValueRef::Int(1), ValueRef::Null, ValueRef::Null, ValueRef::Null, ValueRef::Null, ValueRef::Null],
+        ),
+        (
+            vec![
+                Cell::Int(2),
+                Cell::Bool(true),
+                Cell::Int(i64::MAX),
+                Cell::Float(5.0),
+                text("1e5"),
+                text("123"),
+                Cell::Bytes([0, 255, 7].into()),
+                text("$1.00"),
+            ],
+            vec![
+                ValueRef::Int(2),
+                ValueRef::Bool(true),
+                ValueRef::Int(i64::MAX),
+                ValueRef::Float(5.0),
+                ValueRef::Str("1e5"),
+                ValueRef::Json("123"),
+            ],
+        ),
+        (
+            vec![
+                Cell::Int(3),
+                Cell::Bool(false),
+                Cell::Int(i64::MIN),
+                Cell::Float(-1.5e-300),
+                text(""),
+                text("null"),
+                Cell::Bytes([].into()),
+                text(""),
+            ],
+            vec![
+                ValueRef::Int(3),
+                ValueRef::Bool(false),
+                ValueRef::Int(i64::MIN),
+                ValueRef::Float(-1.5e-300),
+                ValueRef::Str(""),
+                ValueRef::Json("null"),
+            ],
+        ),
         // NaN has no place in SQLite and none on the wire.
-        (vec![Cell::Int(4), Cell::Null, Cell::Int(1 << 53 | 1), Cell::Float(f64::NAN), text("žluťoučký 😀"), text("{\"a\": [1.10, 12345678901234567890]}"),
-              Cell::Null, Cell::Null],
-         vec![ValueRef::Int(4), ValueRef::Null, ValueRef::Int(1 << 53 | 1), ValueRef::Null, ValueRef::Str("žluťoučký 😀"),
-              ValueRef::Json("{\"a\": [1.10, 12345678901234567890]}")]),
+        (
+            vec![
+                Cell::Int(4),
+                Cell::Null,
+                Cell::Int(1 << 53 | 1),
+                Cell::Float(f64::NAN),
+                text("žluťoučký 😀"),
+                text("{\"a\": [1.10, 12345678901234567890]}"),
+                Cell::Null,
+                Cell::Null,
+            ],
+            vec![
+                ValueRef::Int(4),
+                ValueRef::Null,
+                ValueRef::Int(1 << 53 | 1),
+                ValueRef::Null,
+                ValueRef::Str("žluťoučký 😀"),
+                ValueRef::Json("{\"a\": [1.10, 12345678901234567890]}"),
+            ],
+        ),
         // A numeric that is sent as an integer is a number like the others.
-        (vec![Cell::Int(5), Cell::Null, Cell::Int(0), Cell::Int(7), text("0x10"), text("\"x\""), Cell::Null, Cell::Null],
-         vec![ValueRef::Int(5), ValueRef::Null, ValueRef::Int(0), ValueRef::Float(7.0), ValueRef::Str("0x10"), ValueRef::Json("\"x\"")]),
-        (vec![Cell::Int(6), Cell::Null, Cell::Int(0), Cell::Float(f64::NEG_INFINITY), text(" 5 "), text("1e400"), Cell::Null, Cell::Null],
-         vec![ValueRef::Int(6), ValueRef::Null, ValueRef::Int(0), ValueRef::Float(f64::NEG_INFINITY), ValueRef::Str(" 5 "), ValueRef::Json("1e400")]),
+        (
+            vec![
+                Cell::Int(5),
+                Cell::Null,
+                Cell::Int(0),
+                Cell::Int(7),
+                text("0x10"),
+                text("\"x\""),
+                Cell::Null,
+                Cell::Null,
+            ],
+            vec![
+                ValueRef::Int(5),
+                ValueRef::Null,
+                ValueRef::Int(0),
+                ValueRef::Float(7.0),
+                ValueRef::Str("0x10"),
+                ValueRef::Json("\"x\""),
+            ],
+        ),
+        (
+            vec![
+                Cell::Int(6),
+                Cell::Null,
+                Cell::Int(0),
+                Cell::Float(f64::NEG_INFINITY),
+                text(" 5 "),
+                text("1e400"),
+                Cell::Null,
+                Cell::Null,
+            ],
+            vec![
+                ValueRef::Int(6),
+                ValueRef::Null,
+                ValueRef::Int(0),
+                ValueRef::Float(f64::NEG_INFINITY),
+                ValueRef::Str(" 5 "),
+                ValueRef::Json("1e400"),
+            ],
+        ),
     ]
 }
 
@@ -92,7 +180,8 @@ fn streamed_cells_come_back_and_batches_say_the_same() {
     let mut writer = replica.writer().unwrap();
     let changes = samples().into_iter().map(|(new, _)| Change::Insert { table: Arc::clone(&spec), new }).collect();
     let batch = writer.apply(&[transaction(9, changes)]).unwrap().unwrap();
-    let sent: Vec<Vec<ValueRef<'_>>> = batch.tables[0].rows.iter().map(|c| c.new.as_ref().unwrap().iter().collect()).collect();
+    let sent: Vec<Vec<ValueRef<'_>>> =
+        batch.tables[0].rows.iter().map(|c| c.new.as_ref().unwrap().iter().collect()).collect();
     let expected: Vec<Vec<ValueRef<'_>>> = samples().into_iter().map(|(_, seen)| seen).collect();
     assert_eq!(sent, expected);
     check(&replica, 9);
