@@ -86,7 +86,7 @@ impl Both<'_> {
                     rows::ColumnType::Bool => ValueRef::Bool(n > 5),
                     rows::ColumnType::Int => ValueRef::Int(n as i64 - 4),
                     rows::ColumnType::Float => ValueRef::Float(n as f64 / 2.0 - 2.0),
-                    rows::ColumnType::Str => ValueRef::Str(self.rng.pick(&["", "a", "ab", "ž", "zz"])),
+                    rows::ColumnType::Str => ValueRef::Str(self.rng.pick::<&str>(&["", "a", "ab", "ž", "zz"])),
                     _ => ValueRef::Null,
                 },
             };
