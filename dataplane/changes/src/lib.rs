@@ -1,1 +1,17 @@
-//! placeholder header, replaced by the crate's own
+//! The change log: recent upstream transactions, durable in the change database, so that every reader of the stream can start
+//! where it stopped and upstream can forget what was delivered.
+//!
+//! Knows no SQLite, no replication protocol, no client. Transactions are kept as opaque pages in a compact encoding of its own
+//! ([`encode`]); nothing queries inside them.
+//!
+//! Invariants:
+//! - Versions ascend: an append continues after the last stored version or fails.
+//! - Only the owner appends or purges. Taking the log over is one statement; the previous owner's next write fails with
+//!   [`Error::NotOwner`].
+//! - A stored transaction is whole. Reading after a version yields every later one, or says that the log does not reach back.
+
+mod codec;
+mod log;
+
+pub use codec::{CodecError, decode, encode};
+pub use log::{Error, Lineage, Log, Options, Owner};
