@@ -4,7 +4,7 @@
 //! One [`Client`] is one tab: it keeps its store (rows, cookie, desired and got queries) across reconnects, like the real
 //! client's storage, and sends on a new connection what the server does not know yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,17 +39,21 @@ pub struct Options {
     pub init_in_header: bool,
     /// How long queries stay after they are no longer desired.
     pub ttl_ms: u64,
+    /// All tabs of the group, shared between siblings: servers forget clients that `activeClients` does not name.
+    active_clients: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Options {
     /// A fresh client in a fresh group.
     #[must_use]
     pub fn new(port: u16, client_schema: Value) -> Options {
+        let client_id = random_id();
         Options {
+            active_clients: Arc::new(Mutex::new(BTreeSet::from([client_id.clone()]))),
             address: format!("127.0.0.1:{port}"),
             protocol_version: 51,
             client_group_id: random_id(),
-            client_id: random_id(),
+            client_id,
             user_id: Some("u1".to_owned()),
             auth_token: None,
             client_schema,
@@ -61,7 +65,9 @@ impl Options {
     /// Another client of the same group.
     #[must_use]
     pub fn sibling(&self) -> Options {
-        Options { client_id: random_id(), ..self.clone() }
+        let client_id = random_id();
+        self.active_clients.lock().unwrap_or_else(PoisonError::into_inner).insert(client_id.clone());
+        Options { client_id, ..self.clone() }
     }
 }
 
@@ -117,7 +123,20 @@ pub struct Store {
     pub closed: Option<String>,
     /// The first breach of the protocol's rules; it stays.
     pub violation: Option<String>,
+    /// The last messages of both directions, cut short, for failures.
+    pub transcript: VecDeque<String>,
     open: Option<OpenPoke>,
+    /// Which connection may write here: an aborted reader can still be at work for a moment.
+    connection: u64,
+}
+
+impl Store {
+    fn record(&mut self, direction: char, text: &str) {
+        if self.transcript.len() == 40 {
+            self.transcript.pop_front();
+        }
+        self.transcript.push_back(format!("{direction} {}", text.chars().take(400).collect::<String>()));
+    }
 }
 
 /// Traffic since the store was made.
@@ -224,6 +243,9 @@ impl Client {
             store.closed = None;
             store.error = None;
             store.open = None;
+            let header = if self.options.init_in_header { init.to_string() } else { String::new() };
+            let cookie = format!("connects at {:?} {header}", store.cookie);
+            store.record('>', &cookie);
         }
         let mut header = Map::new();
         if self.options.init_in_header {
@@ -264,7 +286,7 @@ impl Client {
             body["clientSchema"] = self.options.client_schema.clone();
         }
         if self.options.init_in_header {
-            body["activeClients"] = json!([self.options.client_id]);
+            body["activeClients"] = json!(*self.options.active_clients.lock().unwrap_or_else(PoisonError::into_inner));
         }
         json!(["initConnection", body])
     }
@@ -307,6 +329,7 @@ impl Client {
             changed: Arc::clone(&self.changed),
             keys: primary_keys(&self.options.client_schema),
             columns: columns(&self.options.client_schema),
+            connection: self.lock().connection,
         };
         self.connection = Some(Connection { sink, reader: tokio::spawn(reader.run(source)) });
     }
@@ -318,6 +341,7 @@ impl Client {
 
     /// Sends text as it is.
     pub async fn send_text(&mut self, text: String) -> Result<()> {
+        self.lock().record('>', &text);
         let connection = self.connection.as_mut().context("the client is not connected")?;
         connection.sink.send(Message::text(text)).await.context("send a message")
     }
@@ -369,6 +393,7 @@ impl Client {
             connection.reader.abort();
         }
         let mut store = self.lock();
+        store.connection += 1;
         store.open = None;
         store.connected = false;
         store.closed.get_or_insert_with(|| "killed by the client".to_owned());
@@ -431,7 +456,14 @@ impl Client {
         match tokio::time::timeout(limit, wait).await {
             Ok(outcome) => outcome.with_context(|| format!("waiting for {what}")),
             Err(_) => {
-                Err(anyhow!("waited {limit:?} for {what}; cookie {:?}, got {:?}", self.cookie(), self.lock().got))
+                let store = self.lock();
+                let transcript: Vec<_> = store.transcript.iter().map(String::as_str).collect();
+                Err(anyhow!(
+                    "waited {limit:?} for {what}; cookie {:?}, got {:?}; the last messages were\n{}",
+                    store.cookie,
+                    store.got,
+                    transcript.join("\n")
+                ))
             }
         }
     }
@@ -493,6 +525,7 @@ struct Reader {
     changed: Arc<watch::Sender<u64>>,
     keys: BTreeMap<String, Vec<String>>,
     columns: BTreeMap<String, Vec<String>>,
+    connection: u64,
 }
 
 impl Reader {
@@ -512,31 +545,38 @@ impl Reader {
                 Some(Err(error)) => break format!("{error}"),
             }
         };
-        self.lock().closed = Some(reason);
-        self.changed.send_modify(|count| *count += 1);
+        self.with_store(|store| store.closed = Some(reason));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn fail(&self, violation: String) {
-        self.lock().violation.get_or_insert(violation);
-        self.changed.send_modify(|count| *count += 1);
-    }
-
-    fn take(&self, text: &str) {
-        let outcome = serde_json::from_str::<(String, Value)>(text)
-            .map_err(|error| anyhow!("not a [tag, body] array: {error}"))
-            .and_then(|(tag, body)| self.message(&tag, body).with_context(|| format!("in {tag}")));
-        match outcome {
-            Ok(()) => self.changed.send_modify(|count| *count += 1),
-            Err(error) => self.fail(format!("{error:#}")),
+    /// Changes the store unless this connection is over for the client.
+    fn with_store(&self, change: impl FnOnce(&mut Store)) {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if store.connection == self.connection {
+            change(&mut store);
+            drop(store);
+            self.changed.send_modify(|count| *count += 1);
         }
     }
 
-    fn message(&self, tag: &str, body: Value) -> Result<()> {
-        let mut store = self.lock();
+    fn fail(&self, violation: String) {
+        self.with_store(|store| {
+            store.violation.get_or_insert(violation);
+        });
+    }
+
+    fn take(&self, text: &str) {
+        self.with_store(|store| {
+            store.record('<', text);
+            let outcome = serde_json::from_str::<(String, Value)>(text)
+                .map_err(|error| anyhow!("not a [tag, body] array: {error}"))
+                .and_then(|(tag, body)| self.message(store, &tag, body).with_context(|| format!("in {tag}")));
+            if let Err(error) = outcome {
+                store.violation.get_or_insert(format!("{error:#}"));
+            }
+        });
+    }
+
+    fn message(&self, store: &mut Store, tag: &str, body: Value) -> Result<()> {
         ensure!(store.connected || matches!(tag, "connected" | "error"), "the first message must be `connected`");
         match tag {
             "connected" => {
@@ -563,7 +603,7 @@ impl Reader {
                 let open = store.open.take().context("no poke is open")?;
                 ensure!(text(&body["pokeID"])? == open.id, "another poke's ID");
                 if body["cancel"] != json!(true) {
-                    self.apply(&mut store, &open.parts, text(&body["cookie"])?)?;
+                    self.apply(store, &open.parts, text(&body["cookie"])?)?;
                 }
             }
             _ => bail!("unknown tag"),
