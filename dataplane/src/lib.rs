@@ -4,6 +4,7 @@
 //! Wiring only: nothing here decides what a client sees.
 
 pub mod admin;
+mod change_log;
 pub mod config;
 mod copy;
 pub mod logging;

@@ -20,6 +20,11 @@ pub fn upstream(config: &Config) -> Result<upstream::Options> {
     })
 }
 
+pub fn changes(config: &Config) -> Result<changes::Options> {
+    let address: Address = config.change_db.expose().parse().context("ZERO_CHANGE_DB")?;
+    Ok(changes::Options { address, app: App::new(&config.app.id, config.app.shard_num)? })
+}
+
 pub fn gateway(config: &Config) -> gateway::Options {
     gateway::Options {
         listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.network.port)),

@@ -1,113 +1,157 @@
-//! From the replication stream to the replica and the views.
+//! From the replication stream to the change log, the replica and the views.
 //!
-//! One task receives and acknowledges, one thread applies. Between them is a short queue: while one commit is being written, the
-//! next transactions are collected, so that a busy upstream is applied in few large commits and a quiet one without delay.
+//! ```text
+//! stream --> collect --+--> change log (a task)      stored --+
+//!                      |                                      v
+//!                      +--> replica (a thread)  applied --> acknowledge, publish
+//! ```
+//!
+//! Storing and applying go on at the same time; only a commit that is both is acknowledged upstream and shown to clients. While
+//! one is under way the next transactions are collected, so that a busy upstream is handled in few large commits and a quiet one
+//! without delay.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use changes::Log;
 use replica::Writer;
 use rows::{Transaction, Version};
-use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
 use upstream::{Acks, Error, Event, Resume, Stream};
 use views::Batches;
 
+use crate::change_log::{self, Append};
 use crate::metrics::Metrics;
 
 /// Changes collected for one commit.
 const CHANGES_PER_COMMIT_MAX: usize = 10_000;
-/// Collected commits that may wait for the thread that applies.
+/// Collected commits that may wait for the log and for the thread that applies.
 const COMMITS_QUEUED: usize = 2;
+/// Upstream wrote so much that does not concern us: our position is moved over it, so that it can be recycled.
+const SKIPPED_BYTES: u64 = 1 << 20;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
-/// Why replication ended by itself.
-pub enum Ended {
-    /// The replica cannot be continued.
-    Reset(String),
+/// Where replication stands at start.
+pub struct Start {
+    pub source: upstream::Options,
+    /// Version of the copy that the replica descends from.
+    pub initial: Version,
+    pub writer: Writer,
+    pub log: Log,
+    /// The last version in the log. The replica may be ahead of it: what follows then comes again and is skipped there.
+    pub stored: Version,
 }
 
-/// Replicates until the replica must be rebuilt. Upstream's absence and its misconfiguration are waited out, because clients are
-/// served meanwhile; the replica's own failure is an error.
-///
-/// `initial` is the version of the copy that the replica descends from.
-pub async fn run(
-    source: upstream::Options,
-    initial: Version,
-    writer: Writer,
-    batches: Batches,
-    metrics: Metrics,
-) -> Result<Ended> {
-    let mut after = writer.version();
-    let (sender, receiver) = mpsc::channel(COMMITS_QUEUED);
+/// Replicates until the replica must be rebuilt, and says why. Upstream's absence and its misconfiguration are waited out, because
+/// clients are served meanwhile; a failure of the replica or the loss of the log to another process is an error.
+pub async fn run(start: Start, batches: Batches, metrics: Metrics) -> Result<String> {
+    let Start { source, initial, writer, log, stored } = start;
+    let (appends, append_queue) = mpsc::channel(COMMITS_QUEUED);
+    let (commits, commit_queue) = mpsc::channel(COMMITS_QUEUED);
     let runtime = tokio::runtime::Handle::current();
-    let mut applying = tokio::task::spawn_blocking(move || apply(writer, receiver, &batches, &runtime, &metrics));
-    let mut pause = RETRY_MIN;
+    let mut storing = tokio::spawn(change_log::run(log, append_queue));
+    let counted = metrics.clone();
+    let mut applying = tokio::task::spawn_blocking(move || apply(writer, commit_queue, &batches, &runtime, &counted));
+    let mut follower = Follower { source, initial, after: stored, appends, commits, metrics, pause: RETRY_MIN };
     loop {
-        let resume = Resume { replica: initial, after, confirmed: after };
         let failure = tokio::select! {
-            failure = follow(&source, resume, &sender, &mut after, &mut pause) => failure,
-            applied = &mut applying => {
-                applied.context("the thread that applies changes failed")??;
-                anyhow::bail!("the thread that applies changes ended");
+            failure = follower.follow() => failure,
+            ended = &mut storing => {
+                ended.context("the task that stores changes failed")??;
+                bail!("the task that stores changes ended");
+            }
+            ended = &mut applying => {
+                ended.context("the thread that applies changes failed")??;
+                bail!("the thread that applies changes ended");
             }
         };
+        let retry_ms = follower.pause.as_millis() as u64;
         match failure {
-            Error::ResetRequired { message } => return Ok(Ended::Reset(message)),
-            error @ (Error::Transient { .. } | Error::SlotInUse { .. }) => {
-                warn!(%error, retry_ms = pause.as_millis() as u64, "replication stream ended, will retry");
+            Error::ResetRequired { message } => return Ok(message),
+            Error::Transient { .. } | Error::SlotInUse { .. } => {
+                warn!(error = %failure, retry_ms, "the replication stream ended, will retry");
             }
-            error @ Error::Configuration { .. } => {
-                tracing::error!(%error, retry_ms = pause.as_millis() as u64, "replication cannot go on; clients are served what is here");
+            Error::Configuration { .. } => {
+                error!(error = %failure, retry_ms, "replication cannot go on; clients are served what is here");
             }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
+        tokio::time::sleep(follower.pause).await;
+        follower.pause = (follower.pause * 2).min(RETRY_MAX);
     }
 }
 
-/// Follows one stream to its end.
-async fn follow(
-    source: &upstream::Options,
-    resume: Resume,
-    commits: &mpsc::Sender<Commit>,
-    after: &mut Version,
-    pause: &mut Duration,
-) -> Error {
-    let mut stream = match Stream::start(source, resume).await {
-        Ok(stream) => stream,
-        Err(error) => return error,
-    };
-    let acks = stream.acks();
-    loop {
-        let mut transactions = Vec::new();
-        let mut changes = 0;
-        let mut next = Some(stream.next().await);
-        while let Some(event) = next {
-            match event {
-                Ok(Event::Transaction(transaction)) => {
-                    changes += transaction.changes.len();
-                    transactions.push(transaction);
+struct Follower {
+    source: upstream::Options,
+    initial: Version,
+    /// The last version handed on.
+    after: Version,
+    appends: mpsc::Sender<Append>,
+    commits: mpsc::Sender<Commit>,
+    metrics: Metrics,
+    pause: Duration,
+}
+
+impl Follower {
+    /// Follows one stream to its end.
+    async fn follow(&mut self) -> Error {
+        let resume = Resume { replica: self.initial, after: self.after, confirmed: self.after };
+        let mut stream = match Stream::start(&self.source, resume).await {
+            Ok(stream) => stream,
+            Err(error) => return error,
+        };
+        let acks = stream.acks();
+        loop {
+            let mut transactions = Vec::new();
+            let mut changes = 0;
+            let mut next = Some(stream.next().await);
+            while let Some(event) = next {
+                match event {
+                    Ok(Event::Transaction(transaction)) => {
+                        changes += transaction.changes.len();
+                        transactions.push(transaction);
+                    }
+                    Ok(Event::Keepalive { lsn }) => transactions.extend(self.skip_to(lsn, transactions.last())),
+                    // What was collected comes again with the next stream.
+                    Err(error) => return error,
                 }
-                Ok(Event::Keepalive { .. }) => {}
-                Err(error) => return error,
+                next = if changes < CHANGES_PER_COMMIT_MAX { stream.try_next() } else { None };
             }
-            next = if changes < CHANGES_PER_COMMIT_MAX { stream.try_next() } else { None };
+            let Some(version) = transactions.last().map(|t| t.version) else { continue };
+            self.pause = RETRY_MIN;
+            let bytes = version.as_u64().saturating_sub(self.after.as_u64());
+            let transactions = Arc::new(transactions);
+            let (stored, is_stored) = oneshot::channel();
+            let append = Append { transactions: Arc::clone(&transactions), stored };
+            let commit = Commit { transactions, is_stored, acks: acks.clone(), bytes };
+            let is_sent = self.appends.send(append).await.is_ok() && self.commits.send(commit).await.is_ok();
+            if !is_sent {
+                // One of the two failed; `run` sees which and why.
+                std::future::pending::<()>().await;
+            }
+            self.after = version;
+            self.metrics.replica_version_lag.add(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
-        let Some(version) = transactions.last().map(|t| t.version) else { continue };
-        *pause = RETRY_MIN;
-        *after = version;
-        if commits.send(Commit { transactions, acks: acks.clone() }).await.is_err() {
-            // The thread failed; `run` sees why.
-            std::future::pending::<()>().await;
-        }
+    }
+
+    /// An empty transaction that moves our position over what upstream wrote without concerning us. The next commit may begin at
+    /// `lsn` itself, so the position stays one below.
+    fn skip_to(&self, lsn: Version, collected: Option<&Transaction>) -> Option<Transaction> {
+        let at = collected.map_or(self.after, |t| t.version);
+        let to = lsn.as_u64().saturating_sub(1);
+        let is_worth_it = to > at.as_u64() && to - at.as_u64() >= SKIPPED_BYTES;
+        is_worth_it.then(|| Transaction { version: Version::new(to), commit_time_us: 0, changes: Vec::new() })
     }
 }
 
 struct Commit {
-    transactions: Vec<Transaction>,
+    transactions: Arc<Vec<Transaction>>,
+    is_stored: oneshot::Receiver<()>,
     acks: Acks,
+    /// Upstream's log from the commit before to this one.
+    bytes: u64,
 }
 
 fn apply(
@@ -117,15 +161,20 @@ fn apply(
     runtime: &tokio::runtime::Handle,
     metrics: &Metrics,
 ) -> Result<()> {
-    while let Some(Commit { transactions, acks }) = commits.blocking_recv() {
-        metrics.transactions.inc_by(transactions.len() as u64);
-        metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());
+    while let Some(Commit { transactions, is_stored, acks, bytes }) = commits.blocking_recv() {
         let timer = metrics.apply.start_timer();
         let batch = writer.apply(&transactions).context("apply changes to the replica")?;
         timer.observe_duration();
+        if is_stored.blocking_recv().is_err() {
+            // The log failed or the process ends: what is not stored is neither acknowledged nor shown.
+            break;
+        }
         if let Some(version) = transactions.last().map(|t| t.version) {
             acks.ack(version);
         }
+        metrics.transactions.inc_by(transactions.len() as u64);
+        metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());
+        metrics.replica_version_lag.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
         if let Some(batch) = batch {
             runtime.block_on(batches.publish(batch));
         }

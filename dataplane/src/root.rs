@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gateway::Server;
-use replica::{Identity, Opened, Replica, Writer};
+use replica::{Identity, Replica, Writer};
 use rows::Version;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use upstream::Address;
 
 use crate::admin::Statz;
+use crate::change_log::Opened;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::replicate::{self, Ended};
-use crate::{copy, options};
+use crate::{change_log, copy, options, replicate};
 
 /// How a life of the parts ended.
 enum Life {
@@ -95,19 +95,24 @@ impl Parts<'_> {
             writer = self.replica(&source) => writer?,
             _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
         };
+        let owner = changes::Owner { id: self.config.task_id.clone(), address: String::new() };
+        let opened = tokio::select! {
+            opened = self.change_log(&owner, initial, writer) => opened?,
+            _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
+        };
+        let (log, stored, writer) = match opened {
+            (Opened::Ready { log, last }, writer) => (log, last, writer),
+            (Opened::Reset(reason), _) => return Ok(reset(&reason)),
+        };
         let views = tokio::select! {
             views = self.views(&writer) => views?,
             _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
         };
         self.gate.open(Some(views.handle));
         info!(after_ms = started.elapsed().as_millis() as u64, version = %writer.version(), "ready");
+        let start = replicate::Start { source, initial, writer, log, stored };
         tokio::select! {
-            ended = replicate::run(source, initial, writer, views.batches, self.metrics.clone()) => match ended? {
-                Ended::Reset(reason) => {
-                    warn!(reason, "the replica will be rebuilt");
-                    Ok(Life::Reset)
-                }
-            },
+            reason = replicate::run(start, views.batches, self.metrics.clone()) => Ok(reset(&reason?)),
             reason = views.ended => bail!("the views ended: {}", reason.unwrap_or_else(|_| "their thread panicked".into())),
             _ = stop.wait_for(|on| *on) => Ok(Life::Over),
         }
@@ -118,16 +123,22 @@ impl Parts<'_> {
         let path = &self.config.replica.file;
         let identity = Identity { app: self.config.app.id.clone(), shard: self.config.app.shard_num };
         let opened = match Replica::open(path, &identity)? {
-            Opened::Usable(replica) => replica,
-            Opened::Missing => {
+            replica::Opened::Usable(replica) => replica,
+            replica::Opened::Missing => {
                 copy::run(source, path, &identity).await?;
                 match Replica::open(path, &identity)? {
-                    Opened::Usable(replica) => replica,
-                    Opened::Missing => bail!("the initial copy left no replica at {}", path.display()),
+                    replica::Opened::Usable(replica) => replica,
+                    replica::Opened::Missing => bail!("the initial copy left no replica at {}", path.display()),
                 }
             }
         };
         Ok((opened.writer()?, opened.description().initial_version))
+    }
+
+    async fn change_log(&self, owner: &changes::Owner, initial: Version, writer: Writer) -> Result<(Opened, Writer)> {
+        let options = options::changes(self.config)?;
+        await_database("change database", &options.address).await?;
+        change_log::open(&options, owner, initial, writer).await
     }
 
     async fn views(&self, writer: &Writer) -> Result<views::Started> {
@@ -158,6 +169,11 @@ impl Parts<'_> {
         .await
         .map_err(anyhow::Error::msg)
     }
+}
+
+fn reset(reason: &str) -> Life {
+    warn!(reason, "the replica will be rebuilt");
+    Life::Reset
 }
 
 /// Waits until a database answers; gives up at once on what waiting cannot mend.

@@ -46,6 +46,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let role = role(given);
     let app = app(given);
     let upstream_db = upstream_db(given);
+    let change_db = given.url("ZERO_CHANGE_DB", POSTGRES, POSTGRES_EXAMPLE).or_else(|| upstream_db.clone());
     let cvr_db = given.url("ZERO_CVR_DB", POSTGRES, POSTGRES_EXAMPLE).or_else(|| upstream_db.clone());
     let mutate = mutate(given);
     let query = query(given);
@@ -68,6 +69,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         role,
         app,
         upstream: Upstream { db: upstream_db?, replication_slot_failover, initial_sync_table_copy_workers },
+        change_db: change_db?,
         cvr: Cvr { db: cvr_db?, inactivity_threshold },
         mutate,
         query,

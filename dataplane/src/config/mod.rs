@@ -46,6 +46,8 @@ pub struct Config {
     pub role: Role,
     pub app: App,
     pub upstream: Upstream,
+    /// Where the change log is kept.
+    pub change_db: SecretUrl,
     pub cvr: Cvr,
     pub mutate: ApiServer,
     pub query: ApiServer,
@@ -204,6 +206,7 @@ impl std::fmt::Debug for Shown<'_> {
             role,
             app,
             upstream,
+            change_db,
             cvr,
             mutate,
             query,
@@ -221,6 +224,7 @@ impl std::fmt::Debug for Shown<'_> {
             .field("role", role)
             .field("app", app)
             .field("upstream", upstream)
+            .field("change_db", change_db)
             .field("cvr", cvr)
             .field("mutate", mutate)
             .field("query", query)

@@ -14,7 +14,7 @@ const SHADOW: &str = "rehearsals of the initial sync";
 const ENGINE: &str = "the query engine here has no such step";
 const STREAM: &str = "the change stream here needs no such tuning";
 const LITESTREAM: &str = "no litestream process is started";
-const CHANGE_LOG: &str = "a single node keeps no change log; the replication slot holds what is not durable yet";
+const CHANGE_LOG: &str = "the change log is written over one connection";
 const PURGE: &str = "forgotten client groups are purged hourly, all at once";
 const KEEPALIVE: &str = "the watch on calls to `/keepalive`";
 const PLATFORM: &str = "only labels the original's telemetry, which is never sent";
@@ -111,8 +111,7 @@ const CVR: &[Setting] = &[
 const CHANGE: &[Setting] = &[
     text("ZERO_CHANGE_DB", "URL of the Postgres database that holds the recent replication log")
         .derived("`ZERO_UPSTREAM_DB`")
-        .secret()
-        .inert(CHANGE_LOG),
+        .secret(),
     number("ZERO_CHANGE_MAX_CONNS", "size of the change database pool").default("5").inert(CHANGE_LOG),
     number("ZERO_CHANGE_STATEMENT_TIMEOUT_MS", "wait for the answer to one statement")
         .default("20000")
