@@ -79,6 +79,17 @@ fn flips_bubble_up_from_any_depth() {
 }
 
 #[test]
+fn an_unread_edit_and_an_inner_flip_meet_in_one_row() {
+    let mut db = Db::new(&[("issue", &["id"]), ("c", &["id", "iid", "text"]), ("d", &["id", "cid"])]);
+    db.commit(&[Put("issue", &[1]), Put("c", &[10, 1, 0])]);
+    let inner = from("c").filter(exists("id", "cid", from("d")));
+    let (mut graph, rows) = db.hydrate(&from("issue").filter(permitted("id", "iid", inner)));
+    assert_eq!(rows, "");
+    assert_eq!(db.advance(&mut graph, &[Put("c", &[10, 1, 5]), Put("d", &[100, 10])]).0, "+issue(1)");
+    assert_eq!(db.advance(&mut graph, &[Put("c", &[10, 1, 6]), Del("d", 100)]).0, "-issue(1)");
+}
+
+#[test]
 fn several_parents_leave_a_full_window_at_once() {
     let mut db = issues();
     db.commit(&[Put("issue", &[4, 4]), Put("issue", &[5, 5])]);
