@@ -29,7 +29,12 @@ pub enum Opened {
 }
 
 /// Opens the log for a replica that descends from the copy at `initial`, and applies to the replica what only the log holds.
-pub async fn open(options: &changes::Options, owner: &Owner, initial: Version, mut writer: Writer) -> Result<(Opened, Writer)> {
+pub async fn open(
+    options: &changes::Options,
+    owner: &Owner,
+    initial: Version,
+    mut writer: Writer,
+) -> Result<(Opened, Writer)> {
     let mut log = Log::open(options).await.context("change database")?;
     match log.lineage().await.context("change database")? {
         Some(lineage) if lineage.replica == initial => {}
@@ -42,7 +47,10 @@ pub async fn open(options: &changes::Options, owner: &Owner, initial: Version, m
         }
         other => {
             let have = other.map_or_else(|| "there is none".to_owned(), |l| format!("it descends from {}", l.replica));
-            return Ok((Opened::Reset(format!("the change log does not fit the replica of {initial}: {have}")), writer));
+            return Ok((
+                Opened::Reset(format!("the change log does not fit the replica of {initial}: {have}")),
+                writer,
+            ));
         }
     }
     let lineage = log.take_over(owner).await.context("change database")?;

@@ -58,7 +58,8 @@ async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
     let view_metrics = views::metrics::Metrics::register(&metrics.registry)?;
     let facts = [("version", &config.server_version), ("taskID", &config.task_id)];
     let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value.as_str().into())).collect();
-    let status = Statz::default().with_own_groups(facts, config.replica.file.clone(), metrics.registry.clone()).into_status();
+    let status =
+        Statz::default().with_own_groups(facts, config.replica.file.clone(), metrics.registry.clone()).into_status();
     let server = Server::build(options::gateway(config), metrics.registry.clone(), status).await?;
     let (address, gate, transformer) = (server.address(), server.gate(), server.transformer());
     info!(%address, "listening; not ready yet");

@@ -176,7 +176,13 @@ impl RowBuilder {
             ValueRef::Float(f) => {
                 self.bytes.push(TAG_FLOAT);
                 // One representation per number, so that equal cells have equal bytes.
-                let f = if f == 0.0 { 0.0 } else if f.is_nan() { f64::NAN } else { f };
+                let f = if f == 0.0 {
+                    0.0
+                } else if f.is_nan() {
+                    f64::NAN
+                } else {
+                    f
+                };
                 self.bytes.extend_from_slice(&f.to_ne_bytes());
             }
             ValueRef::Str(s) => {

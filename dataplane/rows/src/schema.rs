@@ -155,11 +155,7 @@ impl Table {
             .collect();
         unique_keys.sort();
         unique_keys.dedup();
-        let indexes = spec
-            .indexes
-            .iter()
-            .map(|i| i.columns.iter().map_while(|(c, _)| position(c)).collect())
-            .collect();
+        let indexes = spec.indexes.iter().map(|i| i.columns.iter().map_while(|(c, _)| position(c)).collect()).collect();
         Ok(Table { name: spec.wire_name().into(), columns, key, unique_keys, indexes })
     }
 }

@@ -33,12 +33,24 @@ pub struct Transaction {
 /// One change, in the order upstream made it.
 #[derive(Clone, Debug)]
 pub enum Change {
-    Insert { table: Arc<TableSpec>, new: Vec<Cell> },
+    Insert {
+        table: Arc<TableSpec>,
+        new: Vec<Cell>,
+    },
     /// `key` is the old identity (cells in the order of `TableSpec::identity`), sent only if the identity changed or is FULL.
-    Update { table: Arc<TableSpec>, key: Option<Vec<Cell>>, new: Vec<Cell> },
+    Update {
+        table: Arc<TableSpec>,
+        key: Option<Vec<Cell>>,
+        new: Vec<Cell>,
+    },
     /// `key`: cells in the order of `TableSpec::identity`.
-    Delete { table: Arc<TableSpec>, key: Vec<Cell> },
-    Truncate { tables: Vec<Arc<TableSpec>> },
+    Delete {
+        table: Arc<TableSpec>,
+        key: Vec<Cell>,
+    },
+    Truncate {
+        tables: Vec<Arc<TableSpec>>,
+    },
     Schema(SchemaChange),
 }
 
@@ -47,12 +59,22 @@ pub enum Change {
 pub enum SchemaChange {
     /// A new, empty table (rows follow as inserts), or a table that joined the publication, whose present rows are
     /// `backfill` (wanted by the receiver before it shows the table).
-    CreateTable { table: Arc<TableSpec>, rows: Backfill },
-    DropTable { table: Arc<TableSpec> },
+    CreateTable {
+        table: Arc<TableSpec>,
+        rows: Backfill,
+    },
+    DropTable {
+        table: Arc<TableSpec>,
+    },
     /// Renames, added, dropped and retyped columns, changed keys and indexes: everything between two specs of one oid.
     /// Columns are matched by `attnum`. `rows`: new contents of the whole table where old contents cannot be derived
     /// (a default that is not a constant, a rewritten type).
-    AlterTable { old: Arc<TableSpec>, new: Arc<TableSpec>, added: Vec<AddedColumn>, rows: Backfill },
+    AlterTable {
+        old: Arc<TableSpec>,
+        new: Arc<TableSpec>,
+        added: Vec<AddedColumn>,
+        rows: Backfill,
+    },
 }
 
 /// The value that existing rows have in a column that was just added.

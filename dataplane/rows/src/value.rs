@@ -94,8 +94,7 @@ impl<'a> ValueRef<'a> {
 
 /// NaN sorts below every number and equals itself; -0 equals 0.
 fn cmp_floats(a: f64, b: f64) -> Ordering {
-    a.partial_cmp(&b)
-        .unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
+    a.partial_cmp(&b).unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
 }
 
 /// Exact comparison of a 64-bit integer with a double, without rounding the integer.

@@ -42,9 +42,7 @@ impl fmt::Display for Version {
 impl FromStr for Version {
     type Err = ParseError;
     fn from_str(text: &str) -> Result<Version, ParseError> {
-        from_lexi(text)
-            .map(Version)
-            .map_err(|reason| ParseError { text: text.to_owned(), kind: "version", reason })
+        from_lexi(text).map(Version).map_err(|reason| ParseError { text: text.to_owned(), kind: "version", reason })
     }
 }
 
