@@ -13,6 +13,7 @@ pub struct Correlation {
     pub child: Vec<usize>,
     parent_types: Vec<ColumnType>,
     child_types: Vec<ColumnType>,
+    same_types: bool,
 }
 
 impl Correlation {
@@ -20,7 +21,7 @@ impl Correlation {
     pub fn new(parent_table: &Table, parent: Vec<usize>, child_table: &Table, child: Vec<usize>) -> Correlation {
         let types = |table: &Table, columns: &[usize]| columns.iter().map(|&c| table.columns[c].ty).collect();
         let (parent_types, child_types) = (types(parent_table, &parent), types(child_table, &child));
-        Correlation { parent, child, parent_types, child_types }
+        Correlation { same_types: parent_types == child_types, parent, child, parent_types, child_types }
     }
 
     /// Whether the types of the two sides have any value in common.
@@ -35,18 +36,24 @@ impl Correlation {
     /// The key of the children that a parent row joins.
     #[must_use]
     pub fn of_parent(&self, row: &Row) -> Option<Key> {
+        if self.same_types {
+            return joined(row, &self.parent);
+        }
         convert(self.parent.iter().map(|&c| row.get(c)), &self.child_types)
     }
 
     /// The key under which a child row is joined.
     #[must_use]
     pub fn of_child(&self, row: &Row) -> Option<Key> {
-        convert(self.child.iter().map(|&c| row.get(c)), &self.child_types)
+        joined(row, &self.child)
     }
 
     /// The same key as the parent's columns hold it; `None` when no parent can have it.
     #[must_use]
     pub fn in_parent(&self, key: &Key) -> Option<Key> {
+        if self.same_types {
+            return Some(key.clone());
+        }
         convert(key.iter(), &self.parent_types)
     }
 
@@ -55,6 +62,11 @@ impl Correlation {
     pub fn same_parent_cells(&self, a: &Row, b: &Row) -> bool {
         self.parent.iter().all(|&c| a.get(c) == b.get(c))
     }
+}
+
+/// The cells as they are, unless one is null.
+fn joined(row: &Row, columns: &[usize]) -> Option<Key> {
+    columns.iter().all(|&c| !row.is_null(c)).then(|| row.key(columns))
 }
 
 fn convert<'a>(cells: impl Iterator<Item = ValueRef<'a>>, types: &[ColumnType]) -> Option<Key> {

@@ -21,20 +21,39 @@ const PAST_FAILURES: [u64; 2] = [87, 159];
 const QUERIES: usize = 3;
 const STEPS: usize = 8;
 
+/// How often the interesting things happened: a generator that never reaches them proves nothing.
+#[derive(Debug, Default)]
+struct Seen {
+    puts: usize,
+    dels: usize,
+    both: usize,
+    unrouted: usize,
+    over_budget: usize,
+    failed_reads: usize,
+    /// Rows of all results after all steps.
+    rows: usize,
+    steps: usize,
+}
+
 #[test]
 fn incremental_equals_fresh_equals_oracle() {
+    let mut seen = Seen::default();
     if let Ok(seed) = std::env::var("ZERO_SEED") {
-        run(seed.parse().unwrap());
+        run(seed.parse().unwrap(), &mut seen);
         return;
     }
     let cases: usize = std::env::var("ZERO_CASES").map_or(6_000, |n| n.parse().unwrap());
     let worlds = cases.div_ceil(QUERIES * STEPS) as u64;
     for seed in PAST_FAILURES.into_iter().chain(0..worlds) {
-        if let Err(cause) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
+        if let Err(cause) = catch_unwind(AssertUnwindSafe(|| run(seed, &mut seen))) {
             eprintln!("failed with ZERO_SEED={seed}");
             resume_unwind(cause);
         }
     }
+    let share = |n: usize| n * 100 / seen.steps;
+    assert!(share(seen.puts) > 15 && share(seen.dels) > 10 && share(seen.both) > 5, "{seen:?}");
+    assert!(share(seen.unrouted) > 2 && share(seen.over_budget) > 1 && share(seen.failed_reads) > 1, "{seen:?}");
+    assert!(seen.rows > 3 * seen.steps, "{seen:?}");
 }
 
 struct Subject {
@@ -43,7 +62,7 @@ struct Subject {
     client: RowSet,
 }
 
-fn run(seed: u64) {
+fn run(seed: u64, seen: &mut Seen) {
     let mut world = World::new(seed);
     let mut source = MemorySource::new();
     source.apply(&world.populate());
@@ -65,11 +84,17 @@ fn run(seed: u64) {
         for (id, subject) in subjects.iter_mut().enumerate() {
             let context = || format!("step {step}, query {:#?}", subject.query);
             let wanted = expected(&world, &subject.query);
+            seen.steps += 1;
+            seen.rows += wanted.len();
             if !routed.contains(&(id as u64)) {
+                seen.unrouted += 1;
                 assert_eq!(keys(&wanted), keys(&subject.client), "changed without being routed to: {}", context());
                 continue;
             }
-            let delta = advance(&mut world.rng, &mut subject.graph, &mut before, &mut source, &changes);
+            let delta = advance(&mut world.rng, &mut subject.graph, &mut before, &mut source, &changes, seen);
+            seen.puts += usize::from(!delta.puts.is_empty());
+            seen.dels += usize::from(!delta.dels.is_empty());
+            seen.both += usize::from(!delta.puts.is_empty() && !delta.dels.is_empty());
             apply(&mut subject.client, delta);
             assert_eq!(keys(&subject.client), keys(&wanted), "client and oracle: {}", context());
             for (key, row) in &wanted {
@@ -112,6 +137,7 @@ fn advance(
     before: &mut MemorySource,
     source: &mut MemorySource,
     changes: &Changes,
+    seen: &mut Seen,
 ) -> Delta {
     match rng.below(8) {
         0 => {
@@ -119,6 +145,7 @@ fn advance(
             match graph.advance_within(source, changes, budget) {
                 Ok(delta) => return delta,
                 Err(AdvanceError::NeedsRehydrate(_)) => {
+                    seen.over_budget += 1;
                     graph.verify(before).unwrap_or_else(|e| panic!("after running out of budget: {e}"));
                     return graph.rehydrate(source).unwrap();
                 }
@@ -130,6 +157,7 @@ fn advance(
             match graph.advance(&mut failing, changes) {
                 Ok(delta) => return delta,
                 Err(AdvanceError::Source(_)) => {
+                    seen.failed_reads += 1;
                     graph.verify(before).unwrap_or_else(|e| panic!("after a failed read: {e}"));
                 }
                 Err(error) => panic!("{error}"),

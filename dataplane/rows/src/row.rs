@@ -56,11 +56,26 @@ impl Row {
     /// The cells of `columns`, in that order, as a key.
     #[must_use]
     pub fn key(&self, columns: &[usize]) -> Key {
-        let mut builder = RowBuilder::new(columns.len());
+        // Cells are packed alike in rows and keys, so they are copied as bytes, into one allocation of the right size.
+        let (area, count) = (&self.0[HEADER..], self.len());
+        let size: usize = columns.iter().map(|&c| 4 + packed_cell(area, count, c).len()).sum();
+        let mut bytes = Vec::with_capacity(4 + size);
+        bytes.extend_from_slice(&column_count(columns.len()));
+        let mut offset = 0_u32;
         for &column in columns {
-            builder.push(self.get(column));
+            bytes.extend_from_slice(&offset.to_ne_bytes());
+            offset += packed_cell(area, count, column).len() as u32;
         }
-        builder.finish_key()
+        for &column in columns {
+            bytes.extend_from_slice(packed_cell(area, count, column));
+        }
+        Key(bytes.into_boxed_slice())
+    }
+
+    /// Whether the cell of column `index` is null.
+    #[must_use]
+    pub fn is_null(&self, index: usize) -> bool {
+        packed_cell(&self.0[HEADER..], self.len(), index)[0] == TAG_NULL
     }
 
     /// Whether the cells (not the version) are equal.
@@ -224,15 +239,20 @@ fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
     out
 }
 
-/// `area` starts with the offset table of `columns` entries.
-fn read_cell(area: &[u8], columns: usize, index: usize) -> ValueRef<'_> {
+/// The tag and payload of a cell. `area` starts with the offset table of `columns` entries.
+fn packed_cell(area: &[u8], columns: usize, index: usize) -> &[u8] {
     assert!(index < columns, "column {index} of {columns}");
     let cells = &area[columns * 4..];
     let offset = |i: usize| u32::from_ne_bytes(fixed(&area[i * 4..])) as usize;
     let start = offset(index);
     let end = if index + 1 < columns { offset(index + 1) } else { cells.len() };
-    let payload = &cells[start + 1..end];
-    match cells[start] {
+    &cells[start..end]
+}
+
+fn read_cell(area: &[u8], columns: usize, index: usize) -> ValueRef<'_> {
+    let cell = packed_cell(area, columns, index);
+    let payload = &cell[1..];
+    match cell[0] {
         TAG_NULL => ValueRef::Null,
         TAG_FALSE => ValueRef::Bool(false),
         TAG_TRUE => ValueRef::Bool(true),
@@ -283,6 +303,12 @@ mod tests {
         assert_eq!(a.key(&[2, 1]), b.key(&[2, 1]));
         assert!(a.same_cells(&b));
         assert_ne!(a.key(&[0]), a.key(&[1]));
+        // Keys of rows and keys of values are the same thing.
+        for columns in [&[2, 1][..], &[0, 1, 2], &[1], &[]] {
+            let values: Vec<Value> = columns.iter().map(|&c| a.get(c).to_owned()).collect();
+            assert_eq!(a.key(columns), Key::from_values(&values));
+        }
         assert!(row(&[ValueRef::Null], 0).key(&[0]).has_null());
+        assert!(row(&[ValueRef::Null], 0).is_null(0) && !a.is_null(1));
     }
 }

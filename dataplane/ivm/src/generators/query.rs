@@ -18,7 +18,7 @@ fn table<'a>(rng: &mut Rng, schema: &'a Schema) -> &'a Table {
 }
 
 fn level(rng: &mut Rng, schema: &Schema, table: &Table, depth: usize) -> Query {
-    let filter = if rng.one_in(3) { Condition::And(Vec::new()) } else { condition(rng, schema, table, depth) };
+    let filter = if rng.one_in(2) { Condition::And(Vec::new()) } else { condition(rng, schema, table, depth) };
     let order_by = (0..rng.below(3)).filter_map(|_| Some((sortable(rng, table)?, direction(rng)))).collect();
     let related = if depth == 0 {
         Vec::new()

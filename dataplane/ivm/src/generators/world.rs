@@ -79,7 +79,7 @@ impl World {
     pub fn populate(&mut self) -> Arc<Batch> {
         self.commit(|world, pending| {
             for table in world.table_list() {
-                for _ in 0..world.rng.below(14) {
+                for _ in 0..4 + world.rng.below(16) {
                     world.insert(&table, pending);
                 }
             }
@@ -262,9 +262,12 @@ fn cell(rng: &mut Rng, column: &Column) -> Value {
     if !column.not_null && rng.one_in(4) {
         return Value::Null;
     }
-    // Other unique keys need room.
+    // Unique columns need room, but joins must still hit.
     if &*column.name == "u" {
         return Value::Int(rng.below(40) as i64);
+    }
+    if column.name.starts_with('k') && column.ty == ColumnType::Int && rng.one_in(2) {
+        return Value::Int(rng.below(16) as i64);
     }
     value(rng, column.ty)
 }
