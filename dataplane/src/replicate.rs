@@ -6,8 +6,8 @@
 //!                      +--> replica (a thread)  applied --> acknowledge, publish
 //! ```
 //!
-//! Storing and applying go on at the same time; only a commit that is both is acknowledged upstream and shown to clients. While
-//! one is under way the next transactions are collected, so that a busy upstream is handled in few large commits and a quiet one
+//! Storing and applying go on at the same time; the replica's commit waits for the log's, so that nothing is acknowledged upstream
+//! or shown to clients that is not stored. While one is under way the next transactions are collected, so that a busy upstream is handled in few large commits and a quiet one
 //! without delay.
 
 use std::sync::Arc;
@@ -63,10 +63,10 @@ pub async fn run(start: Start, batches: Batches, metrics: Metrics) -> Result<Str
                 ended.context("the task that stores changes failed")??;
                 bail!("the task that stores changes ended");
             }
-            ended = &mut applying => {
-                ended.context("the thread that applies changes failed")??;
-                bail!("the thread that applies changes ended");
-            }
+            ended = &mut applying => match ended.context("the thread that applies changes failed")?? {
+                Some(reason) => return Ok(reason),
+                None => bail!("the thread that applies changes ended"),
+            },
         };
         let retry_ms = follower.pause.as_millis() as u64;
         match failure {
@@ -154,21 +154,24 @@ struct Commit {
     bytes: u64,
 }
 
+/// Applies until the queue ends (`None`) or the replica turns out to be unusable (`Some` reason).
 fn apply(
     mut writer: Writer,
     mut commits: mpsc::Receiver<Commit>,
     batches: &Batches,
     runtime: &tokio::runtime::Handle,
     metrics: &Metrics,
-) -> Result<()> {
+) -> Result<Option<String>> {
     while let Some(Commit { transactions, is_stored, acks, bytes }) = commits.blocking_recv() {
         let timer = metrics.apply.start_timer();
-        let batch = writer.apply(&transactions).context("apply changes to the replica")?;
+        // What is not stored is neither shown nor acknowledged. The sender is dropped when the log failed or the process ends.
+        let batch = match writer.apply_when(&transactions, || is_stored.blocking_recv().is_ok()) {
+            Ok(batch) => batch,
+            Err(replica::Error::Withheld) => break,
+            Err(error @ replica::Error::Resync { .. }) => return Ok(Some(error.to_string())),
+            Err(error) => return Err(error).context("apply changes to the replica"),
+        };
         timer.observe_duration();
-        if is_stored.blocking_recv().is_err() {
-            // The log failed or the process ends: what is not stored is neither acknowledged nor shown.
-            break;
-        }
         if let Some(version) = transactions.last().map(|t| t.version) {
             acks.ack(version);
         }
@@ -180,5 +183,6 @@ fn apply(
         }
     }
     info!("nothing more to apply");
-    writer.checkpoint().context("fold the write-ahead log into the replica")
+    writer.checkpoint().context("fold the write-ahead log into the replica")?;
+    Ok(None)
 }

@@ -92,9 +92,13 @@ impl Parts<'_> {
     async fn live(self, started: Instant) -> Result<Life> {
         let mut stop = self.stop.clone();
         let source = options::upstream(self.config)?;
-        let (writer, initial) = tokio::select! {
-            writer = self.replica(&source) => writer?,
+        let opened = tokio::select! {
+            opened = self.replica(&source) => opened,
             _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
+        };
+        let (writer, initial) = match opened {
+            Err(error) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
+            opened => opened?,
         };
         let owner = changes::Owner { id: self.config.task_id.clone(), address: String::new() };
         let opened = tokio::select! {
@@ -170,6 +174,11 @@ impl Parts<'_> {
         .await
         .map_err(anyhow::Error::msg)
     }
+}
+
+/// Whether a replica of ours is there but cannot be used.
+fn is_unusable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(replica::Error::Resync { .. }))
 }
 
 fn reset(reason: &str) -> Life {

@@ -16,6 +16,9 @@ pub enum Error {
     /// The disk or the operating system failed. The failed call left no trace; after a restart it can be repeated.
     #[error("replica file {}: {action}: {cause}", path.display())]
     Storage { path: PathBuf, action: &'static str, cause: String },
+    /// The caller of [`crate::Writer::apply_when`] decided against the commit; nothing changed.
+    #[error("the commit was withheld")]
+    Withheld,
 }
 
 /// What goes wrong inside, before the path and the action are known.
@@ -25,6 +28,8 @@ pub(crate) enum Fault {
     Io(std::io::Error),
     /// The stream or the stored contents contradict each other.
     Diverged(String),
+    /// The caller decided against the commit.
+    Withheld,
 }
 
 impl Fault {
@@ -36,6 +41,7 @@ impl Fault {
         let path = path.to_path_buf();
         match self {
             Fault::Diverged(reason) => Error::Resync { path, reason },
+            Fault::Withheld => Error::Withheld,
             Fault::Io(e)
                 if e.kind() == std::io::ErrorKind::PermissionDenied || e.kind() == std::io::ErrorKind::NotFound =>
             {
@@ -65,6 +71,7 @@ impl fmt::Display for Fault {
             Fault::Sqlite(e) => e.fmt(f),
             Fault::Io(e) => e.fmt(f),
             Fault::Diverged(what) => f.write_str(what),
+            Fault::Withheld => f.write_str("withheld"),
         }
     }
 }

@@ -113,9 +113,23 @@ impl Writer {
     /// first to the version of the last. Transactions that are applied already are skipped; `None` if all are. After an error the
     /// replica is as it was before the call.
     pub fn apply(&mut self, transactions: &[Transaction]) -> Result<Option<Arc<Batch>>, Error> {
+        self.apply_when(transactions, || true)
+    }
+
+    /// Like [`Writer::apply`], asking `may_commit` when only the commit is left: readers see nothing before it returns. If it says
+    /// no, the call fails with [`Error::Withheld`].
+    pub fn apply_when(
+        &mut self,
+        transactions: &[Transaction],
+        may_commit: impl FnOnce() -> bool,
+    ) -> Result<Option<Arc<Batch>>, Error> {
         let previous = self.state.version;
         let new = transactions.iter().position(|t| t.version > previous).map_or(&[][..], |from| &transactions[from..]);
-        let Some(last) = new.last() else { return Ok(None) };
+        if new.is_empty() {
+            return if may_commit() { Ok(None) } else { Err(Error::Withheld) };
+        }
+        let commit_time_us =
+            new.iter().map(|t| t.commit_time_us).max().unwrap_or_default().max(self.state.commit_time_us);
         let result = self.transact(|writer| {
             let mut pass = Pass { net: Net::default(), schema_changed: false };
             let mut version = previous;
@@ -132,13 +146,13 @@ impl Writer {
                 }
             }
             writer.state.version = version;
-            writer.state.commit_time_us = last.commit_time_us;
+            writer.state.commit_time_us = commit_time_us;
             if pass.schema_changed {
                 writer.state.schema_epoch += 1;
                 writer.state.stats_epoch += 1;
             }
             writer.analyze()?;
-            Ok(pass)
+            if may_commit() { Ok(pass) } else { Err(Fault::Withheld) }
         });
         let pass = result.map_err(|fault| self.undo(fault))?;
         let schema = if pass.schema_changed {
@@ -152,7 +166,7 @@ impl Writer {
         Ok(Some(Arc::new(Batch {
             version: self.state.version,
             previous,
-            commit_time_us: last.commit_time_us,
+            commit_time_us,
             tables: pass.net.finish(),
             schema,
         })))

@@ -322,3 +322,13 @@ fn the_wal_does_not_grow_for_ever() {
     b.writer.checkpoint().unwrap();
     assert_eq!(std::fs::metadata(&wal).unwrap().len(), 0);
 }
+
+#[test]
+fn a_withheld_commit_changes_nothing() {
+    let mut b = Bench::new(spec());
+    let error = b.writer.apply_when(&[transaction(b.version + 1, vec![b.insert(row(1, "a", 1))])], || false).unwrap_err();
+    assert!(matches!(error, replica::Error::Withheld), "{error}");
+    let batch = b.apply(vec![b.insert(row(1, "b", 2))]);
+    assert_eq!(batch.tables[0].rows.len(), 1);
+    assert!(batch.tables[0].rows[0].old.is_none());
+}
