@@ -77,7 +77,9 @@ pub enum Command {
     /// The socket is gone (or was displaced by a newer one of the same client).
     Disconnect(ConnectionId),
     /// Tell all clients to go elsewhere and accept nothing more; `done` is dropped when all state is flushed.
-    Drain { done: tokio::sync::oneshot::Sender<()> },
+    Drain {
+        done: tokio::sync::oneshot::Sender<()>,
+    },
 }
 
 /// Cheap handle to the views. Unbounded because a socket has at most one unprocessed message of each kind in flight: the
@@ -199,9 +201,15 @@ pub struct NamedQuery {
 /// The answer for one query.
 #[derive(Debug)]
 pub enum Transformed {
-    Ast { id: String, ast: Box<Ast> },
+    Ast {
+        id: String,
+        ast: Box<Ast>,
+    },
     /// An `app` or `parse` error, passed to the client as it is (`ErroredQuery`).
-    Failed { id: String, error: serde_json::Value },
+    Failed {
+        id: String,
+        error: serde_json::Value,
+    },
 }
 
 pub type TransformFuture = Pin<Box<dyn Future<Output = Result<Vec<Transformed>, ErrorBody>> + Send>>;

@@ -85,7 +85,8 @@ impl Core {
             }
         }
         for removed in &group.record.removed {
-            let Some(cookie) = connection.cookie.filter(|c| removed.holding.got_at <= *c && *c < removed.removed_at) else {
+            let Some(cookie) = connection.cookie.filter(|c| removed.holding.got_at <= *c && *c < removed.removed_at)
+            else {
                 continue;
             };
             let lineage = removed.holding.lineage;
@@ -147,7 +148,8 @@ impl Core {
         let body: Vec<Frame> = builder.finish().into_iter().map(frame_of).collect();
         let Some(group) = self.groups.get_mut(&group_id) else { return Ok(None) };
         // Content needs a greater cookie; without content the client is confirmed where it is.
-        let needs_new = (!body.is_empty() && cookie == Some(group.cookie)) || (cookie.is_none() && group.cookie.version == Version::ZERO);
+        let needs_new = (!body.is_empty() && cookie == Some(group.cookie))
+            || (cookie.is_none() && group.cookie.version == Version::ZERO);
         if needs_new {
             group.cookie = group.next_cookie(version);
         }
@@ -213,8 +215,7 @@ impl Core {
         }
         let holds = |id: &RowId| part.iter().chain(&whole).any(|m| m.holds(id));
         let mut rows = 0;
-        let mut gone: Vec<&RowId> =
-            candidates.iter().chain(&orphans).copied().filter(|id| !holds(id)).collect();
+        let mut gone: Vec<&RowId> = candidates.iter().chain(&orphans).copied().filter(|id| !holds(id)).collect();
         gone.sort_unstable();
         gone.dedup();
         for id in gone {
@@ -223,7 +224,8 @@ impl Core {
                 rows += 1;
             }
         }
-        let mut present: Vec<&RowId> = candidates.iter().copied().filter(|id| part.iter().any(|m| m.holds(id))).collect();
+        let mut present: Vec<&RowId> =
+            candidates.iter().copied().filter(|id| part.iter().any(|m| m.holds(id))).collect();
         present.sort_unstable();
         for id in present {
             if let Some(op) = ops.get(id) {

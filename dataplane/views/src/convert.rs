@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ivm::query::{self, Query};
-use protocol::ast::{Ast, Condition, CorrelatedSubquery, Direction, ExistsOperator, Literal, Operator, System, ValuePosition};
+use protocol::ast::{
+    Ast, Condition, CorrelatedSubquery, Direction, ExistsOperator, Literal, Operator, System, ValuePosition,
+};
 use protocol::schema::ClientSchema;
 use rows::{ColumnType, Schema, Table, Value};
 
@@ -158,8 +160,7 @@ pub struct KeyChoice {
 impl KeyChoice {
     #[must_use]
     pub fn of(schema: &ClientSchema) -> KeyChoice {
-        let by_table =
-            schema.tables.iter().map(|(name, table)| (name.clone(), table.primary_key.clone()));
+        let by_table = schema.tables.iter().map(|(name, table)| (name.clone(), table.primary_key.clone()));
         KeyChoice { by_table: by_table.filter(|(_, key)| !key.is_empty()).collect() }
     }
 
@@ -259,7 +260,8 @@ fn check_key(name: &str, wanted: &[String], table: &Arc<Table>, problems: &mut V
         return;
     }
     let Some(mut positions) = wanted.iter().map(|c| table.position(c)).collect::<Option<Vec<usize>>>() else {
-        problems.push(format!("The primary key <{}> of \"{name}\" names a column that does not exist.", wanted.join(", ")));
+        problems
+            .push(format!("The primary key <{}> of \"{name}\" names a column that does not exist.", wanted.join(", ")));
         return;
     };
     positions.sort_unstable();

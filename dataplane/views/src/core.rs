@@ -118,15 +118,25 @@ pub async fn start(options: Options) -> Result<Started, String> {
             flush_seconds: options.metrics.cvr_flush_seconds.clone(),
             flush_failures: options.metrics.cvr_flush_failures.clone(),
         };
-        store::spawn(Arc::clone(&options.cvr), options.cvr_schema.clone(), options.cvr_purge_hours, metrics, move |event| {
-            let _ = events.send(Event::Store(event));
-        })
+        store::spawn(
+            Arc::clone(&options.cvr),
+            options.cvr_schema.clone(),
+            options.cvr_purge_hours,
+            metrics,
+            move |event| {
+                let _ = events.send(Event::Store(event));
+            },
+        )
     };
     let pool = {
         let (events, open) = (events.clone(), Arc::clone(&options.open_reader));
-        Pool::start(options.hydrators, move || open(), move |outcome| {
-            let _ = events.send(Event::Hydrated(Box::new(outcome)));
-        })
+        Pool::start(
+            options.hydrators,
+            move || open(),
+            move |outcome| {
+                let _ = events.send(Event::Hydrated(Box::new(outcome)));
+            },
+        )
         .map_err(|e| format!("start the hydration threads: {e}"))?
     };
     let reader = (options.open_reader)().map_err(|e| e.to_string())?;
@@ -446,6 +456,7 @@ impl Core {
                 self.want_step = true;
             }
         }
+        self.ask_again_without(id, connection.group);
     }
 
     /// Queues frames for a connection; a connection that cannot take them is dropped.
@@ -507,7 +518,11 @@ impl Core {
         let gone: Vec<GroupId> = self
             .groups
             .values()
-            .filter(|g| all_durable && g.idle_since.is_some_and(|since| now - since >= GROUP_IDLE) && !self.dirty.contains(&g.id))
+            .filter(|g| {
+                all_durable
+                    && g.idle_since.is_some_and(|since| now - since >= GROUP_IDLE)
+                    && !self.dirty.contains(&g.id)
+            })
             .map(|g| g.id)
             .collect();
         for id in gone {
@@ -539,7 +554,8 @@ impl Core {
 
     /// Whether everything is told and stored after a drain.
     fn finish_drain(&mut self) -> bool {
-        let finished = self.draining.is_some() && self.outgoing.is_empty() && self.all_durable() && self.dirty.is_empty();
+        let finished =
+            self.draining.is_some() && self.outgoing.is_empty() && self.all_durable() && self.dirty.is_empty();
         if finished && let Some(done) = self.draining.take() {
             // Dropping the sender would do; sending says that it was on purpose.
             let _ = done.send(());

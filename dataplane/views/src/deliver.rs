@@ -35,7 +35,13 @@ pub struct Bodies {
 
 impl Core {
     /// Pokes the group's active connections with everything that is pending, and stores what changed of its record.
-    pub(crate) fn deliver(&mut self, group_id: GroupId, mark: Option<Mark>, bodies: &mut Bodies, pokes: &mut Vec<Poke>) {
+    pub(crate) fn deliver(
+        &mut self,
+        group_id: GroupId,
+        mark: Option<Mark>,
+        bodies: &mut Bodies,
+        pokes: &mut Vec<Poke>,
+    ) {
         let version = self.version;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         if !group.loaded {
@@ -89,7 +95,13 @@ impl Core {
     }
 
     /// Frames of one poke for one connection, which is at `cookie` afterwards.
-    pub(crate) fn poke(&mut self, id: ConnectionId, cookie: Cookie, body: &[Frame], mark: Option<Mark>) -> Option<Poke> {
+    pub(crate) fn poke(
+        &mut self,
+        id: ConnectionId,
+        cookie: Cookie,
+        body: &[Frame],
+        mark: Option<Mark>,
+    ) -> Option<Poke> {
         let poke_id = self.version.to_string();
         let connection = self.connections.get_mut(&id)?;
         debug_assert!(
@@ -119,7 +131,12 @@ impl Core {
     }
 
     /// Which of the arrived queries can be delivered now; the others wait for their encoded rows.
-    fn split_arrived(&mut self, group_id: GroupId, hashes: Vec<String>, rows_needed: bool) -> (Vec<String>, Vec<String>) {
+    fn split_arrived(
+        &mut self,
+        group_id: GroupId,
+        hashes: Vec<String>,
+        rows_needed: bool,
+    ) -> (Vec<String>, Vec<String>) {
         let mut ready = Vec::new();
         let mut waiting = Vec::new();
         for hash in hashes {
@@ -257,8 +274,10 @@ impl Core {
                 }
             }
         }
-        let before: Vec<&&Materialisation> =
-            held.iter().filter(|m| !fresh.iter().any(|id| self.materialisations.get(*id).is_some_and(|f| std::ptr::eq(f, **m)))).collect();
+        let before: Vec<&&Materialisation> = held
+            .iter()
+            .filter(|m| !fresh.iter().any(|id| self.materialisations.get(*id).is_some_and(|f| std::ptr::eq(f, **m))))
+            .collect();
         for id in fresh {
             let Some(materialisation) = self.materialisations.get(*id) else { continue };
             rows += add_all(materialisation, self.version, &before, several, &mut done, &mut builder);
@@ -324,9 +343,5 @@ pub fn add_all<'a>(
 
 pub fn frame_of(part: Part) -> Frame {
     let mut pieces = part.0;
-    if pieces.len() == 1 {
-        Frame::Text(pieces.swap_remove(0))
-    } else {
-        Frame::Parts(pieces.into())
-    }
+    if pieces.len() == 1 { Frame::Text(pieces.swap_remove(0)) } else { Frame::Parts(pieces.into()) }
 }

@@ -70,9 +70,7 @@ impl Pool {
         let done = Arc::new(done);
         for n in 0..threads.max(1) {
             let (receiver, open, done) = (Arc::clone(&receiver), Arc::clone(&open), Arc::clone(&done));
-            std::thread::Builder::new()
-                .name(format!("hydrate-{n}"))
-                .spawn(move || work(&receiver, &*open, &*done))?;
+            std::thread::Builder::new().name(format!("hydrate-{n}")).spawn(move || work(&receiver, &*open, &*done))?;
         }
         Ok(Pool { jobs })
     }

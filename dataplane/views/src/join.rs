@@ -127,7 +127,8 @@ impl Core {
 
     /// The inspector is not there yet; a client that asks is told so in the inspector's own way.
     pub(crate) fn inspect(&mut self, id: ConnectionId, request: &serde_json::Value) {
-        let answer = json!({"id": request.get("id"), "op": "error", "value": "the inspector is not supported by this server"});
+        let answer =
+            json!({"id": request.get("id"), "op": "error", "value": "the inspector is not supported by this server"});
         self.send(id, [(0, Frame::Text(down::inspect(&answer)), None)]);
     }
 
@@ -160,7 +161,9 @@ impl Core {
 /// Whether the group can go on from a client's cookie (sync-protocol 9.2).
 fn check_cookie(group: &mut Group, cookie: Cookie, version: rows::Version) -> Result<(), ErrorBody> {
     if !group.known && cookie > Cookie::EMPTY {
-        return Err(ErrorBody::client_not_found("the client group is not known here; its data was removed or never arrived"));
+        return Err(ErrorBody::client_not_found(
+            "the client group is not known here; its data was removed or never arrived",
+        ));
     }
     if cookie > group.cookie {
         // Pokes of row changes are not written down one by one, so a plain version up to ours may have been sent.

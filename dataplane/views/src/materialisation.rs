@@ -47,7 +47,10 @@ pub struct Materialisation {
 
 pub enum State {
     /// A job is under way. `stored` is the row set that the lineage had when it was last live, once it was read.
-    Hydrating { stored: Stored, hydrated: Option<Box<crate::hydrate::Hydrated>> },
+    Hydrating {
+        stored: Stored,
+        hydrated: Option<Box<crate::hydrate::Hydrated>>,
+    },
     Live(Box<Graph>),
     /// Cannot be served; the message is for the application's developer.
     Failed(String),

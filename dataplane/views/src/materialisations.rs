@@ -161,7 +161,12 @@ impl Materialisations {
         let Some(m) = self.by_id.get_mut(&id) else { return };
         m.payload_pending = true;
         self.jobs.insert(id, version);
-        self.pool.submit(Job { id, query: Arc::clone(&m.query), schema: Arc::clone(schema), keys: Arc::clone(&m.keys) });
+        self.pool.submit(Job {
+            id,
+            query: Arc::clone(&m.query),
+            schema: Arc::clone(schema),
+            keys: Arc::clone(&m.keys),
+        });
     }
 
     pub fn unsubscribe(&mut self, group: GroupId, id: MaterialisationId, now: Instant) {
@@ -324,7 +329,12 @@ impl Materialisations {
                         }
                     },
                     Err(AdvanceError::NeedsRehydrate(_) | AdvanceError::SchemaChanged { .. }) => {
-                        let job = Job { id, query: Arc::clone(&m.query), schema: Arc::clone(schema), keys: Arc::clone(&m.keys) };
+                        let job = Job {
+                            id,
+                            query: Arc::clone(&m.query),
+                            schema: Arc::clone(schema),
+                            keys: Arc::clone(&m.keys),
+                        };
                         match hydrate::hydrate(&job, reader) {
                             Ok((fresh, payload)) => {
                                 graph = fresh;
@@ -351,7 +361,14 @@ impl Materialisations {
     }
 
     /// Writes down where the history of a materialisation that became live begins, or how its rows differ from where it ended.
-    fn settle_lineage(&mut self, id: MaterialisationId, stored: Stored, version: Version, schema: &Schema, flush: &mut Flush) {
+    fn settle_lineage(
+        &mut self,
+        id: MaterialisationId,
+        stored: Stored,
+        version: Version,
+        schema: &Schema,
+        flush: &mut Flush,
+    ) {
         let fresh = match stored {
             Stored::Lost => {
                 let key = self.by_id.get(&id).map(|m| Arc::clone(&m.key)).unwrap_or_default();
@@ -408,7 +425,10 @@ impl Materialisations {
         for m in self.by_id.values_mut() {
             m.history.trim(durable);
             let size = m.payload.as_ref().map_or(0, Payload::size);
-            let stale = m.payload.as_ref().is_some_and(|p| p.version < m.history.floor || m.history.size() > size.max(64 << 10));
+            let stale = m
+                .payload
+                .as_ref()
+                .is_some_and(|p| p.version < m.history.floor || m.history.size() > size.max(64 << 10));
             if stale || payload_bytes + size > PAYLOAD_BYTES_MAX {
                 m.payload = None;
             } else {

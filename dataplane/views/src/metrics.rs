@@ -45,22 +45,49 @@ impl Metrics {
             Ok(metric)
         };
         Ok(Metrics {
-            commit_to_poke_seconds: histogram(COMMIT_TO_POKE, "From the commit in Postgres to the end of the poke that carries it")?,
-            materialisations: gauge("zero_materialisations", "Queries maintained on this node, each once whoever asks for it")?,
+            commit_to_poke_seconds: histogram(
+                COMMIT_TO_POKE,
+                "From the commit in Postgres to the end of the poke that carries it",
+            )?,
+            materialisations: gauge(
+                "zero_materialisations",
+                "Queries maintained on this node, each once whoever asks for it",
+            )?,
             subscriptions: gauge("zero_subscriptions", "Queries of client groups served from the materialisations")?,
             client_groups: gauge("zero_client_groups", "Client groups in memory")?,
             active_connections: gauge("zero_active_connections", "Connections that receive pokes")?,
-            payload_bytes: gauge("zero_payload_bytes", "Encoded hydrations kept for clients that connect later, bytes")?,
+            payload_bytes: gauge(
+                "zero_payload_bytes",
+                "Encoded hydrations kept for clients that connect later, bytes",
+            )?,
             hydrations: counter("zero_hydrations_total", "Queries run from scratch")?,
-            rehydrations: counter("zero_rehydrations_total", "Materialisations renewed because that was cheaper than, or the only way of, following the changes")?,
-            hydration_seconds: histogram("zero_hydration_seconds", "Time to run a query from scratch and encode its rows")?,
+            rehydrations: counter(
+                "zero_rehydrations_total",
+                "Materialisations renewed because that was cheaper than, or the only way of, following the changes",
+            )?,
+            hydration_seconds: histogram(
+                "zero_hydration_seconds",
+                "Time to run a query from scratch and encode its rows",
+            )?,
             advance_seconds: histogram("zero_advance_seconds", "Time to bring one materialisation over one batch")?,
-            step_seconds: histogram("zero_step_seconds", "Time to bring all materialisations and client groups to a version")?,
+            step_seconds: histogram(
+                "zero_step_seconds",
+                "Time to bring all materialisations and client groups to a version",
+            )?,
             pokes: counter("zero_pokes_total", "Pokes queued for sockets")?,
-            poked_rows: counter("zero_poked_rows_total", "Row operations queued for sockets, cached bodies counted once")?,
+            poked_rows: counter(
+                "zero_poked_rows_total",
+                "Row operations queued for sockets, cached bodies counted once",
+            )?,
             cvr_flush_seconds: histogram("zero_cvr_flush_seconds", "Time of one commit to the CVR database")?,
-            cvr_flush_failures: counter("zero_cvr_flush_failures_total", "Commits to the CVR database that failed and were retried")?,
-            transforms_failed: counter("zero_transforms_failed_total", "Queries that the API server refused or could not transform")?,
+            cvr_flush_failures: counter(
+                "zero_cvr_flush_failures_total",
+                "Commits to the CVR database that failed and were retried",
+            )?,
+            transforms_failed: counter(
+                "zero_transforms_failed_total",
+                "Queries that the API server refused or could not transform",
+            )?,
         })
     }
 }

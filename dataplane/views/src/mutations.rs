@@ -72,7 +72,10 @@ impl Internal {
             }),
         };
         if internal.clients.is_none() || internal.mutations.is_none() {
-            warn!(clients, mutations, "tables of mutation ids are not replicated; mutations will not be confirmed to clients");
+            warn!(
+                clients,
+                mutations, "tables of mutation ids are not replicated; mutations will not be confirmed to clients"
+            );
         }
         internal
     }
@@ -166,7 +169,8 @@ impl Core {
                         group.pending.last_mutation_ids.insert(client, last);
                         self.dirty.insert(id);
                     }
-                } else if let Some(mutations) = self.internal.mutations.as_ref().filter(|m| *m.plan.table.name == *name) {
+                } else if let Some(mutations) = self.internal.mutations.as_ref().filter(|m| *m.plan.table.name == *name)
+                {
                     let Some(row) = change.new.as_ref().or(change.old.as_ref()) else { continue };
                     let ValueRef::Str(group) = row.get(mutations.group) else { continue };
                     let Some(&id) = self.group_names.get(group) else { continue };

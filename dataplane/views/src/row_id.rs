@@ -220,7 +220,10 @@ mod tests {
         let entries = [
             (id("issue", &[Value::Str("i1".into())]), Presence::Present(Version::new(0))),
             (id("issue", &[Value::Str(String::new().into())]), Presence::Gone),
-            (id("label", &[Value::Int(-5), Value::Float(1.5), Value::Bool(true)]), Presence::Present(Version::new(u64::MAX - 1))),
+            (
+                id("label", &[Value::Int(-5), Value::Float(1.5), Value::Bool(true)]),
+                Presence::Present(Version::new(u64::MAX - 1)),
+            ),
             (id("issue", &[Value::Str("i2".into())]), Presence::Present(Version::new(300))),
         ];
         let mut encoder = Encoder::default();

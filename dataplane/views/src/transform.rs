@@ -9,9 +9,10 @@ use serde_json::json;
 use tracing::{debug, warn};
 
 use crate::api::{ConnectionContext, ConnectionId, Frame, NamedQuery, Transformed};
+use crate::connection::Phase;
 use crate::core::{Core, Event};
 use crate::group::record::Definition;
-use crate::group::{GroupId, QueryRun};
+use crate::group::{Asked, GroupId, QueryRun};
 use crate::outgoing::due;
 
 /// What the API server said.
@@ -123,7 +124,7 @@ impl Core {
             }
         }
         for query in &named {
-            group.queries.entry(query.id.clone()).or_default().asked = Some(attempt);
+            group.queries.entry(query.id.clone()).or_default().asked = Some(Asked { attempt, by: id });
         }
         for hash in refused {
             let message = "queries defined in the client need deployed permissions, which this server does not support: \
@@ -132,6 +133,31 @@ impl Core {
         }
         if !named.is_empty() {
             self.ask(group_id, id, attempt, context, named);
+        }
+    }
+
+    /// Takes over what a connection asked for before it went: for itself when it comes back, and at once for others of its group
+    /// that want the same.
+    pub(crate) fn ask_again_without(&mut self, gone: ConnectionId, group_id: GroupId) {
+        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        let mut open = Vec::new();
+        for (hash, run) in &mut group.queries {
+            if run.asked.is_some_and(|asked| asked.by == gone) {
+                run.asked = None;
+                open.push(hash.clone());
+            }
+        }
+        let heir = group.connections.iter().copied().find(|id| {
+            self.connections.get(id).is_some_and(|c| {
+                c.phase != Phase::New
+                    && open
+                        .iter()
+                        .filter_map(|hash| group.record.queries.get(hash))
+                        .any(|q| q.desires.contains_key(&c.client))
+            })
+        });
+        if let Some(heir) = heir {
+            self.start_queries(heir, false);
         }
     }
 
@@ -163,13 +189,14 @@ impl Core {
         }
         let Answers { group: group_id, connection, attempt, hashes, result } = answers;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
-        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.asked == Some(attempt));
+        let asked = Some(Asked { attempt, by: connection });
+        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.asked == asked);
         let list = match result {
             Ok(list) => list,
             Err(body) => {
                 self.options.metrics.transforms_failed.inc_by(hashes.len() as u64);
                 for hash in &hashes {
-                    if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == Some(attempt)) {
+                    if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == asked) {
                         run.asked = None;
                     }
                 }
@@ -193,7 +220,14 @@ impl Core {
                         continue;
                     }
                     let keys = Arc::clone(&group.keys);
-                    match self.materialisations.subscribe(group_id, &ast, &keys, &self.schema, self.version, &self.store) {
+                    match self.materialisations.subscribe(
+                        group_id,
+                        &ast,
+                        &keys,
+                        &self.schema,
+                        self.version,
+                        &self.store,
+                    ) {
                         Ok(materialisation) => self.subscribed(group_id, &hash, materialisation),
                         Err(message) => self.query_failed(group_id, &hash, &message),
                     }
@@ -210,7 +244,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         for hash in missing {
             warn!(hash, "the API server's answer lacks a query it was asked for");
-            if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == Some(attempt)) {
+            if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == asked) {
                 run.asked = None;
             }
         }

@@ -25,8 +25,17 @@ pub struct QueryRun {
     pub held: Option<MaterialisationId>,
     /// The materialisation that will be delivered once it is live.
     pub coming: Option<MaterialisationId>,
-    /// The API server is asked for the AST; the number tells a late answer from the awaited one.
-    pub asked: Option<u64>,
+    /// The API server is asked for the AST.
+    pub asked: Option<Asked>,
+}
+
+/// A request to the API server that is not answered yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Tells a late answer from the awaited one.
+    pub attempt: u64,
+    /// On whose behalf. When it goes, the request counts no more: its credentials may never be found good.
+    pub by: ConnectionId,
 }
 
 pub struct Group {

@@ -209,7 +209,11 @@ impl Record {
     /// Queries that nobody wants any more at `now_ms`.
     #[must_use]
     pub fn expired(&self, now_ms: u64) -> Vec<String> {
-        self.queries.iter().filter(|(_, q)| q.expires_at_ms().is_some_and(|at| at <= now_ms)).map(|(h, _)| h.clone()).collect()
+        self.queries
+            .iter()
+            .filter(|(_, q)| q.expires_at_ms().is_some_and(|at| at <= now_ms))
+            .map(|(h, _)| h.clone())
+            .collect()
     }
 
     /// Remembers that `hash` was served from `holding` until `at`.

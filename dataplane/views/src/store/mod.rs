@@ -67,10 +67,18 @@ pub struct GroupRow {
 #[derive(Debug)]
 pub enum Event {
     /// Everything up to this flush number is durable.
-    Flushed { up_to: u64 },
-    Group { id: String, record: Option<String> },
+    Flushed {
+        up_to: u64,
+    },
+    Group {
+        id: String,
+        record: Option<String>,
+    },
     /// The latest row set of a lineage; `None` when it is unknown or damaged.
-    RowSet { lineage: LineageId, rows: Option<FxHashMap<RowId, Version>> },
+    RowSet {
+        lineage: LineageId,
+        rows: Option<FxHashMap<RowId, Version>>,
+    },
     Touched(Touched),
 }
 
@@ -86,8 +94,16 @@ pub struct Touched {
 /// Questions of the views; answered by an [`Event`] each, in any order.
 #[derive(Debug)]
 pub enum Request {
-    Group { id: String },
-    RowSet { lineage: LineageId },
+    Group {
+        id: String,
+    },
+    RowSet {
+        lineage: LineageId,
+    },
     /// Rows that changed after `since`; with `held`, also all rows that were in the set then.
-    Touched { lineage: LineageId, since: Cookie, held: bool },
+    Touched {
+        lineage: LineageId,
+        since: Cookie,
+        held: bool,
+    },
 }

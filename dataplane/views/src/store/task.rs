@@ -81,7 +81,8 @@ pub fn spawn(
         events: Arc::clone(&events),
     };
     tokio::spawn(writer.run(flush_receiver));
-    let reader = Answerer { connection: Connection::new(connector), schema, purge_hours, live: Arc::clone(&live), events };
+    let reader =
+        Answerer { connection: Connection::new(connector), schema, purge_hours, live: Arc::clone(&live), events };
     tokio::spawn(reader.run(request_receiver));
     Store { flushes, requests, live }
 }
