@@ -7,74 +7,143 @@
 //! future, which is a consistent state of that table.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rows::transaction::{Backfill, SchemaChange};
 use rows::{Cell, CellRef, Change, CopyBlock};
 
 use crate::catalog::{Catalog, Published};
-use crate::connect::{connect, quote_literal};
-use crate::copy::schema_json;
+use crate::connect::{quote_identifier, quote_literal};
 use crate::copy_decode::TableCopy;
 use crate::options::Options;
 use crate::transaction::{Finished, Skipped, UNTIL_NEXT_SHAPE};
 use crate::wire::Connection;
 use crate::{Error, Result, slot};
 
+/// How long a lock is waited for. Below `deadlock_timeout`, so that in a deadlock it is us who give up, never a user's statement.
+const LOCK_TIMEOUT_MS: u32 = 500;
+const ATTEMPTS: u32 = 100;
+
 /// Reads what `finished` wants and puts it into its schema changes. Returns the positions up to which the tables' changes are
 /// to be skipped.
 pub(crate) async fn complete(options: &Options, wanted: Vec<Published>, finished: &mut Finished) -> Result<Skipped> {
+    for attempt in 1..=ATTEMPTS {
+        let Some((contents, skipped)) = attempt_all(options, &wanted).await? else {
+            tracing::debug!(attempt, "a table to be read anew is locked");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            continue;
+        };
+        for (table, rows) in wanted.iter().zip(contents) {
+            put(finished, table, rows);
+        }
+        return Ok(skipped);
+    }
+    Err(Error::transient("a table whose contents must be read anew stays locked by another transaction (see pg_locks)"))
+}
+
+/// `None` if some table is locked; nothing is locked by us then.
+async fn attempt_all(options: &Options, wanted: &[Published]) -> Result<Option<(Vec<Vec<Vec<Cell>>>, Skipped)>> {
     let mut slot = slot::create_temporary(options, "zero-backfill-stream").await?;
     let position = slot.consistent_point.as_u64();
+    let mut reader = Connection::open(&options.address, "zero-backfill-stream", false).await?;
     let import = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; SET LOCAL statement_timeout = 0",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
+         SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
         quote_literal(&slot.snapshot)
     );
-    let client = connect(&options.address, "zero-backfill-stream").await?;
-    client.batch_execute(&import).await.map_err(|e| Error::statement("use the snapshot of a backfill", e))?;
-    let mut reader = Connection::open(&options.address, "zero-backfill-stream", false).await?;
     reader.run(&import, "use the snapshot of a backfill").await?;
-    let now = Catalog::parse(&schema_json(&client, options).await?)?;
+    // Outside of the snapshot: sees the schema as it is.
+    let mut present = Connection::open(&options.address, "zero-backfill-stream", false).await?;
 
+    let mut contents = Vec::with_capacity(wanted.len());
     let mut skipped = Skipped::new();
     for table in wanted {
-        let oid = table.spec.oid;
-        let name = table.spec.wire_name();
-        let same_shape = now.tables.get(&oid).is_some_and(|n| same_shape(&table, n));
-        let rows = if same_shape {
-            check_size(&client, options, &table).await?;
-            tracing::info!(table = name, "reading the table's contents anew");
-            skipped.insert(oid, position);
-            read(&mut reader, &table).await?
-        } else {
-            // It changed again since; the contents come with that change.
-            skipped.insert(oid, UNTIL_NEXT_SHAPE);
-            Vec::new()
+        let rows = match keep_shape(&mut reader, &mut present, table).await? {
+            Shape::Busy => return Ok(None),
+            Shape::Wanted => {
+                check_size(&mut reader, options, table).await?;
+                tracing::info!(table = table.spec.wire_name(), "reading the table's contents anew");
+                skipped.insert(table.spec.oid, position);
+                read(&mut reader, table).await?
+            }
+            Shape::Other => {
+                skipped.insert(table.spec.oid, UNTIL_NEXT_SHAPE);
+                Vec::new()
+            }
         };
-        put(finished, &table, rows);
+        contents.push(rows);
     }
     // Ends the temporary slot.
     slot.connection.run("SELECT 1", "end a backfill").await?;
-    Ok(skipped)
+    Ok(Some((contents, skipped)))
 }
 
-fn same_shape(a: &Published, b: &Published) -> bool {
-    a.spec.columns == b.spec.columns
-        && a.spec.name == b.spec.name
-        && a.spec.schema == b.spec.schema
-        && a.filter == b.filter
-        && a.partitions == b.partitions
+enum Shape {
+    /// As wanted, and locked against schema changes for the rest of the reader's transaction.
+    Wanted,
+    /// It changed again since; the contents come with that change.
+    Other,
+    /// Somebody holds a lock on it.
+    Busy,
 }
 
-async fn check_size(client: &tokio_postgres::Client, options: &Options, table: &Published) -> Result<()> {
-    let row = client
-        .query_one(
-            "SELECT coalesce(sum(pg_table_size(l.leaf)), 0)::int8
-             FROM (SELECT $1::int8::oid AS leaf UNION SELECT relid FROM pg_partition_tree($1::int8::oid::regclass)) l",
-            &[&i64::from(table.spec.oid)],
-        )
-        .await
-        .map_err(|e| Error::statement("read the size of a table", e))?;
-    let bytes = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+const DEADLOCK: &str = "40P01";
+
+/// Compares the shape under the snapshot, and the present one, with the wanted one. Reads only the catalogs, which needs no
+/// lock on any table.
+async fn keep_shape(reader: &mut Connection, present: &mut Connection, table: &Published) -> Result<Shape> {
+    let lock = format!(
+        "SAVEPOINT shape; LOCK TABLE {}.{} IN ACCESS SHARE MODE",
+        quote_identifier(&table.spec.schema),
+        quote_identifier(&table.spec.name)
+    );
+    if let Err(error) = reader.query(&lock).await? {
+        if error.code == LOCK_NOT_AVAILABLE || error.code == DEADLOCK {
+            return Ok(Shape::Busy);
+        }
+        // Under this name there is nothing now.
+        reader.run("ROLLBACK TO SAVEPOINT shape", "go on with a backfill").await?;
+        return Ok(Shape::Other);
+    }
+    let numbers: Vec<String> = table.spec.columns.iter().map(|c| c.attnum.to_string()).collect();
+    let shape = format!(
+        "SELECT n.nspname, c.relname, c.relnatts, a.attnum, a.attname, a.atttypid
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+         WHERE c.oid = {} AND NOT a.attisdropped AND a.attnum IN ({}) ORDER BY a.attnum",
+        table.spec.oid,
+        numbers.join(", ")
+    );
+    let wanted: Vec<Vec<Option<String>>> = table
+        .spec
+        .columns
+        .iter()
+        .map(|c| {
+            [
+                table.spec.schema.clone(),
+                table.spec.name.clone(),
+                table.attributes.to_string(),
+                c.attnum.to_string(),
+                c.name.clone(),
+                c.type_oid.to_string(),
+            ]
+            .map(Some)
+            .to_vec()
+        })
+        .collect();
+    let doing = "read the shape of a table";
+    let same = reader.run(&shape, doing).await? == wanted && present.run(&shape, doing).await? == wanted;
+    Ok(if same { Shape::Wanted } else { Shape::Other })
+}
+
+async fn check_size(connection: &mut Connection, options: &Options, table: &Published) -> Result<()> {
+    let sql = format!(
+        "SELECT coalesce(sum(pg_table_size(l.leaf)), 0)::int8
+         FROM (SELECT {0}::oid AS leaf UNION SELECT relid FROM pg_partition_tree({0}::oid::regclass)) l",
+        table.spec.oid
+    );
+    let rows = connection.run(&sql, "read the size of a table").await?;
+    let bytes: u64 = rows.first().and_then(|r| r.first()).and_then(Option::as_deref).and_then(|t| t.parse().ok()).unwrap_or(0);
     if bytes <= options.backfill_bytes_max {
         return Ok(());
     }
@@ -159,7 +228,7 @@ mod tests {
             identity: Vec::new(),
             indexes: Vec::new(),
         };
-        Published { spec: Arc::new(spec), columns: Vec::new(), filter: None, partitions: None }
+        Published { spec: Arc::new(spec), columns: Vec::new(), filter: None, attributes: 0, partitions: None }
     }
 
     #[test]

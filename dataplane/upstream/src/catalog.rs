@@ -19,6 +19,8 @@ pub(crate) struct Published {
     pub columns: Vec<ColumnDetail>,
     /// Row filter, as an SQL condition; `None` publishes every row.
     pub filter: Option<String>,
+    /// How many columns it ever had, dropped and unpublished ones included: grows with each new one.
+    pub attributes: i16,
     /// Leaves, if the table is partitioned and published as one.
     pub partitions: Option<Vec<i64>>,
 
@@ -83,6 +85,7 @@ struct RawTable {
     schema: String,
     name: String,
     identity: String,
+    attributes: i16,
     conflict: bool,
     filter: Option<String>,
     partitions: Option<Vec<i64>>,
@@ -225,6 +228,7 @@ impl RawTable {
             }),
             columns: details,
             filter: self.filter,
+            attributes: self.attributes,
             partitions: self.partitions,
 
         }
@@ -277,7 +281,7 @@ mod tests {
 
     fn table(name: &str, identity: &str, columns: &[String], indexes: &str) -> String {
         format!(
-            r#"{{"tables":[{{"oid":7,"schema":"public","name":"{name}","identity":"{identity}","conflict":false,"filter":null,
+            r#"{{"tables":[{{"oid":7,"schema":"public","name":"{name}","identity":"{identity}","attributes":1,"conflict":false,"filter":null,
                 "partitions":null,"columns":[{}],"indexes":[{indexes}]}}]}}"#,
             columns.join(",")
         )

@@ -157,7 +157,7 @@ fn import_snapshot(snapshot: &str) -> String {
     )
 }
 
-pub(crate) async fn schema_json(client: &Client, options: &Options) -> Result<String> {
+async fn schema_json(client: &Client, options: &Options) -> Result<String> {
     let schema = quote_identifier(&options.app.shard_schema());
     let row = client
         .query_one(&format!("SELECT {schema}.schema_specs()"), &[])

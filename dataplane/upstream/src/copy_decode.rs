@@ -170,7 +170,7 @@ mod tests {
 
     fn table(filter: &str) -> Published {
         let json = format!(
-            r#"{{"tables":[{{"oid":7,"schema":"public","name":"t","identity":"d","conflict":false,"filter":{filter},"partitions":null,
+            r#"{{"tables":[{{"oid":7,"schema":"public","name":"t","identity":"d","attributes":1,"conflict":false,"filter":{filter},"partitions":null,
             "columns":[{{"attnum":1,"name":"id","typeOid":23,"type":"int4","class":"b","element":null,"dimensions":0,
                         "notNull":true,"filled":false,"missing":null,"labels":null}},
                        {{"attnum":2,"name":"a\".b","typeOid":25,"type":"text","class":"b","element":null,"dimensions":0,

@@ -57,7 +57,7 @@ pub(crate) fn functions(app: &App, publications: &[String]) -> String {
 CREATE OR REPLACE FUNCTION {schema}.schema_specs() RETURNS TEXT
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
 WITH exported AS (
-  SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
+  SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relnatts,
          count(DISTINCT p.attnames::text) > 1 AS conflict,
          min(p.attnames::text)::name[] AS attnames,
          CASE WHEN bool_or(p.rowfilter IS NULL) THEN NULL
@@ -66,11 +66,11 @@ WITH exported AS (
   JOIN pg_namespace n ON n.nspname = p.schemaname
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
   WHERE p.pubname IN ({publications})
-  GROUP BY c.oid, n.nspname, c.relname, c.relkind, c.relreplident
+  GROUP BY c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relnatts
 ), described AS (
   SELECT e.oid, json_build_object(
     'oid', e.oid::int8, 'schema', e.nspname, 'name', e.relname, 'identity', e.relreplident,
-    'conflict', e.conflict, 'filter', e.filter,
+    'attributes', e.relnatts, 'conflict', e.conflict, 'filter', e.filter,
     'partitions', CASE WHEN e.relkind = 'p' THEN
       (SELECT coalesce(json_agg(t.relid::oid::int8 ORDER BY t.relid::oid), '[]'::json)
        FROM pg_partition_tree(e.oid) t WHERE t.isleaf) END,

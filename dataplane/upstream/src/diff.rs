@@ -32,7 +32,9 @@ pub(crate) fn diff(old: &Catalog, new: &Catalog, tag: &str, rewritten: &BTreeSet
     for (&oid, after) in &new.tables {
         let Some(before) = old.tables.get(&oid) else { continue };
         let (added, derivable) = added_columns(before, after)?;
+        // A column that appears through anything but ALTER TABLE was there, with values, and was not published.
         let reread = !derivable
+            || (!added.is_empty() && tag != "ALTER TABLE")
             || rewritten.contains(&oid)
             || retyped(before, after)
             || filter_changed(before, after)
@@ -118,7 +120,7 @@ mod tests {
 
     fn catalog(columns: &str, filter: &str, partitions: &str) -> Catalog {
         Catalog::parse(&format!(
-            r#"{{"tables":[{{"oid":7,"schema":"public","name":"t","identity":"d","conflict":false,"filter":{filter},
+            r#"{{"tables":[{{"oid":7,"schema":"public","name":"t","identity":"d","attributes":1,"conflict":false,"filter":{filter},
                 "partitions":{partitions},"columns":[{columns}],
                 "indexes":[{{"name":"p","unique":true,"primary":true,"identity":false,"columns":[["id",false]]}}]}}]}}"#
         ))
@@ -163,6 +165,14 @@ mod tests {
             let SchemaChange::AlterTable { added, .. } = step.change else { panic!() };
             assert_eq!(added, [AddedColumn { name: "n".to_owned(), value }]);
         }
+    }
+
+    #[test]
+    fn a_column_that_becomes_published_is_read() {
+        let old = catalog(&id(), "null", "null");
+        let new = catalog(&format!("{},{}", id(), column(2, "n", 20, false, "null", "null")), "null", "null");
+        assert!(one(&old, &new, "ALTER PUBLICATION").reread);
+        assert!(!one(&old, &new, "ALTER TABLE").reread);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(crate) struct Replica {
     pub id: String,
     pub slot: String,
     pub version: Version,
+    /// Positions between which nothing was published.
+    pub idle: Option<(Version, Version)>,
 }
 
 /// Creates what is missing; changes nothing that is right. Returns whether schema changes can be watched.
@@ -124,6 +126,8 @@ CREATE TABLE IF NOT EXISTS {shard}."replicas" (
   "initialSyncContext" JSON,
   "subscriberContext" JSON
 );
+-- Nothing was published between these positions, so the slot may be at the second when the replica is at the first.
+ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "idleFrom" TEXT, ADD COLUMN IF NOT EXISTS "idleTo" TEXT;
 CREATE TABLE IF NOT EXISTS {shard}."publishedSchema" (
   "current" JSON,
   "exists" BOOL PRIMARY KEY DEFAULT true CHECK ("exists")
@@ -252,7 +256,7 @@ pub(crate) async fn newest_replica(client: &Client, app: &App) -> Result<Option<
     let row = client
         .query_opt(
             &format!(
-                "SELECT \"id\", \"slot\", \"version\" FROM {schema}.\"replicas\"
+                "SELECT \"id\", \"slot\", \"version\", \"idleFrom\", \"idleTo\" FROM {schema}.\"replicas\"
                  WHERE \"initialSyncContext\" IS NOT NULL ORDER BY \"rank\" DESC LIMIT 1"
             ),
             &[],
@@ -260,11 +264,28 @@ pub(crate) async fn newest_replica(client: &Client, app: &App) -> Result<Option<
         .await
         .map_err(|e| Error::statement("read the replicas of the shard", e))?;
     row.map(|row| {
-        let version: &str = row.get(2);
-        let version = version.parse().map_err(|e| Error::reset(format!("the replicas table holds no usable version: {e}")))?;
-        Ok(Replica { id: row.get(0), slot: row.get(1), version })
+        let position = |column| {
+            let text: Option<&str> = row.get(column);
+            text.map(|t| t.parse::<Version>().map_err(|e| Error::reset(format!("the replicas table holds no usable version: {e}"))))
+                .transpose()
+        };
+        let version = position(2)?.ok_or_else(|| Error::reset("the replicas table holds no version"))?;
+        Ok(Replica { id: row.get(0), slot: row.get(1), version, idle: position(3)?.zip(position(4)?) })
     })
     .transpose()
+}
+
+/// Remembers that nothing was published between two positions.
+pub(crate) async fn remember_idle(client: &Client, app: &App, replica: &str, from: Version, to: Version) -> Result<()> {
+    let schema = quote_identifier(&app.shard_schema());
+    client
+        .execute(
+            &format!("UPDATE {schema}.\"replicas\" SET \"idleFrom\" = $2, \"idleTo\" = $3 WHERE \"id\" = $1"),
+            &[&replica, &from.to_string(), &to.to_string()],
+        )
+        .await
+        .map_err(|e| Error::statement("remember an idle stretch", e))?;
+    Ok(())
 }
 
 /// Whether the set-up upstream is for the publications that are wanted now; `None` if there is no set-up.

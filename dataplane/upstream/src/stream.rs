@@ -3,6 +3,7 @@
 //! A task of its own reads and decodes, so that keepalives go out while the caller is busy. Between it and the caller is one
 //! queue, bounded by the bytes of the transactions in it; when it is full, the socket is not read and Postgres waits.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_postgres::Client;
 
 use crate::connect::{connect, quote_identifier, quote_literal};
-use crate::options::{Options, lsn_text};
+use crate::options::{App, Options, lsn_text};
 use crate::pgoutput::POSTGRES_EPOCH_US;
 use crate::reader::Reader;
 use crate::transaction::{Assembler, Finished, Skipped};
@@ -28,15 +29,16 @@ pub struct Resume {
     pub replica: Version,
     /// The last transaction that is durable here; the copy's version if there is none.
     pub after: Version,
-    /// The highest position that was ever passed to [`Acks::ack`], as far as that is remembered; `after` or higher.
+    /// The highest position that is known to have been passed to [`Acks::ack`]; `after` unless the caller remembers a higher
+    /// one. Positions of keepalives are remembered upstream.
     pub confirmed: Version,
 }
 
 #[derive(Debug)]
 pub enum Event {
     Transaction(Transaction),
-    /// Everything published up to `lsn` has been delivered. To let Postgres recycle WAL that holds nothing for us, make `lsn`
-    /// durable as the confirmed position ([`Resume::confirmed`]), then acknowledge it.
+    /// Everything published up to `lsn` has been delivered. Acknowledge `lsn` as soon as every transaction before it is durable,
+    /// so that Postgres can recycle WAL that holds nothing for us, and can shut down without waiting.
     Keepalive { lsn: Version },
 }
 
@@ -76,8 +78,11 @@ impl Drop for Stream {
 /// Transactions that may wait, in number; their bytes are bounded separately.
 const QUEUE_EVENTS: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
-/// Keepalives reach the caller this often at most, unless Postgres asks for an answer. Each costs the caller a durable write.
-const KEEPALIVE_PERIOD: Duration = Duration::from_secs(10);
+/// Keepalives reach the caller after this time if there is news of [`KEEPALIVE_BYTES`], or after the longer time, or when
+/// Postgres asks for an answer. Each costs a write upstream, which itself makes a little WAL: hence not at every occasion.
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
+const KEEPALIVE_PERIOD_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_BYTES: u64 = 1 << 20;
 const OBJECT_IN_USE: &str = "55006";
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 const UNDEFINED_OBJECT: &str = "42704";
@@ -105,7 +110,8 @@ impl Stream {
             .filter(|r| r.version == resume.replica)
             .ok_or_else(|| Error::reset("the upstream database knows no finished initial copy of this version"))?;
         let state = slot::release(&client, &replica.slot, options.take_over).await?;
-        let known = resume.confirmed.max(resume.after);
+        let idle_to = replica.idle.filter(|(from, _)| *from <= resume.after).map(|(_, to)| to);
+        let known = resume.confirmed.max(resume.after).max(idle_to.unwrap_or_default());
         if state.confirmed > known {
             return Err(Error::reset(format!(
                 "replication slot {} was advanced to {} although only changes up to {} are stored here; the changes between are lost",
@@ -142,16 +148,17 @@ impl Stream {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
+        let journal = Arc::new(Journal { client, app: options.app.clone(), replica: replica_id });
         let pump = Pump {
             options: options.clone(),
-            client,
-            replica_id,
+            journal: Arc::clone(&journal),
             assembler,
             after: resume.after,
-            link: Link { connection, acks, tick, timeout, last_sent: now, last_received: now },
+            delivered: resume.after,
+            link: Link { connection, acks, tick, timeout, last_sent: now, last_received: now, journal, idle: VecDeque::new() },
             events: sender,
             budget: Arc::new(Semaphore::new(options.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS))),
-            last_keepalive: None,
+            last_keepalive: Instant::now(),
             reported: known.as_u64(),
         };
         let task = tokio::spawn(pump.run());
@@ -209,16 +216,17 @@ async fn schema_at(client: &Client, options: &Options, replica: &str, version: V
 
 /// Remembers the catalog after a transaction; before the transaction is handed out, so that whoever has the transaction can
 /// rely on it.
-async fn remember_schema(client: &Client, options: &Options, replica: &str, version: Version, json: &str, skipped: &Skipped) -> Result<()> {
-    let schema = quote_identifier(&options.app.shard_schema());
+async fn remember_schema(journal: &Journal, version: Version, json: &str, skipped: &Skipped) -> Result<()> {
+    let schema = quote_identifier(&journal.app.shard_schema());
     let skipped = serde_json::to_string(skipped).map_err(|e| Error::transient_from("cannot write positions", e))?;
-    client
+    journal
+        .client
         .execute(
             &format!(
                 "INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\") VALUES ($1, $2, $3, $4::text::json)
                  ON CONFLICT (\"replica\", \"version\") DO UPDATE SET \"schema\" = EXCLUDED.\"schema\", \"skipped\" = EXCLUDED.\"skipped\""
             ),
-            &[&replica, &version.to_string(), &json, &skipped],
+            &[&journal.replica, &version.to_string(), &json, &skipped],
         )
         .await
         .map_err(|e| Error::statement("remember the schema", e))?;
@@ -311,6 +319,16 @@ struct Link {
     timeout: Option<Duration>,
     last_sent: Instant,
     last_received: Instant,
+    journal: Arc<Journal>,
+    /// Keepalives that wait for their acknowledgement: position, and the last transaction before it.
+    idle: VecDeque<(u64, Version)>,
+}
+
+/// Where positions and schemas are remembered.
+struct Journal {
+    client: Client,
+    app: App,
+    replica: String,
 }
 
 impl Link {
@@ -324,6 +342,7 @@ impl Link {
 
     async fn status(&mut self) -> Result<()> {
         let position = *self.acks.borrow_and_update();
+        self.remember_idle(position).await?;
         let now_us = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX));
@@ -337,6 +356,22 @@ impl Link {
         self.connection.queue_copy_data(&body);
         self.last_sent = Instant::now();
         self.connection.flush().await
+    }
+
+    /// Before the slot moves past the last transaction, it is remembered that nothing lies between: otherwise a restart could
+    /// not tell this from a slot that went ahead of the replica.
+    async fn remember_idle(&mut self, acked: u64) -> Result<()> {
+        let mut last = None;
+        while let Some(&(lsn, after)) = self.idle.front()
+            && lsn <= acked
+        {
+            last = Some((lsn, after));
+            self.idle.pop_front();
+        }
+        if let Some((lsn, after)) = last {
+            shard::remember_idle(&self.journal.client, &self.journal.app, &self.journal.replica, after, Version::new(lsn)).await?;
+        }
+        Ok(())
     }
 
     /// Reads more bytes, sending statuses meanwhile.
@@ -379,14 +414,15 @@ impl Link {
 /// The task behind a [`Stream`]. It ends with the first error, which is the last event, or when the stream is dropped.
 struct Pump {
     options: Options,
-    client: Client,
-    replica_id: String,
+    journal: Arc<Journal>,
     assembler: Assembler,
+    /// The last transaction that was seen, and the last that was handed out.
     after: Version,
+    delivered: Version,
     link: Link,
     events: mpsc::Sender<(Result<Event>, Option<OwnedSemaphorePermit>)>,
     budget: Arc<Semaphore>,
-    last_keepalive: Option<Instant>,
+    last_keepalive: Instant,
     /// Highest position that went out as an event.
     reported: u64,
 }
@@ -442,25 +478,29 @@ impl Pump {
         }
         if finished.schema_changed || !finished.reread.is_empty() {
             let Assembler { schema_json, skipped, .. } = &self.assembler;
-            let remember = remember_schema(&self.client, &self.options, &self.replica_id, version, schema_json, skipped);
+            let remember = remember_schema(&self.journal, version, schema_json, skipped);
             self.link.attend(remember).await??;
         }
-        self.reported = self.reported.max(version.as_u64());
         if finished.transaction.changes.is_empty() {
             // Only messages, or only tables that are not replicated: the position moves like a keepalive's.
-            return self.deliver(Event::Keepalive { lsn: version }, 0).await;
+            return self.keepalive(version.as_u64(), false).await;
         }
+        self.delivered = version;
+        self.reported = self.reported.max(version.as_u64());
         let bytes = finished.bytes;
         self.deliver(Event::Transaction(finished.transaction), bytes).await
     }
 
     async fn keepalive(&mut self, lsn: u64, reply: bool) -> Result<()> {
-        let due = reply || self.last_keepalive.is_none_or(|at| at.elapsed() >= KEEPALIVE_PERIOD);
-        if due && lsn > self.reported && self.assembler.is_idle() {
+        let since = self.last_keepalive.elapsed();
+        let news = lsn.saturating_sub(self.reported);
+        let due = reply || since >= KEEPALIVE_PERIOD_IDLE || (since >= KEEPALIVE_PERIOD && news >= KEEPALIVE_BYTES);
+        if due && news > 0 && self.assembler.is_idle() {
             // When the queue is full there is enough to acknowledge already.
             if self.events.try_send((Ok(Event::Keepalive { lsn: Version::new(lsn) }), None)).is_ok() {
+                self.link.idle.push_back((lsn, self.delivered));
                 self.reported = lsn;
-                self.last_keepalive = Some(Instant::now());
+                self.last_keepalive = Instant::now();
             }
         }
         if reply { self.link.status().await } else { Ok(()) }

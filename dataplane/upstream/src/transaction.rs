@@ -9,14 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use rows::transaction::SchemaChange;
+use rows::transaction::{Backfill, SchemaChange};
 use rows::{Cell, Change, TableSpec, Transaction, Version};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::catalog::{Catalog, Published};
 use crate::decode::{self, Kind};
-use crate::diff::diff;
+use crate::diff::{Step, diff};
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
 use crate::{Error, Result};
@@ -285,7 +285,8 @@ impl Assembler {
         }
         self.keep_equal_specs(&mut new);
         let rewritten = std::mem::take(&mut self.open()?.rewritten);
-        let steps = diff(&self.catalog, &new, tag, &rewritten)?;
+        let mut steps = diff(&self.catalog, &new, tag, &rewritten)?;
+        self.retry_waiting(&new, &mut steps);
         self.catalog = new;
         json.clone_into(&mut self.schema_json);
         self.mapped.clear();
@@ -314,6 +315,23 @@ impl Assembler {
         Ok(())
     }
 
+    /// Tables whose contents could not be read because they had changed again: some message is about that change, so each
+    /// message is an occasion to try again.
+    fn retry_waiting(&self, new: &Catalog, steps: &mut Vec<Step>) {
+        for oid in self.skipped.iter().filter(|(_, until)| **until == UNTIL_NEXT_SHAPE).map(|(oid, _)| *oid) {
+            let Some(table) = new.tables.get(&oid) else { continue };
+            if steps.iter().all(|s| s.oid != oid) {
+                let change = SchemaChange::AlterTable {
+                    old: Arc::clone(&table.spec),
+                    new: Arc::clone(&table.spec),
+                    added: Vec::new(),
+                    rows: Backfill::None,
+                };
+                steps.push(Step { oid, change, reread: true });
+            }
+        }
+    }
+
     /// Equal specs share one allocation, so that receivers can compare pointers.
     fn keep_equal_specs(&self, new: &mut Catalog) {
         for (oid, table) in &mut new.tables {
@@ -333,7 +351,7 @@ impl Assembler {
                 old: Arc::clone(&table.spec),
                 new: Arc::clone(&table.spec),
                 added: Vec::new(),
-                rows: rows::transaction::Backfill::None,
+                rows: Backfill::None,
             };
             let open = self.open()?;
             open.changes.push(Change::Schema(change));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rows::{Change, Version};
 use tokio::sync::mpsc;
-use upstream::{CopyMessage, Error, Event, Resume, Stream, initial_copy};
+use upstream::{CopyMessage, Error, Event, Stream, initial_copy};
 
 use crate::model::{Fixture, MARK, catch_up, copied, resume};
 
@@ -78,9 +78,11 @@ async fn nothing_is_acknowledged_before_the_caller_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keepalive_comes_when_unpublished_tables_change() {
     let fixture = Fixture::start(&format!("{MARK} CREATE SCHEMA hidden; CREATE TABLE hidden.t (id int)")).await;
+    fixture.run("ALTER SYSTEM SET wal_sender_timeout = '4s'").await;
+    fixture.run("SELECT pg_reload_conf()").await;
     let (plan, _) = copied(&fixture.options).await;
     let mut stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
-    fixture.run("INSERT INTO hidden.t SELECT generate_series(1, 1000)").await;
+    fixture.run("INSERT INTO hidden.t SELECT generate_series(1, 100000)").await;
     let lsn = loop {
         let event = tokio::time::timeout(Duration::from_secs(30), stream.next()).await.expect("a keepalive arrives").unwrap();
         if let Event::Keepalive { lsn } = event {
@@ -89,9 +91,12 @@ async fn a_keepalive_comes_when_unpublished_tables_change() {
     };
     assert!(lsn > plan.version);
     stream.acks().ack(lsn);
+    while confirmed(&fixture).await < lsn.as_u64() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     drop(stream);
-    // The confirmed position is ours, so the slot is not ahead of us.
-    Stream::start(&fixture.options, Resume { replica: plan.version, after: plan.version, confirmed: lsn }).await.unwrap();
+    // The slot is ahead of the last transaction, but nothing was published between.
+    Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
