@@ -470,9 +470,17 @@ impl Client {
 
     /// Waits for the end of the connection and returns the `error` body, if one was sent, and the reason.
     pub async fn wait_closed(&self) -> Result<(Option<Value>, String)> {
-        self.wait_for("the connection to end", |store| store.closed.is_some()).await?;
-        let store = self.lock();
-        Ok((store.error.clone(), store.closed.clone().unwrap_or_default()))
+        let mut changes = self.changed.subscribe();
+        let wait = async {
+            loop {
+                let store = self.store();
+                if let Some(reason) = store.closed {
+                    return Ok((store.error, reason));
+                }
+                changes.changed().await.context("the client is alive")?;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.context("waited 30 s for the connection to end")?
     }
 
     /// Fails if the server has broken a rule so far.

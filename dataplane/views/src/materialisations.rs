@@ -91,8 +91,8 @@ impl Materialisations {
         version: Version,
         store: &store::Store,
     ) -> Result<MaterialisationId, String> {
-        let text = serde_json::to_string(ast).map_err(|e| e.to_string())?;
-        let key: Arc<str> = format!("{text}{}", keys.share_key(&tables_of(ast))).into();
+        let hash = protocol::normalize::transformation_hash(ast);
+        let key: Arc<str> = format!("{hash}{}", keys.share_key(&tables_of(ast))).into();
         let id = match self.by_key.get(&key) {
             Some(&id) => id,
             None => {

@@ -74,7 +74,8 @@ impl Snapshot {
                     continue;
                 };
                 kinds.push(kind);
-                select.push(format!("({expression})::text"));
+                // A cast to text would trim char(n) and write the host's mask of inet; the output function is what replicates.
+                select.push(format!("CASE WHEN {quoted} IS NOT NULL THEN format('%s', {expression}) END"));
                 table.columns.push(column_name);
             }
             if select.is_empty() {
@@ -128,7 +129,7 @@ fn mapping(name: &str, class: &str, category: &str, element: Option<&str>, colum
 fn parse(kind: Kind, text: &str) -> Result<Value> {
     Ok(match kind {
         Kind::Text => Value::from(text),
-        Kind::Boolean => Value::from(text == "true"),
+        Kind::Boolean => Value::from(text == "t"),
         Kind::Json => serde_json::from_str(text).context("parse JSON")?,
         Kind::Number => match text.parse::<i64>() {
             Ok(whole) => Value::from(whole),
