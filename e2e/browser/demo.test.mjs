@@ -1,6 +1,6 @@
 // The demo in headless Chromium: two windows of two people; what one changes appears in the other.
 //
-//   node --test browser/            CHROMIUM names another browser than Debian's
+//   node --test browser/demo.test.mjs    CHROMIUM names another browser than Debian's
 //   DEMO_URL=http://localhost:3000/ uses a running demo; SCREENSHOTS names a folder for pictures
 
 import assert from 'node:assert/strict';

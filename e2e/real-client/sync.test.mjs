@@ -1,6 +1,6 @@
 // The published client and server libraries, oldest and newest supported, against the server.
 //
-//   ZERO_CACHE_BIN=... node --test real-client/
+//   ZERO_CACHE_BIN=... node --test real-client/sync.test.mjs
 
 import assert from 'node:assert/strict';
 import fs from 'node:fs';

