@@ -142,13 +142,13 @@ impl Parts<'_> {
 
     async fn change_log(&self, owner: &changes::Owner, initial: Version, writer: Writer) -> Result<(Opened, Writer)> {
         let options = options::changes(self.config)?;
-        await_database("change database", &options.address).await?;
+        await_database("ZERO_CHANGE_DB", &options.address).await?;
         change_log::open(&options, owner, initial, writer).await
     }
 
     async fn views(&self, writer: &Writer) -> Result<views::Started> {
         let cvr: Address = self.config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;
-        await_database("CVR database", &cvr).await?;
+        await_database("ZERO_CVR_DB", &cvr).await?;
         let path: PathBuf = writer.path().to_owned();
         let connector: views::store::Connector = Arc::new(move || {
             let cvr = cvr.clone();
