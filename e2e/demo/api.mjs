@@ -56,7 +56,7 @@ export async function startWeb({sql, app, port, syncPort}) {
   });
   await new Promise((resolve, reject) => {
     server.once('error', reject);
-    server.listen(port, resolve);
+    server.listen(port, '127.0.0.1', resolve);
   });
   return {
     name: 'web server',
