@@ -94,7 +94,7 @@ function reachableFolder(folder, native, account, say) {
 
 /** The package comes without its symbolic links. */
 function prepareBinaries(native, home) {
-  if (home !== native && !fs.existsSync(path.join(home, 'bin/postgres'))) fs.cpSync(native, home, {recursive: true});
+  if (home !== native && !fs.existsSync(path.join(home, 'bin/postgres'))) fs.cpSync(native, home, {recursive: true, verbatimSymlinks: true});
   for (const {source, target} of JSON.parse(fs.readFileSync(path.join(home, 'pg-symlinks.json'), 'utf8'))) {
     const link = path.join(home, target.replace(/^native\//, ''));
     if (!fs.existsSync(link)) fs.symlinkSync(path.basename(source), link);
