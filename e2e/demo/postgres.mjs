@@ -19,7 +19,8 @@ export async function startPostgres(folder, port, say, native = DEMO_PACKAGE) {
   const data = path.join(home, 'postgres');
   const as = account ? {uid: account.uid, gid: account.gid} : {};
   const passwordFile = path.join(folder, 'password');
-  if (!fs.existsSync(path.join(data, 'PG_VERSION'))) initialise({binaries, data, passwordFile, as, account, say});
+  const isComplete = fs.existsSync(path.join(data, 'PG_VERSION')) && fs.existsSync(passwordFile);
+  if (!isComplete) initialise({binaries, data, passwordFile, as, account, say});
   const password = fs.readFileSync(passwordFile, 'utf8');
 
   const logFile = path.join(folder, 'postgres.log');
