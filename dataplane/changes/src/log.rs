@@ -382,7 +382,7 @@ fn paginate(transactions: &[Transaction]) -> Vec<Page> {
     let mut body = Vec::new();
     let mut first = None;
     for (i, transaction) in transactions.iter().enumerate() {
-        let page_first = *first.get_or_insert(number(transaction.version));
+        let page_first = *first.get_or_insert_with(|| number(transaction.version));
         encode(transaction, &mut body);
         if body.len() < PAGE_BYTES && i + 1 < transactions.len() {
             continue;

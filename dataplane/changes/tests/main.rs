@@ -1,5 +1,7 @@
 //! The change log against a real Postgres.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
+
 use std::sync::Arc;
 use std::time::Instant;
 

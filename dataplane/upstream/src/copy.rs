@@ -37,7 +37,7 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 pub struct CopyPlan {
     pub slot: String,
     pub replica_id: String,
-    /// The position of the snapshot: the first transaction of the stream comes after it.
+    /// Just before the position of the snapshot: every transaction of the stream has a higher version.
     pub version: Version,
     pub tables: Vec<Arc<TableSpec>>,
 }
@@ -111,7 +111,7 @@ async fn copy_under(
     created: Created,
     sink: mpsc::Sender<CopyMessage>,
 ) -> Result<CopyPlan> {
-    let version = created.consistent_point;
+    let version = created.version_before();
     let reader = connect(&options.address, "zero-initial-sync").await?;
     let import = |e| Error::statement("use the snapshot of the replication slot", e);
     reader.batch_execute(&import_snapshot(&created.snapshot)).await.map_err(import)?;
@@ -279,7 +279,7 @@ fn progress(work: &Work, elapsed: Duration) {
 async fn register(client: &Client, options: &Options, created: &Created, json: &str) -> Result<String> {
     let schema = quote_identifier(&options.app.shard_schema());
     let doing = |e| Error::statement("register the new replica", e);
-    let version = created.consistent_point.to_string();
+    let version = created.version_before().to_string();
     let row = client
         .query_one(
             &format!(

@@ -144,6 +144,11 @@ $body$;
 CREATE OR REPLACE FUNCTION {schema}.emit_ddl_end() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
+  -- Temporary tables are made often and never published.
+  IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands())
+     AND NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name IS DISTINCT FROM 'pg_temp') THEN
+    RETURN;
+  END IF;
   PERFORM {schema}.update_schemas(TG_TAG);
 END
 $body$;

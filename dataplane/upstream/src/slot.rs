@@ -24,6 +24,14 @@ pub(crate) struct Created {
     pub connection: Connection,
 }
 
+impl Created {
+    /// The version of what the snapshot shows. A transaction whose commit record begins exactly at the consistent point is not
+    /// in the snapshot and comes with the stream, so the version must be below that point.
+    pub(crate) fn version_before(&self) -> Version {
+        Version::new(self.consistent_point.as_u64().saturating_sub(1))
+    }
+}
+
 /// Creates the slot of a new replica.
 pub(crate) async fn create(client: &Client, options: &Options, server: Server) -> Result<Created> {
     let mut retried = false;

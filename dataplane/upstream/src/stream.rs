@@ -112,7 +112,8 @@ impl Stream {
         let state = slot::release(&client, &replica.slot, options.take_over).await?;
         let idle_to = replica.idle.filter(|(from, _)| *from <= resume.after).map(|(_, to)| to);
         let known = resume.confirmed.max(resume.after).max(idle_to.unwrap_or_default());
-        if state.confirmed > known {
+        // Whoever has everything up to a position needs what commits at the next one at the earliest.
+        if state.confirmed.as_u64() > known.as_u64() + 1 {
             return Err(Error::reset(format!(
                 "replication slot {} was advanced to {} although only changes up to {} are stored here; the changes between are lost",
                 replica.slot,
@@ -384,7 +385,9 @@ impl Link {
             };
             if let Some(result) = read {
                 self.last_received = Instant::now();
-                return result;
+                result?;
+                // A long transaction may always have bytes ready, and statuses must not wait for its end.
+                return self.status_if_due().await;
             }
             self.status_if_due().await?;
             if let Some(timeout) = self.timeout
@@ -457,8 +460,6 @@ impl Pump {
                 Received::Nothing => {}
                 Received::Transaction(finished) => {
                     self.transaction(*finished).await?;
-                    // A long backlog is decoded without a pause; statuses must not wait for its end.
-                    self.link.status_if_due().await?;
                 }
                 Received::Keepalive { lsn, reply } => self.keepalive(lsn, reply).await?,
             }

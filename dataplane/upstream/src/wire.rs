@@ -317,7 +317,7 @@ async fn dial(address: &Address) -> io::Result<Socket> {
     let ports = config.get_ports();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the connection string names no host");
     for (i, host) in config.get_hosts().iter().enumerate() {
-        let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
+        let port = ports.get(i).or_else(|| ports.first()).copied().unwrap_or(5432);
         let attempt = match host {
             Host::Unix(path) => UnixStream::connect(path.join(format!(".s.PGSQL.{port}"))).await.map(Socket::Unix),
             Host::Tcp(name) => dial_tcp(address, name, port).await,

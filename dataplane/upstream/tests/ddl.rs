@@ -64,6 +64,8 @@ async fn tables_come_go_and_change_names() {
             "INSERT INTO moved VALUES (3)",
             "ALTER TABLE moved SET SCHEMA hidden",
             "CREATE INDEX by_title ON issue (title DESC)",
+            "CREATE INDEX CONCURRENTLY by_both ON issue (id, title)",
+            "CREATE TEMP TABLE issue_draft AS SELECT * FROM issue; DROP TABLE issue_draft",
             "CREATE UNIQUE INDEX unique_title ON issue (title, id)",
             "DROP INDEX by_title",
             "TRUNCATE issue",
@@ -198,4 +200,12 @@ async fn without_event_triggers_a_new_shape_asks_for_a_rebuild() {
         }
     };
     assert!(matches!(&error, Error::ResetRequired { message } if message.contains("issue") && message.contains("event triggers")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schema_changes_by_other_roles_are_seen() {
+    let (fixture, mut model, mut stream) = start("CREATE ROLE dev LOGIN; GRANT CREATE, USAGE ON SCHEMA public TO dev;").await;
+    fixture.run("SET ROLE dev; CREATE TABLE theirs (id int PRIMARY KEY); INSERT INTO theirs VALUES (1); RESET ROLE").await;
+    catch_up(&mut stream, &mut model, &fixture.client).await;
+    assert_eq!(model.row("theirs"), &[Cell::Int(1)]);
 }

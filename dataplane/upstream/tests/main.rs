@@ -1,5 +1,7 @@
 //! The crate against real Postgres servers, started by the test kit.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
+
 mod ddl;
 mod model;
 mod random;

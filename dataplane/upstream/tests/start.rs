@@ -136,3 +136,37 @@ async fn passwords_and_sockets_work_for_both_kinds_of_connection() {
     options.address = format!("host={folder} port={} user=postgres dbname=postgres", fixture.postgres.port()).parse().unwrap();
     copied(&options).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_used_when_asked_for() {
+    let fixture = Fixture::start(MARK).await;
+    let url = |mode: &str| fixture.postgres.url("postgres").replace("127.0.0.1", "localhost") + "?sslmode=" + mode;
+    let with = |mode: &str| {
+        let mut options = fixture.options.clone();
+        options.address = url(mode).parse().unwrap();
+        options
+    };
+    // The server has no TLS yet.
+    copied(&with("prefer")).await;
+    assert!(matches!(failure(&with("require")).await, Error::Transient { .. }));
+    fixture
+        .run(
+            "COPY (SELECT 1) TO PROGRAM 'openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost
+              -addext subjectAltName=DNS:localhost -keyout server.key -out server.crt 2>/dev/null && chmod 600 server.key'"
+                .replace('\n', " ")
+                .as_str(),
+        )
+        .await;
+    fixture.run("ALTER SYSTEM SET ssl = on").await;
+    fixture.run("SELECT pg_reload_conf()").await;
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    for (mode, expected) in [("disable", false), ("prefer", true), ("require", true), ("no-verify", true)] {
+        let options = with(mode);
+        let client = connect(&options.address, "test").await.unwrap();
+        assert_eq!(client.query_one(encrypted, &[]).await.unwrap().get::<_, bool>(0), expected, "{mode}");
+        copied(&options).await;
+    }
+    // Signed by nobody that the system trusts.
+    let error = failure(&with("verify-full")).await;
+    assert!(error.to_string().contains("certificate"), "{error}");
+}
