@@ -579,7 +579,7 @@ impl Reader {
                 .map_err(|error| anyhow!("not a [tag, body] array: {error}"))
                 .and_then(|(tag, body)| self.message(store, &tag, body).with_context(|| format!("in {tag}")));
             if let Err(error) = outcome {
-                store.violation.get_or_insert(format!("{error:#}"));
+                store.violation.get_or_insert_with(|| format!("{error:#}"));
             }
         });
     }
