@@ -318,9 +318,8 @@ async fn a_slot_that_somebody_else_uses_is_reported_and_waited_for() -> Result<(
     site.server.spawn()?;
     // Either it waits and says for what, or it takes the slot over, which it is its to take, and says so.
     let reported = tokio::time::timeout(Duration::from_secs(20), async {
-        while !(site.server.last_log().contains(&slot) && site.server.last_log().contains(" WARN "))
-            && !other.is_ended()
-        {
+        let says = || site.server.last_log().contains(&slot) && site.server.last_log().contains(" WARN ");
+        while !says() && !other.is_ended() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
