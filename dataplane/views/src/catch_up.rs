@@ -4,24 +4,28 @@
 //! that the client holds has it, else a del. So a superset of the changed rows is always right, and a missing history is never
 //! guessed: the client then starts over.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use protocol::down::QueryOp;
 use protocol::error::ErrorBody;
 use protocol::poke::PartBuilder;
-use rows::Version;
+use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::api::{ConnectionId, Frame};
-use crate::connection::{Connection, Phase};
+use crate::connection::{Connection, History, Phase};
 use crate::core::Core;
 use crate::deliver::{Poke, add_all, frame_of};
 use crate::group::{Group, GroupId};
 use crate::materialisation::Materialisation;
-use crate::materialisations::del_op;
+use crate::lineage::del_op;
 use crate::row_id::RowId;
-use crate::store::{Request, Touched};
+use crate::store::{LineageId, Request, Touched};
+
+/// A stored history that connections with the same cookie wait for together. `bool`: with all rows that were ever in the set.
+pub type HistoryQuestion = (LineageId, Cookie, bool);
 
 impl Core {
     /// Lets in every connection of the group that has all it needs.
@@ -44,12 +48,13 @@ impl Core {
 
     /// Whether everything is here that the connection's first poke is made of. Asks for what is not.
     fn prepared(&mut self, group_id: GroupId, id: ConnectionId) -> bool {
-        let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get_mut(&id)) else {
+        let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get(&id)) else {
             return false;
         };
         let impatient = connection.patience.is_none_or(|until| until <= Instant::now());
         let mut ready = true;
         let mut renew = Vec::new();
+        let mut ask = Vec::new();
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
             let Some(holding) = &query.holding else {
@@ -69,14 +74,14 @@ impl Core {
                 continue;
             }
             let since = connection.cookie.filter(|cookie| holding.got_at <= *cookie);
-            let from_store = since.filter(|cookie| cookie.version < materialisation.history.floor);
+            let floor = materialisation.history.floor;
+            let from_store = since.filter(|cookie| cookie.version < floor);
             if let Some(cookie) = from_store
-                && !connection.touched.contains_key(&holding.lineage)
+                // While it waited for something else, memory may have gone beyond what the answer covers.
+                && connection.touched.get(&(holding.lineage, false)).is_none_or(|h| h.covers < floor)
             {
                 ready = false;
-                if connection.asked.insert(holding.lineage) {
-                    self.store.ask(Request::Touched { lineage: holding.lineage, since: cookie, held: false });
-                }
+                ask.push((holding.lineage, cookie, false));
             }
             // All rows are sent, or rows of which only the identity is known: both need the encoded rows.
             if (since.is_none() || from_store.is_some()) && materialisation.rows_at(self.version).is_none() {
@@ -85,40 +90,51 @@ impl Core {
             }
         }
         for removed in &group.record.removed {
-            let Some(cookie) = connection.cookie.filter(|c| removed.holding.got_at <= *c && *c < removed.removed_at)
-            else {
-                continue;
-            };
-            let lineage = removed.holding.lineage;
-            if !connection.touched.contains_key(&lineage) {
+            let held = connection.cookie.filter(|c| removed.holding.got_at <= *c && *c < removed.removed_at);
+            if let Some(cookie) = held
+                && !connection.touched.contains_key(&(removed.holding.lineage, true))
+            {
                 ready = false;
-                if connection.asked.insert(lineage) {
-                    self.store.ask(Request::Touched { lineage, since: cookie, held: true });
-                }
+                ask.push((removed.holding.lineage, cookie, true));
             }
         }
         for held in renew {
-            self.materialisations.renew_payload(held, &self.schema, self.version);
+            self.materialisations.renew_payload(held, self.version);
+        }
+        for question in ask {
+            self.ask_history(id, question);
         }
         ready
     }
 
+    fn ask_history(&mut self, id: ConnectionId, question: HistoryQuestion) {
+        let (lineage, since, held) = question;
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !connection.asked.insert((lineage, held)) {
+            return;
+        }
+        let (_, waiting) = self.histories.entry(question).or_insert_with(|| {
+            self.store.ask(Request::Touched { lineage, since, held });
+            (self.durable_version, Vec::new())
+        });
+        waiting.push(id);
+    }
+
     /// Takes a stored history for the connections that wait for it.
-    pub(crate) fn touched(&mut self, touched: Touched) {
-        let waiting: Vec<ConnectionId> = self
-            .connections
-            .values()
-            .filter(|c| c.asked.contains(&touched.lineage) && c.cookie == Some(touched.since))
-            .map(|c| c.id)
-            .collect();
+    pub(crate) fn touched(&mut self, touched: &Touched) {
+        let question = (touched.lineage, touched.since, touched.held);
+        let Some((covers, waiting)) = self.histories.remove(&question) else { return };
+        let rows = touched.rows.as_ref().map(|rows| Arc::new(rows.clone()));
         for id in waiting {
-            let Some(rows) = &touched.rows else {
+            let Some(rows) = &rows else {
                 let body = ErrorBody::client_not_found("the client was away for longer than the server remembers");
                 self.reject(id, &body);
                 continue;
             };
             if let Some(connection) = self.connections.get_mut(&id) {
-                connection.touched.entry(touched.lineage).or_default().extend(rows.iter().cloned());
+                connection.asked.remove(&(touched.lineage, touched.held));
+                let history = History { covers, rows: Arc::clone(rows) };
+                connection.touched.insert((touched.lineage, touched.held), history);
                 self.dirty.insert(connection.group);
                 self.want_step = true;
             }
@@ -186,21 +202,24 @@ impl Core {
                 continue;
             };
             part.push(materialisation);
+            // Only who holds a row knows its present state.
             for entry in materialisation.history.since(cookie.version) {
-                for (id, op) in &entry.puts {
-                    candidates.insert(id);
-                    ops.insert(id, op.clone());
-                }
-                candidates.extend(entry.dels.iter().map(|(id, _)| id));
+                candidates.extend(entry.puts.iter().chain(&entry.dels).map(|(id, _)| id));
+                ops.extend(entry.puts.iter().filter(|(id, _)| materialisation.holds(id)).map(|(id, op)| (id, op.clone())));
             }
-            if let Some(rows) = connection.touched.get(&holding.lineage) {
-                candidates.extend(rows);
+            if cookie.version < materialisation.history.floor
+                && let Some(history) = connection.touched.get(&(holding.lineage, false))
+            {
+                candidates.extend(history.rows.iter());
                 if let Some((payload, after)) = materialisation.rows_at(version) {
-                    for row in payload.rows.iter().filter(|row| candidates.contains(&row.id)) {
-                        ops.entry(&row.id).or_insert_with(|| payload.op(row));
+                    let wanted = |id: &RowId| candidates.contains(id) && materialisation.holds(id);
+                    for row in payload.rows.iter().filter(|row| wanted(&row.id)) {
+                        ops.insert(&row.id, payload.op(row));
                     }
                     for entry in after {
-                        ops.extend(entry.puts.iter().map(|(id, op)| (id, op.clone())));
+                        ops.extend(
+                            entry.puts.iter().filter(|(id, _)| wanted(id)).map(|(id, op)| (id, op.clone())),
+                        );
                     }
                 }
             }
@@ -209,8 +228,8 @@ impl Core {
         let mut orphans: FxHashSet<&RowId> = FxHashSet::default();
         for removed in &group.record.removed {
             let held = connection.cookie.is_some_and(|c| removed.holding.got_at <= c && c < removed.removed_at);
-            if held && let Some(rows) = connection.touched.get(&removed.holding.lineage) {
-                orphans.extend(rows);
+            if held && let Some(rows) = connection.touched.get(&(removed.holding.lineage, true)) {
+                orphans.extend(rows.rows.iter());
             }
         }
         let holds = |id: &RowId| part.iter().chain(&whole).any(|m| m.holds(id));

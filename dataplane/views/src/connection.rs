@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rows::Cookie;
+use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Outbox};
+use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Frame, Outbox};
 use crate::group::GroupId;
 use crate::row_id::RowId;
 use crate::store::LineageId;
@@ -23,6 +23,13 @@ pub enum Phase {
     Active,
 }
 
+/// Rows that may have changed for a client since its cookie.
+pub struct History {
+    /// Changes up to this version are in it.
+    pub covers: Version,
+    pub rows: Arc<Vec<RowId>>,
+}
+
 pub struct Connection {
     pub id: ConnectionId,
     pub group: GroupId,
@@ -33,7 +40,11 @@ pub struct Connection {
     pub phase: Phase,
     /// What the client's store is at, after all frames queued for it.
     pub cookie: Option<Cookie>,
+    /// Whether its present credentials were found good.
     pub validated: bool,
+    /// Whether any of its credentials were: nothing but an error is sent before.
+    pub admitted: bool,
+    pub deferred: Vec<Frame>,
     /// Late validation answers for an older context are ignored.
     pub revision: u64,
     /// While joining: do not wait any longer for new queries after this.
@@ -42,9 +53,9 @@ pub struct Connection {
     pub waiting: VecDeque<ClientMessage>,
     /// `initConnection` waits until the replica reaches the client's cookie.
     pub behind_since: Option<Instant>,
-    /// Histories asked for, and those answered.
-    pub asked: FxHashSet<LineageId>,
-    pub touched: FxHashMap<LineageId, Vec<RowId>>,
+    /// Histories asked for, and those answered. `true`: with all rows that were ever in the set.
+    pub asked: FxHashSet<(LineageId, bool)>,
+    pub touched: FxHashMap<(LineageId, bool), History>,
     pub revalidate_at: Option<Instant>,
     /// Transformed queries that wait until the credentials they were asked with are known to be good.
     pub answers: Vec<Answers>,

@@ -8,17 +8,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use protocol::down;
-use protocol::error::ErrorBody;
 use replica::Reader;
 use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
-use crate::api::{ClientMessage, Command, Connect, ConnectionId, Frame, Handle, Transformer};
+use crate::api::{Command, ConnectionId, Frame, Handle, Transformer};
+use crate::catch_up::HistoryQuestion;
 use crate::connection::{Connection, Phase};
-use crate::group::record::Record;
 use crate::group::{Group, GroupId};
 use crate::hydrate::{self, Pool};
 use crate::materialisations::Materialisations;
@@ -61,6 +59,17 @@ pub enum Event {
     Hydrated(Box<hydrate::Outcome>),
     Store(store::Event),
     Answer(Answer),
+    /// Every handle to the views is gone.
+    Abandoned,
+}
+
+/// Ends the views when nobody can reach them any more.
+struct Lifeline(Sender<Event>);
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        let _ = self.0.send(Event::Abandoned);
+    }
 }
 
 /// Where the replica's writer hands over its commits.
@@ -108,8 +117,9 @@ pub struct Started {
 /// Prepares the CVR database and starts the thread.
 pub async fn start(options: Options) -> Result<Started, String> {
     let client = (options.cvr)().await?;
-    let (next_lineage, known) =
-        store::prepare(&client, &options.cvr_schema).await.map_err(|e| format!("prepare the CVR tables: {e}"))?;
+    let (next_lineage, known) = store::prepare(&client, &options.cvr_schema, options.cvr_purge_hours)
+        .await
+        .map_err(|e| format!("prepare the CVR tables: {e}"))?;
     drop(client);
     let (events, receiver) = channel();
     let store = {
@@ -142,10 +152,10 @@ pub async fn start(options: Options) -> Result<Started, String> {
     let reader = (options.open_reader)().map_err(|e| e.to_string())?;
     let (commands, mut command_receiver) = tokio::sync::mpsc::unbounded_channel();
     {
-        let events = events.clone();
+        let events = Lifeline(events.clone());
         tokio::spawn(async move {
             while let Some(command) = command_receiver.recv().await {
-                if events.send(Event::Command(command)).is_err() {
+                if events.0.send(Event::Command(command)).is_err() {
                     return;
                 }
             }
@@ -188,11 +198,18 @@ pub struct Core {
     pub(crate) events: Sender<Event>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) next_attempt: u64,
-    next_group: u64,
+    pub(crate) next_group: u64,
     /// Groups to look at in the next step.
     pub(crate) dirty: FxHashSet<GroupId>,
     pub(crate) want_step: bool,
+    /// When to run a step for connections that waited long enough for their new queries.
+    pub(crate) impatient_at: Option<Instant>,
+    /// Connections whose cookie is ahead of the replica.
+    pub(crate) behind: Vec<ConnectionId>,
+    /// Stored histories asked for: the version that the answer will cover, and who waits for it.
+    pub(crate) histories: FxHashMap<HistoryQuestion, (Version, Vec<ConnectionId>)>,
     pub(crate) draining: Option<tokio::sync::oneshot::Sender<()>>,
+    abandoned: bool,
     pub(crate) commit_time_us: i64,
     backlog: Arc<Backlog>,
 }
@@ -229,7 +246,11 @@ impl Core {
             next_group: 0,
             dirty: FxHashSet::default(),
             want_step: false,
+            impatient_at: None,
+            behind: Vec::new(),
+            histories: FxHashMap::default(),
             draining: None,
+            abandoned: false,
             commit_time_us: 0,
             backlog,
             options,
@@ -246,7 +267,8 @@ impl Core {
         self.durable_version = self.version;
         let mut next_tick = Instant::now() + TICK;
         loop {
-            let wait = next_tick.saturating_duration_since(Instant::now());
+            let wake = self.impatient_at.map_or(next_tick, |at| at.min(next_tick));
+            let wait = wake.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(wait) {
                 Ok(event) => {
                     self.event(event);
@@ -263,6 +285,9 @@ impl Core {
                 next_tick = now + TICK;
                 self.tick(now);
             }
+            if self.impatient_at.is_some_and(|at| at <= now) {
+                self.look_at_impatient(now);
+            }
             if std::mem::take(&mut self.want_step)
                 && let Err(reason) = self.step(receiver)
             {
@@ -271,6 +296,9 @@ impl Core {
             }
             if self.finish_drain() {
                 return "drained".into();
+            }
+            if self.abandoned {
+                return "every handle to the views is gone".into();
             }
         }
     }
@@ -286,7 +314,13 @@ impl Core {
             Event::Store(store::Event::RowSet { lineage, rows }) => {
                 self.want_step |= self.materialisations.stored(lineage, rows);
             }
-            Event::Store(store::Event::Touched(touched)) => self.touched(touched),
+            Event::Store(store::Event::Touched(touched)) => self.touched(&touched),
+            Event::Store(store::Event::PurgeDue) => {
+                let groups = self.groups.values().map(|g| g.name.clone()).collect();
+                self.store.ask(Request::Purge { lineages: self.materialisations.lineages(), groups });
+            }
+            Event::Store(store::Event::Purged { lineages }) => self.materialisations.purged(&lineages),
+            Event::Abandoned => self.abandoned = true,
         }
     }
 
@@ -304,172 +338,6 @@ impl Core {
             Command::Message(id, message) => self.client_message(id, message),
             Command::Disconnect(id) => self.disconnect(id, None),
             Command::Drain { done } => self.drain(done),
-        }
-    }
-
-    fn connect(&mut self, connect: Connect) {
-        if self.draining.is_some() {
-            let frame = down::error(&ErrorBody::rehome("the server is shutting down", None));
-            let _ = connect.outbox.send(Frame::Text(frame));
-            let _ = connect.outbox.send(Frame::Close(Some((1001, "shutting down".into()))));
-            return;
-        }
-        let cookie = match connect.base_cookie.as_deref().map(str::parse).transpose() {
-            Ok(cookie) => cookie,
-            Err(error) => {
-                let body = ErrorBody::internal(format!("baseCookie: {error}"));
-                let _ = connect.outbox.send(Frame::Text(down::error(&body)));
-                let _ = connect.outbox.send(Frame::Close(None));
-                return;
-            }
-        };
-        let group = self.group_named(&connect.client_group_id);
-        let group = self.groups.get_mut(&group).expect("made by group_named");
-        group.connections.push(connect.id);
-        group.idle_since = None;
-        group.clock_since.get_or_insert_with(Instant::now);
-        self.connections.insert(
-            connect.id,
-            Connection {
-                id: connect.id,
-                group: group.id,
-                client: connect.client_id,
-                profile_id: connect.profile_id,
-                context: connect.context,
-                outbox: connect.outbox,
-                phase: Phase::New,
-                cookie,
-                validated: false,
-                revision: 0,
-                patience: None,
-                waiting: VecDeque::new(),
-                behind_since: None,
-                asked: FxHashSet::default(),
-                touched: FxHashMap::default(),
-                revalidate_at: None,
-                answers: Vec::new(),
-            },
-        );
-    }
-
-    fn group_named(&mut self, name: &str) -> GroupId {
-        if let Some(&id) = self.group_names.get(name) {
-            return id;
-        }
-        self.next_group += 1;
-        let id = GroupId(self.next_group);
-        self.group_names.insert(name.to_owned(), id);
-        self.groups.insert(id, Group::new(id, name.to_owned()));
-        self.store.ask(Request::Group { id: name.to_owned() });
-        id
-    }
-
-    fn group_loaded(&mut self, name: &str, record: Option<&str>) {
-        let Some(group) = self.group_names.get(name).and_then(|id| self.groups.get_mut(id)) else { return };
-        if group.loaded {
-            return;
-        }
-        let record = record.and_then(|text| match serde_json::from_str::<Record>(text) {
-            Ok(record) => Some(record),
-            Err(error) => {
-                // Treated as unknown: its clients start over, which is always right.
-                warn!(%error, "CVR: a client group's record cannot be read");
-                None
-            }
-        });
-        group.load(record, self.version);
-        let connections = group.connections.clone();
-        for id in connections {
-            let waiting = self.connections.get_mut(&id).map(|c| std::mem::take(&mut c.waiting)).unwrap_or_default();
-            for message in waiting {
-                self.client_message(id, message);
-            }
-        }
-    }
-
-    pub(crate) fn client_message(&mut self, id: ConnectionId, message: ClientMessage) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(group) = self.groups.get(&connection.group) else { return };
-        if !group.loaded || connection.behind_since.is_some() {
-            connection.waiting.push_back(message);
-            return;
-        }
-        let result = match (connection.phase, message) {
-            (Phase::New, ClientMessage::InitConnection { body, context }) => self.init_connection(id, *body, context),
-            (_, ClientMessage::InitConnection { .. }) => {
-                Err(ErrorBody::internal("initConnection was sent twice on one connection"))
-            }
-            (_, ClientMessage::UpdateAuth(context)) => {
-                self.update_auth(id, context);
-                Ok(())
-            }
-            // No view exists for the connection before initConnection: these are dropped.
-            (Phase::New, _) => Ok(()),
-            (_, ClientMessage::ChangeDesiredQueries(body)) => self.change_desired(id, body.desired_queries_patch),
-            (_, ClientMessage::DeleteClients(body)) => self.delete_clients(id, &body.client_ids),
-            (_, ClientMessage::Inspect(request)) => {
-                self.inspect(id, &request);
-                Ok(())
-            }
-        };
-        if let Err(body) = result {
-            self.reject(id, &body);
-        }
-    }
-
-    /// Tells a client why it is cut off, and closes.
-    pub(crate) fn reject(&mut self, id: ConnectionId, body: &ErrorBody) {
-        if let Some(connection) = self.connections.get(&id) {
-            // Behind whatever is held for it, so that frames stay in order.
-            let outbox = connection.outbox.clone();
-            let mut sent = |_| {};
-            let _ = self.outgoing.push(0, id, &outbox, Frame::Text(down::error(body)), None, &mut sent);
-            let _ = self.outgoing.push(0, id, &outbox, Frame::Close(None), None, &mut sent);
-        }
-        self.disconnect(id, Some(body.kind_name()));
-    }
-
-    pub(crate) fn disconnect(&mut self, id: ConnectionId, reason: Option<&str>) {
-        let Some(connection) = self.connections.remove(&id) else { return };
-        if let Some(reason) = reason {
-            info!(reason, client = connection.client, "closing a connection");
-        }
-        let Some(group) = self.groups.get_mut(&connection.group) else { return };
-        group.connections.retain(|c| *c != id);
-        if group.background.as_ref().is_some_and(|(of, _)| *of == id) {
-            group.background = group
-                .connections
-                .iter()
-                .rev()
-                .filter_map(|c| self.connections.get(c))
-                .find(|c| c.validated)
-                .map(|c| (c.id, Arc::clone(&c.context)));
-        }
-        if group.connections.is_empty() {
-            let now = Instant::now();
-            group.clock_ms(now);
-            group.clock_since = None;
-            group.idle_since = Some(now);
-            if group.known {
-                group.pending.record = true;
-                self.dirty.insert(group.id);
-                self.want_step = true;
-            }
-        }
-        self.ask_again_without(id, connection.group);
-    }
-
-    /// Queues frames for a connection; a connection that cannot take them is dropped.
-    pub(crate) fn send(&mut self, id: ConnectionId, frames: impl IntoIterator<Item = (u64, Frame, Option<Mark>)>) {
-        let Some(connection) = self.connections.get(&id) else { return };
-        let outbox = connection.outbox.clone();
-        let histogram = self.options.metrics.commit_to_poke_seconds.clone();
-        let mut sent = |mark: Mark| observe(&histogram, mark);
-        for (needs, frame, mark) in frames {
-            if let Err(Dropped(id)) = self.outgoing.push(needs, id, &outbox, frame, mark, &mut sent) {
-                self.disconnect(id, Some("slow client"));
-                return;
-            }
         }
     }
 
@@ -506,7 +374,6 @@ impl Core {
     fn tick(&mut self, now: Instant) {
         self.tick_groups(now);
         self.materialisations.tidy(now, self.durable_version);
-        self.store.set_live(self.materialisations.lineages());
         let (materialisations, subscriptions) = self.materialisations.counts();
         let metrics = &self.options.metrics;
         metrics.materialisations.set(count(materialisations));
@@ -545,7 +412,7 @@ impl Core {
         info!(connections = ids.len(), "closing all connections");
         for id in ids {
             // A plain close: clients reconnect at once, elsewhere or here after the restart, and lose nothing.
-            self.send(id, [(0, Frame::Close(Some((1001, "shutting down".into()))), None)]);
+            self.close(id, Frame::Close(Some((1001, "shutting down".into()))));
             self.disconnect(id, None);
         }
         self.draining = Some(done);
@@ -564,7 +431,7 @@ impl Core {
     }
 }
 
-fn observe(histogram: &prometheus::Histogram, mark: Mark) {
+pub(crate) fn observe(histogram: &prometheus::Histogram, mark: Mark) {
     let elapsed_us = now_us().saturating_sub(mark.commit_time_us).max(0);
     histogram.observe(elapsed_us as f64 / 1e6);
 }

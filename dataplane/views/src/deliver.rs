@@ -14,7 +14,7 @@ use crate::core::Core;
 use crate::group::record::Holding;
 use crate::group::{GroupId, Left, Pending};
 use crate::materialisation::{Entry, Materialisation, MaterialisationId};
-use crate::materialisations::del_op;
+use crate::lineage::del_op;
 use crate::outgoing::Mark;
 use crate::row_id::RowId;
 use crate::store::GroupRow;
@@ -44,7 +44,8 @@ impl Core {
     ) {
         let version = self.version;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
-        if !group.loaded {
+        // Nothing of a client is stored or told before anybody's credentials were found good.
+        if !group.loaded || group.user.is_none() {
             return;
         }
         let active: Vec<ConnectionId> = group
@@ -124,8 +125,12 @@ impl Core {
             group.record.cookie = group.cookie;
         }
         group.known = true;
+        group.record.forget_expired_desires();
         match serde_json::to_string(&group.record) {
-            Ok(record) => self.flush.groups.push(GroupRow { id: group.name.clone(), record }),
+            Ok(record) => {
+                let lineages = group.record.lineages();
+                self.flush.groups.push(GroupRow { id: group.name.clone(), record, lineages });
+            }
             Err(error) => tracing::error!(%error, "a client group's record cannot be written as JSON"),
         }
     }
@@ -147,7 +152,7 @@ impl Core {
             if materialisation.graph().is_none() {
                 waiting.push(hash);
             } else if rows_needed && materialisation.rows_at(self.version).is_none() {
-                self.materialisations.renew_payload(id, &self.schema, self.version);
+                self.materialisations.renew_payload(id, self.version);
                 waiting.push(hash);
             } else {
                 ready.push(hash);
@@ -192,16 +197,13 @@ impl Core {
         bodies: &mut Bodies,
     ) -> Arc<[Frame]> {
         let Some(group) = self.groups.get(&group_id) else { return Arc::default() };
-        let held: Vec<&Materialisation> = {
-            let mut ids: Vec<MaterialisationId> = group.held().collect();
-            ids.sort_unstable();
-            ids.dedup();
-            ids.into_iter().filter_map(|id| self.materialisations.get(id)).collect()
-        };
         let mut affected: Vec<MaterialisationId> = pending.affected.clone();
         affected.sort_unstable();
         affected.dedup();
-        affected.retain(|id| !fresh.contains(id));
+        if !fresh.is_empty() || !pending.left.is_empty() {
+            // Some may have been replaced since they changed.
+            affected.retain(|id| !fresh.contains(id) && group.held().any(|held| held == *id));
+        }
         let entries: Vec<&Arc<Entry>> =
             affected.iter().filter_map(|id| self.materialisations.get(*id)?.entry_at(self.version)).collect();
         let rows_only = pending.desires.is_empty()
@@ -210,6 +212,18 @@ impl Core {
             && pending.last_mutation_ids.is_empty()
             && pending.mutations.is_empty()
             && fresh.is_empty();
+        let adds_only = entries.iter().all(|e| e.dels.is_empty());
+        if rows_only && adds_only && let Some(frames) = bodies.shared.get(&affected) {
+            return Arc::clone(frames);
+        }
+        let held: Vec<&Materialisation> = if rows_only && adds_only {
+            Vec::new()
+        } else {
+            let mut ids: Vec<MaterialisationId> = group.held().collect();
+            ids.sort_unstable();
+            ids.dedup();
+            ids.into_iter().filter_map(|id| self.materialisations.get(id)).collect()
+        };
         // A row that left one query may still be held by another; then the body is the group's own.
         let kept: FxHashSet<&RowId> = entries
             .iter()
@@ -250,19 +264,14 @@ impl Core {
                 }
             }
         }
-        for left in &pending.left {
-            let Some(graph) = left.held.and_then(|id| self.materialisations.get(id)).and_then(Materialisation::graph)
-            else {
-                continue;
-            };
-            for (table, key, _) in graph.rows() {
-                let id = RowId { table: Arc::clone(&table.table.name), key: key.clone() };
-                if !held.iter().any(|m| m.holds(&id))
-                    && let Some(op) = del_op(&self.schema, &group.keys, &id)
-                {
-                    builder.row(&op);
-                    rows += 1;
-                }
+        let left = pending.left.iter().filter_map(|l| self.materialisations.get(l.held?));
+        let mut left: Vec<RowId> = left.flat_map(|m| m.rows_left(self.version)).collect();
+        left.sort_unstable();
+        left.dedup();
+        for id in left.iter().filter(|id| !done.contains(*id) && !held.iter().any(|m| m.holds(id))) {
+            if let Some(op) = del_op(&self.schema, &group.keys, id) {
+                builder.row(&op);
+                rows += 1;
             }
         }
         // Puts come after every del: a row that left one query and entered another is held by `held` and was not deleted.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ivm::Graph;
 use ivm::query::Query;
 use replica::Reader;
-use rows::{Schema, Version};
+use rows::Version;
 
 use crate::convert::KeyChoice;
 use crate::encode;
@@ -23,7 +23,6 @@ use crate::row_id::RowId;
 pub struct Job {
     pub id: MaterialisationId,
     pub query: Arc<Query>,
-    pub schema: Arc<Schema>,
     pub keys: Arc<KeyChoice>,
 }
 
@@ -107,9 +106,9 @@ fn run(job: &Job, reader: &mut Reader) -> Result<Hydrated, Failure> {
     Ok(Hydrated { graph, version, payload: payload.finish(version), elapsed: started.elapsed() })
 }
 
-/// Runs a query from scratch on a reader with an open snapshot.
+/// Runs a query from scratch on a reader with an open snapshot, by the schema of that snapshot.
 pub fn hydrate(job: &Job, reader: &mut Reader) -> Result<(Graph, PayloadBuilder), Failure> {
-    let mut graph = Graph::build(&job.query, &job.schema, &|table| job.keys.columns(table))
+    let mut graph = Graph::build(&job.query, &reader.schema(), &|table| job.keys.columns(table))
         .map_err(|e| Failure::Query(e.to_string()))?;
     let mut payload = PayloadBuilder::default();
     let mut failed = None;

@@ -28,18 +28,20 @@ impl Core {
         body: InitConnection,
         context: Arc<ConnectionContext>,
     ) -> Result<(), ErrorBody> {
+        if self.is_foreign(id, &context) {
+            return Ok(());
+        }
         let (version, now) = (self.version, Instant::now());
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&connection.group) else { return Ok(()) };
         if let Some(cookie) = connection.cookie {
             if cookie.version > version {
-                if connection.behind_since.replace(now).is_none() {
-                    // The replica may be about to catch up; `resume` decides.
-                    let body = Box::new(body);
-                    connection.waiting.push_front(ClientMessage::InitConnection { body, context });
-                    return Ok(());
-                }
-                connection.behind_since = None;
+                // The replica may be about to catch up; `resume` decides.
+                connection.behind_since = Some(now);
+                let body = Box::new(body);
+                connection.waiting.push_front(ClientMessage::InitConnection { body, context });
+                self.behind.push(id);
+                return Ok(());
             }
             check_cookie(group, cookie, version)?;
         }
@@ -66,25 +68,35 @@ impl Core {
         connection.revision += 1;
         connection.phase = Phase::Joining;
         connection.patience = Some(now + PATIENCE);
+        self.impatient_at.get_or_insert(now + PATIENCE);
         if let Some(deleted) = &body.deleted {
             self.delete_clients(id, &deleted.client_ids)?;
         }
         self.validate(id);
-        self.change_desired(id, body.desired_queries_patch)
+        self.change(id, body.desired_queries_patch)?;
+        // The client may see other results than those before it: every query of the group is transformed for it.
+        self.start_queries(id, true);
+        Ok(())
     }
 
     /// Applies a change of what a client desires.
     pub(crate) fn change_desired(&mut self, id: ConnectionId, ops: Vec<UpQueryOp>) -> Result<(), ErrorBody> {
+        self.change(id, ops)?;
+        self.start_queries(id, false);
+        Ok(())
+    }
+
+    fn change(&mut self, id: ConnectionId, ops: Vec<UpQueryOp>) -> Result<(), ErrorBody> {
         let Some((connection, group)) = self.connection_and_group(id) else { return Ok(()) };
         let clock_ms = group.clock_ms(Instant::now());
         let client = connection.client.clone();
         let patches = group.record.desire(&client, ops, clock_ms).map_err(refused)?;
         let changed = !patches.is_empty();
         note(group, patches, changed);
+        group.may_expire = true;
         let group = group.id;
         self.dirty.insert(group);
         self.want_step = true;
-        self.start_queries(id, false);
         Ok(())
     }
 
@@ -102,6 +114,7 @@ impl Core {
             let patches = group.record.delete_client(client, clock_ms);
             note(group, patches, true);
         }
+        group.may_expire = true;
         let (group_id, connections) = (group.id, group.connections.clone());
         let frame = Frame::Text(down::delete_clients(clients, &[]));
         for connection in connections {
@@ -117,6 +130,8 @@ impl Core {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.context = context;
         connection.revision += 1;
+        // Answers for the former credentials are of no use.
+        connection.answers.clear();
         if connection.phase == Phase::New {
             return;
         }
@@ -134,6 +149,7 @@ impl Core {
 
     /// Goes on with a connection that waited for the replica.
     pub(crate) fn resume(&mut self, id: ConnectionId) {
+        self.behind.retain(|behind| *behind != id);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let reached = connection.cookie.is_none_or(|c| c.version <= self.version);
         let waiting = std::mem::take(&mut connection.waiting);
@@ -148,6 +164,32 @@ impl Core {
         }
         for message in waiting {
             self.client_message(id, message);
+        }
+    }
+
+    /// Whether a connection is of another user than the group, which it is then told.
+    pub(crate) fn is_foreign(&mut self, id: ConnectionId, context: &ConnectionContext) -> bool {
+        const MESSAGE: &str = "the client group belongs to another user";
+        let group = self.connections.get(&id).and_then(|c| self.groups.get(&c.group));
+        let foreign = group.and_then(|g| g.user.as_ref()).is_some_and(|pinned| *pinned != context.user_id);
+        if foreign {
+            self.reject_with(id, &ErrorBody::unauthorized(MESSAGE), Frame::Close(Some((3000, MESSAGE.into()))));
+        }
+        foreign
+    }
+
+    /// Looks again at connections that waited long enough for their new queries.
+    pub(crate) fn look_at_impatient(&mut self, now: Instant) {
+        self.impatient_at = None;
+        for connection in self.connections.values() {
+            match connection.patience {
+                Some(at) if at <= now => {
+                    self.dirty.insert(connection.group);
+                    self.want_step = true;
+                }
+                Some(at) => self.impatient_at = Some(self.impatient_at.map_or(at, |other| other.min(at))),
+                None => {}
+            }
         }
     }
 

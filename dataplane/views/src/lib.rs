@@ -16,6 +16,7 @@
 pub mod api;
 mod catch_up;
 mod connection;
+mod connections;
 mod convert;
 mod core;
 mod deliver;
@@ -23,6 +24,7 @@ mod encode;
 mod group;
 mod hydrate;
 mod join;
+mod lineage;
 mod materialisation;
 mod materialisations;
 pub mod metrics;
@@ -31,6 +33,7 @@ mod outgoing;
 mod row_id;
 mod step;
 pub mod store;
+mod tidy;
 mod transform;
 
 pub use crate::core::{Batches, Options, Started, start};

@@ -3,6 +3,7 @@
 //! Invariant: `payload` followed by the history entries above its version is the row set at the newest version; history holds every
 //! delta above `floor`.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,13 +12,12 @@ use bytes::Bytes;
 use ivm::Graph;
 use ivm::query::Query;
 use rows::Version;
-use rustc_hash::FxHashMap;
 
 use crate::convert::KeyChoice;
 use crate::encode::Unencodable;
 use crate::group::GroupId;
 use crate::row_id::RowId;
-use crate::store::LineageId;
+use crate::store::{LineageId, RowSet};
 
 /// Unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +43,10 @@ pub struct Materialisation {
     pub history: History,
     /// Since when nobody subscribes.
     pub idle_since: Option<Instant>,
+    /// When the payload was last of use.
+    pub payload_used: Cell<Instant>,
+    /// The version at which the stored history began or was continued.
+    pub settled_at: Version,
 }
 
 pub enum State {
@@ -52,8 +56,13 @@ pub enum State {
         hydrated: Option<Box<crate::hydrate::Hydrated>>,
     },
     Live(Box<Graph>),
-    /// Cannot be served; the message is for the application's developer.
-    Failed(String),
+    /// Cannot be served.
+    Failed {
+        /// For the application's developer.
+        message: String,
+        /// Rows that clients may hold of it.
+        left: Vec<RowId>,
+    },
 }
 
 /// What the CVR database knows of a lineage's rows.
@@ -63,7 +72,7 @@ pub enum Stored {
     New,
     /// Asked, not answered yet.
     Asked,
-    Rows(FxHashMap<RowId, Version>),
+    Rows(RowSet),
     /// The history cannot be read; the lineage starts anew under another number.
     Lost,
 }
@@ -78,6 +87,7 @@ impl Materialisation {
 
     /// The encoded rows at `version`, which is the newest: the payload and what followed it. `None` until a payload is there.
     pub fn rows_at(&self, version: Version) -> Option<(&Payload, impl Iterator<Item = &Arc<Entry>>)> {
+        self.payload_used.set(Instant::now());
         let payload = self.payload.as_ref()?;
         // A renewed payload may be ahead of the views, or so old that the history does not connect to it.
         let usable = self.graph().is_some() && payload.version <= version && payload.version >= self.history.floor;
@@ -87,6 +97,17 @@ impl Materialisation {
     /// What changed at `version`, the newest, if anything did.
     pub fn entry_at(&self, version: Version) -> Option<&Arc<Entry>> {
         self.history.entries.back().filter(|e| e.version == version)
+    }
+
+    /// Every row that clients which were served until now may hold, including those that it lost at `version`, the newest.
+    pub fn rows_left(&self, version: Version) -> Vec<RowId> {
+        let mut rows: Vec<RowId> = match &self.state {
+            State::Hydrating { .. } => Vec::new(),
+            State::Live(graph) => graph.rows().map(|(table, key, _)| RowId::of(table, key)).collect(),
+            State::Failed { left, .. } => left.clone(),
+        };
+        rows.extend(self.entry_at(version).into_iter().flat_map(|e| &e.dels).map(|(id, _)| id.clone()));
+        rows
     }
 
     /// Whether the row is in the result now.
@@ -175,6 +196,10 @@ pub struct Entry {
 }
 
 impl Entry {
+    pub fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.dels.is_empty()
+    }
+
     fn size(&self) -> usize {
         self.puts.iter().chain(&self.dels).map(|(_, op)| op.len() + 96).sum()
     }

@@ -58,6 +58,9 @@ impl Outgoing {
         self.held_bytes += frame.len();
         if self.held_bytes > HELD_BYTES_MAX {
             self.held_bytes -= frame.len();
+            self.forget(connection);
+            // The client comes back and catches up when the database is there again.
+            let _ = outbox.send(Frame::Close(None));
             return Err(Dropped(connection));
         }
         *self.blocked.entry(connection).or_default() += 1;
@@ -79,7 +82,16 @@ impl Outgoing {
             }
             dropped.extend(send(held.connection, &held.outbox, held.frame, held.mark, sent).err());
         }
+        dropped.dedup();
         dropped
+    }
+
+    /// Gives up what is held for a connection.
+    pub fn forget(&mut self, connection: ConnectionId) {
+        if self.blocked.remove(&connection).is_some() {
+            self.held.retain(|held| held.connection != connection);
+            self.held_bytes = self.held.iter().map(|held| held.frame.len()).sum();
+        }
     }
 
     pub fn durable(&self) -> u64 {

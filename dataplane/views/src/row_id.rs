@@ -14,6 +14,12 @@ pub struct RowId {
     pub key: Key,
 }
 
+impl RowId {
+    pub fn of(table: &ivm::KeyedTable, key: &Key) -> RowId {
+        RowId { table: Arc::clone(&table.table.name), key: key.clone() }
+    }
+}
+
 /// What happened to a row: present with the version that last wrote it, or gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {

@@ -117,7 +117,7 @@ impl Core {
         }
         for &id in &advanced.failed {
             let message = match self.materialisations.get(id).map(|m| &m.state) {
-                Some(State::Failed(message)) => message.clone(),
+                Some(State::Failed { message, .. }) => message.clone(),
                 _ => continue,
             };
             for group_id in self.subscribers(id) {
@@ -178,12 +178,14 @@ impl Core {
 
     /// Connections whose cookie was ahead of the replica: it may have caught up.
     fn retry_behind(&mut self) {
-        let ready: Vec<ConnectionId> = self
-            .connections
-            .values()
-            .filter(|c| c.behind_since.is_some() && c.cookie.is_none_or(|cookie| cookie.version <= self.version))
-            .map(|c| c.id)
-            .collect();
+        if self.behind.is_empty() {
+            return;
+        }
+        let reached = |id: &ConnectionId| {
+            let connection = self.connections.get(id);
+            connection.is_none_or(|c| c.cookie.is_none_or(|cookie| cookie.version <= self.version))
+        };
+        let ready: Vec<ConnectionId> = self.behind.iter().copied().filter(reached).collect();
         for id in ready {
             self.resume(id);
         }
@@ -192,12 +194,11 @@ impl Core {
     /// Ends the patience with connections whose cookie the replica does not reach.
     pub(crate) fn give_up_waiting(&mut self, now: Instant) {
         const PATIENCE: Duration = Duration::from_secs(5);
-        let hopeless: Vec<ConnectionId> = self
-            .connections
-            .values()
-            .filter(|c| c.behind_since.is_some_and(|since| now - since > PATIENCE))
-            .map(|c| c.id)
-            .collect();
+        let hopeless = |id: &ConnectionId| {
+            let since = self.connections.get(id).and_then(|c| c.behind_since);
+            since.is_none_or(|since| now - since > PATIENCE)
+        };
+        let hopeless: Vec<ConnectionId> = self.behind.iter().copied().filter(hopeless).collect();
         for id in hopeless {
             self.resume(id);
         }

@@ -13,6 +13,7 @@ use crate::connection::Phase;
 use crate::core::{Core, Event};
 use crate::group::record::Definition;
 use crate::group::{Asked, GroupId, QueryRun};
+use crate::materialisation::MaterialisationId;
 use crate::outgoing::due;
 
 /// What the API server said.
@@ -25,6 +26,8 @@ pub struct Answers {
     group: GroupId,
     /// On whose behalf; its failure is told to it.
     connection: ConnectionId,
+    /// Of the credentials.
+    revision: u64,
     attempt: u64,
     hashes: Vec<String>,
     result: Result<Vec<Transformed>, ErrorBody>,
@@ -76,22 +79,23 @@ impl Core {
     }
 
     fn validated(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(group) = self.groups.get_mut(&connection.group) else { return };
-        let user = connection.context.user_id.clone();
-        if group.user.as_ref().is_some_and(|pinned| *pinned != user) {
-            let body = ErrorBody::unauthorized("the client group belongs to another user");
-            self.reject(id, &body);
+        let Some(context) = self.connections.get(&id).map(|c| Arc::clone(&c.context)) else { return };
+        if self.is_foreign(id, &context) {
             return;
         }
-        group.user = Some(user);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(group) = self.groups.get_mut(&connection.group) else { return };
+        group.user = Some(connection.context.user_id.clone());
         connection.validated = true;
+        connection.admitted = true;
+        let deferred = std::mem::take(&mut connection.deferred);
         connection.revalidate_at = Some(Instant::now() + self.options.revalidate);
         group.background = Some((id, Arc::clone(&connection.context)));
         group.retransform_at.get_or_insert_with(|| Instant::now() + self.options.retransform);
         let held = std::mem::take(&mut connection.answers);
         self.dirty.insert(group.id);
         self.want_step = true;
+        self.send(id, deferred.into_iter().map(|frame| (0, frame, None)));
         for answers in held {
             self.transformed(answers);
         }
@@ -107,6 +111,7 @@ impl Core {
         let configured = self.options.transformer.configured();
         let mut named = Vec::new();
         let mut refused = Vec::new();
+        let mut unserved = Vec::new();
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
             let started = run.is_some_and(|r| r.held.is_some() || r.coming.is_some() || r.asked.is_some());
@@ -119,9 +124,13 @@ impl Core {
                 }
                 Definition::Named { name, .. } => {
                     warn!(query = name, "ZERO_QUERY_URL is not set: a named query stays without result");
+                    unserved.push(hash.clone());
                 }
                 Definition::Ast(_) => refused.push(hash.clone()),
             }
+        }
+        for hash in unserved {
+            group.lose_query(&hash);
         }
         for query in &named {
             group.queries.entry(query.id.clone()).or_default().asked = Some(Asked { attempt, by: id });
@@ -136,26 +145,16 @@ impl Core {
         }
     }
 
-    /// Takes over what a connection asked for before it went: for itself when it comes back, and at once for others of its group
-    /// that want the same.
+    /// Asks again for what a connection asked for before it went, on behalf of another of its group: that one may wait for it.
     pub(crate) fn ask_again_without(&mut self, gone: ConnectionId, group_id: GroupId) {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
-        let mut open = Vec::new();
-        for (hash, run) in &mut group.queries {
-            if run.asked.is_some_and(|asked| asked.by == gone) {
-                run.asked = None;
-                open.push(hash.clone());
-            }
+        let mut open = false;
+        for run in group.queries.values_mut().filter(|run| run.asked.is_some_and(|asked| asked.by == gone)) {
+            run.asked = None;
+            open = true;
         }
-        let heir = group.connections.iter().copied().find(|id| {
-            self.connections.get(id).is_some_and(|c| {
-                c.phase != Phase::New
-                    && open
-                        .iter()
-                        .filter_map(|hash| group.record.queries.get(hash))
-                        .any(|q| q.desires.contains_key(&c.client))
-            })
-        });
+        let joined = |id: &ConnectionId| self.connections.get(id).is_some_and(|c| c.phase != Phase::New);
+        let heir = group.connections.iter().copied().find(joined).filter(|_| open);
         if let Some(heir) = heir {
             self.start_queries(heir, false);
         }
@@ -170,27 +169,32 @@ impl Core {
         named: Vec<NamedQuery>,
     ) {
         let hashes = named.iter().map(|q| q.id.clone()).collect();
+        let revision = self.connections.get(&connection).map_or(0, |c| c.revision);
         let future = self.options.transformer.transform(context, named);
         let events = self.events.clone();
         self.runtime.spawn(async move {
             let result = future.await;
-            let answers = Answers { group, connection, attempt, hashes, result };
+            let answers = Answers { group, connection, revision, attempt, hashes, result };
             let _ = events.send(Event::Answer(Answer::Transformed(answers)));
         });
     }
 
     fn transformed(&mut self, answers: Answers) {
         // What was asked with credentials that are not known to be good must not decide what the group sees.
-        if let Some(connection) = self.connections.get_mut(&answers.connection)
-            && !connection.validated
-        {
+        let Some(connection) = self.connections.get_mut(&answers.connection) else { return };
+        if connection.revision != answers.revision {
+            return;
+        }
+        if !connection.validated {
             connection.answers.push(answers);
             return;
         }
-        let Answers { group: group_id, connection, attempt, hashes, result } = answers;
+        let Answers { group: group_id, connection, attempt, hashes, result, .. } = answers;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         let asked = Some(Asked { attempt, by: connection });
-        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.asked == asked);
+        // An answer counts even if another connection asked again meanwhile: many that come one after the other must not put
+        // it off for ever.
+        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.asked.is_some() && r.answered < attempt);
         let list = match result {
             Ok(list) => list,
             Err(body) => {
@@ -224,11 +228,10 @@ impl Core {
                         group_id,
                         &ast,
                         &keys,
-                        &self.schema,
                         self.version,
                         &self.store,
                     ) {
-                        Ok(materialisation) => self.subscribed(group_id, &hash, materialisation),
+                        Ok(materialisation) => self.subscribed(group_id, &hash, attempt, materialisation),
                         Err(message) => self.query_failed(group_id, &hash, &message),
                     }
                 }
@@ -241,10 +244,15 @@ impl Core {
                 }
             }
         }
-        let Some(group) = self.groups.get_mut(&group_id) else { return };
         for hash in missing {
+            let Some(run) = self.groups.get_mut(&group_id).and_then(|g| g.queries.get_mut(hash)) else { continue };
+            if !awaited(Some(run)) {
+                continue;
+            }
             warn!(hash, "the API server's answer lacks a query it was asked for");
-            if let Some(run) = group.queries.get_mut(hash).filter(|r| r.asked == asked) {
+            if run.held.is_none() && run.coming.is_none() {
+                self.query_failed(group_id, hash, "the API server's answer lacks this query");
+            } else if run.asked == asked {
                 run.asked = None;
             }
         }
@@ -253,11 +261,14 @@ impl Core {
     }
 
     /// A query has its materialisation, which may be the one it had.
-    fn subscribed(&mut self, group_id: GroupId, hash: &str, id: crate::materialisation::MaterialisationId) {
+    fn subscribed(&mut self, group_id: GroupId, hash: &str, attempt: u64, id: MaterialisationId) {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         let Some(materialisation) = self.materialisations.get(id) else { return };
         let run = group.queries.entry(hash.to_owned()).or_default();
-        run.asked = None;
+        if run.asked.is_some_and(|asked| asked.attempt <= attempt) {
+            run.asked = None;
+        }
+        run.answered = attempt;
         let now = Instant::now();
         if run.held == Some(id) {
             // Back to what is held: what was to replace it is not wanted any more.
@@ -270,6 +281,9 @@ impl Core {
         if run.held.is_none() && holding.is_some_and(|h| h.lineage == materialisation.lineage) {
             // Known from before a restart: clients hold rows of this very history.
             run.held = Some(id);
+            if let Some(dropped) = run.coming.take().filter(|dropped| *dropped != id) {
+                self.release(group_id, dropped, now);
+            }
             return;
         }
         let replaced = run.coming.replace(id).filter(|old| *old != id);
@@ -282,7 +296,7 @@ impl Core {
     }
 
     /// Ends a group's subscription unless another of its queries needs it.
-    pub(crate) fn release(&mut self, group_id: GroupId, id: crate::materialisation::MaterialisationId, now: Instant) {
+    pub(crate) fn release(&mut self, group_id: GroupId, id: MaterialisationId, now: Instant) {
         let used = self.groups.get(&group_id).is_some_and(|g| {
             g.queries.values().any(|r| r.held == Some(id) || r.coming == Some(id))
                 || g.pending.left.iter().any(|l| l.held == Some(id))
@@ -333,12 +347,6 @@ impl Core {
         for id in revalidate {
             self.validate(id);
         }
-        let impatient: Vec<GroupId> =
-            self.connections.values().filter(|c| due(c.patience, now)).map(|c| c.group).collect();
-        for id in impatient {
-            self.dirty.insert(id);
-            self.want_step = true;
-        }
         let mut retransform = Vec::new();
         let mut expired = Vec::new();
         for group in self.groups.values_mut() {
@@ -346,7 +354,10 @@ impl Core {
                 continue;
             }
             let clock_ms = group.clock_ms(now);
-            expired.extend(group.record.expired(clock_ms).into_iter().map(|hash| (group.id, hash)));
+            if group.may_expire {
+                expired.extend(group.record.expired(clock_ms).into_iter().map(|hash| (group.id, hash)));
+                group.may_expire = group.record.may_expire();
+            }
             if due(group.retransform_at, now) {
                 group.retransform_at = Some(now + self.options.retransform);
                 retransform.extend(group.background.as_ref().map(|(id, _)| *id));

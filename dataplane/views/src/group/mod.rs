@@ -27,6 +27,8 @@ pub struct QueryRun {
     pub coming: Option<MaterialisationId>,
     /// The API server is asked for the AST.
     pub asked: Option<Asked>,
+    /// The attempt whose answer was taken last.
+    pub answered: u64,
 }
 
 /// A request to the API server that is not answered yet.
@@ -58,6 +60,8 @@ pub struct Group {
     /// When the group's clock was last brought forward, while anyone is connected.
     pub clock_since: Option<Instant>,
     pub idle_since: Option<Instant>,
+    /// Whether to look for expired queries.
+    pub may_expire: bool,
     pub retransform_at: Option<Instant>,
 }
 
@@ -128,6 +132,7 @@ impl Group {
             pending: Pending::default(),
             clock_since: None,
             idle_since: None,
+            may_expire: false,
             retransform_at: None,
         }
     }
@@ -141,6 +146,7 @@ impl Group {
             self.cookie = record.cookie.max(Cookie::new(version, 0));
             self.keys = Arc::new(record.client_schema.as_ref().map(KeyChoice::of).unwrap_or_default());
             self.record = record;
+            self.may_expire = true;
         }
     }
 
@@ -165,6 +171,16 @@ impl Group {
     /// Materialisations that the group's clients hold rows of.
     pub fn held(&self) -> impl Iterator<Item = MaterialisationId> + '_ {
         self.queries.values().filter_map(|run| run.held)
+    }
+
+    /// A query that can no longer be served stays desired; what clients hold of it is deleted with the next poke.
+    pub fn lose_query(&mut self, hash: &str) {
+        let held = self.queries.get_mut(hash).and_then(|run| run.held.take());
+        if let Some(holding) = self.record.queries.get_mut(hash).and_then(|q| q.holding.take()) {
+            self.pending.left.push(Left { hash: hash.to_owned(), held, holding });
+            self.pending.got.push(QueryOp::Del { hash: hash.to_owned() });
+            self.pending.record = true;
+        }
     }
 
     /// Forgets a query: clients are told, and what they hold of it is deleted with the next poke. Returns what it was

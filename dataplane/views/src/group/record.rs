@@ -216,6 +216,30 @@ impl Record {
             .collect()
     }
 
+    /// Every lineage that clients may have to be caught up from.
+    #[must_use]
+    pub fn lineages(&self) -> Vec<LineageId> {
+        let held = self.queries.values().filter_map(|q| q.holding.as_ref());
+        let all: BTreeSet<LineageId> =
+            held.chain(self.removed.iter().map(|r| &r.holding)).map(|holding| holding.lineage).collect();
+        all.into_iter().collect()
+    }
+
+    /// Drops what is left of desires whose TTL has passed: every page that is loaded is a new client, and a query that is always
+    /// wanted by someone would remember them all.
+    pub fn forget_expired_desires(&mut self) {
+        let now_ms = self.ttl_clock_ms;
+        for query in self.queries.values_mut() {
+            query.desires.retain(|_, d| d.inactivated_at_ms.is_none_or(|at| at + d.ttl_ms > now_ms));
+        }
+    }
+
+    /// Whether any query may expire without a further message.
+    #[must_use]
+    pub fn may_expire(&self) -> bool {
+        self.queries.values().any(|q| q.expires_at_ms().is_some())
+    }
+
     /// Remembers that `hash` was served from `holding` until `at`.
     pub fn remember_removed(&mut self, hash: &str, holding: Holding, at: Cookie) {
         self.removed.push_back(Removed { hash: hash.to_owned(), holding, removed_at: at });
@@ -328,6 +352,22 @@ mod tests {
         let patches = record.desire("a", vec![UpQueryOp::Clear], 5).unwrap();
         assert_eq!(patches, [DesirePatch { client: "a".into(), hash: "q".into(), put: false }]);
         assert_eq!(record.expired(5), ["q"]);
+    }
+
+    #[test]
+    fn expired_desires_of_former_clients_are_forgotten() {
+        let mut record = Record::default();
+        for client in ["a", "b", "c"] {
+            record.desire(client, vec![put("q", 100)], 0).unwrap();
+        }
+        record.delete_client("a", 0);
+        record.clients.extend(["a".to_owned(), "b".to_owned()]);
+        record.delete_client("a", 10);
+        record.delete_client("b", 50);
+        record.ttl_clock_ms = 110;
+        record.forget_expired_desires();
+        assert_eq!(record.queries["q"].desires.keys().collect::<Vec<_>>(), ["b", "c"]);
+        assert!(!record.may_expire());
     }
 
     #[test]

@@ -1,0 +1,203 @@
+//! Connections as they come, speak and go.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::down;
+use protocol::error::ErrorBody;
+use rustc_hash::{FxHashMap, FxHashSet};
+use tracing::{info, warn};
+
+use crate::api::{ClientMessage, Connect, ConnectionId, Frame};
+use crate::connection::{Connection, Phase};
+use crate::core::{Core, observe};
+use crate::group::record::Record;
+use crate::group::{Group, GroupId};
+use crate::outgoing::{Dropped, Mark};
+use crate::store::Request;
+
+impl Core {
+    pub(crate) fn connect(&mut self, connect: Connect) {
+        if self.draining.is_some() {
+            let frame = down::error(&ErrorBody::rehome("the server is shutting down", None));
+            let _ = connect.outbox.send(Frame::Text(frame));
+            let _ = connect.outbox.send(Frame::Close(Some((1001, "shutting down".into()))));
+            return;
+        }
+        let cookie = match connect.base_cookie.as_deref().map(str::parse).transpose() {
+            Ok(cookie) => cookie,
+            Err(error) => {
+                let body = ErrorBody::internal(format!("baseCookie: {error}"));
+                let _ = connect.outbox.send(Frame::Text(down::error(&body)));
+                let _ = connect.outbox.send(Frame::Close(None));
+                return;
+            }
+        };
+        let group = self.group_named(&connect.client_group_id);
+        let group = self.groups.get_mut(&group).expect("made by group_named");
+        group.connections.push(connect.id);
+        group.idle_since = None;
+        group.clock_since.get_or_insert_with(Instant::now);
+        self.connections.insert(
+            connect.id,
+            Connection {
+                id: connect.id,
+                group: group.id,
+                client: connect.client_id,
+                profile_id: connect.profile_id,
+                context: connect.context,
+                outbox: connect.outbox,
+                phase: Phase::New,
+                cookie,
+                validated: false,
+                admitted: false,
+                deferred: Vec::new(),
+                revision: 0,
+                patience: None,
+                waiting: VecDeque::new(),
+                behind_since: None,
+                asked: FxHashSet::default(),
+                touched: FxHashMap::default(),
+                revalidate_at: None,
+                answers: Vec::new(),
+            },
+        );
+    }
+
+    fn group_named(&mut self, name: &str) -> GroupId {
+        if let Some(&id) = self.group_names.get(name) {
+            return id;
+        }
+        self.next_group += 1;
+        let id = GroupId(self.next_group);
+        self.group_names.insert(name.to_owned(), id);
+        self.groups.insert(id, Group::new(id, name.to_owned()));
+        self.store.ask(Request::Group { id: name.to_owned() });
+        id
+    }
+
+    pub(crate) fn group_loaded(&mut self, name: &str, record: Option<&str>) {
+        let Some(group) = self.group_names.get(name).and_then(|id| self.groups.get_mut(id)) else { return };
+        if group.loaded {
+            return;
+        }
+        let record = record.and_then(|text| match serde_json::from_str::<Record>(text) {
+            Ok(record) => Some(record),
+            Err(error) => {
+                // Treated as unknown: its clients start over, which is always right.
+                warn!(%error, "CVR: a client group's record cannot be read");
+                None
+            }
+        });
+        group.load(record, self.version);
+        let connections = group.connections.clone();
+        for id in connections {
+            let waiting = self.connections.get_mut(&id).map(|c| std::mem::take(&mut c.waiting)).unwrap_or_default();
+            for message in waiting {
+                self.client_message(id, message);
+            }
+        }
+    }
+
+    pub(crate) fn client_message(&mut self, id: ConnectionId, message: ClientMessage) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(group) = self.groups.get(&connection.group) else { return };
+        if !group.loaded || connection.behind_since.is_some() {
+            connection.waiting.push_back(message);
+            return;
+        }
+        let result = match (connection.phase, message) {
+            (Phase::New, ClientMessage::InitConnection { body, context }) => self.init_connection(id, *body, context),
+            (_, ClientMessage::InitConnection { .. }) => {
+                Err(ErrorBody::internal("initConnection was sent twice on one connection"))
+            }
+            (_, ClientMessage::UpdateAuth(context)) => {
+                self.update_auth(id, context);
+                Ok(())
+            }
+            // No view exists for the connection before initConnection: these are dropped.
+            (Phase::New, _) => Ok(()),
+            (_, ClientMessage::ChangeDesiredQueries(body)) => self.change_desired(id, body.desired_queries_patch),
+            (_, ClientMessage::DeleteClients(body)) => self.delete_clients(id, &body.client_ids),
+            (_, ClientMessage::Inspect(request)) => {
+                self.inspect(id, &request);
+                Ok(())
+            }
+        };
+        if let Err(body) = result {
+            self.reject(id, &body);
+        }
+    }
+
+    /// Tells a client why it is cut off, and closes.
+    pub(crate) fn reject(&mut self, id: ConnectionId, body: &ErrorBody) {
+        self.reject_with(id, body, Frame::Close(None));
+    }
+
+    pub(crate) fn reject_with(&mut self, id: ConnectionId, body: &ErrorBody, close: Frame) {
+        if let Some(connection) = self.connections.get(&id) {
+            // What is held for it is of no use any more; neither it nor the error should wait for the database.
+            self.outgoing.forget(id);
+            let _ = connection.outbox.send(Frame::Text(down::error(body)));
+            let _ = connection.outbox.send(close);
+        }
+        self.disconnect(id, Some(body.kind_name()));
+    }
+
+    /// Closes behind whatever is held for a connection.
+    pub(crate) fn close(&mut self, id: ConnectionId, close: Frame) {
+        if let Some(connection) = self.connections.get(&id) {
+            let _ = self.outgoing.push(0, id, &connection.outbox, close, None, &mut |_| {});
+        }
+    }
+
+    pub(crate) fn disconnect(&mut self, id: ConnectionId, reason: Option<&str>) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        if let Some(reason) = reason {
+            info!(reason, client = connection.client, "closing a connection");
+        }
+        let Some(group) = self.groups.get_mut(&connection.group) else { return };
+        group.connections.retain(|c| *c != id);
+        if group.background.as_ref().is_some_and(|(of, _)| *of == id) {
+            group.background = group
+                .connections
+                .iter()
+                .rev()
+                .filter_map(|c| self.connections.get(c))
+                .find(|c| c.validated)
+                .map(|c| (c.id, Arc::clone(&c.context)));
+        }
+        if group.connections.is_empty() {
+            let now = Instant::now();
+            group.clock_ms(now);
+            group.clock_since = None;
+            group.idle_since = Some(now);
+            if group.known {
+                group.pending.record = true;
+                self.dirty.insert(group.id);
+                self.want_step = true;
+            }
+        }
+        self.ask_again_without(id, connection.group);
+    }
+
+    /// Queues frames for a connection; a connection that cannot take them is dropped. One that is not known to be let in yet
+    /// gets them when it is.
+    pub(crate) fn send(&mut self, id: ConnectionId, frames: impl IntoIterator<Item = (u64, Frame, Option<Mark>)>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !connection.admitted {
+            connection.deferred.extend(frames.into_iter().map(|(_, frame, _)| frame));
+            return;
+        }
+        let outbox = connection.outbox.clone();
+        let histogram = self.options.metrics.commit_to_poke_seconds.clone();
+        let mut sent = |mark: Mark| observe(&histogram, mark);
+        for (needs, frame, mark) in frames {
+            if let Err(Dropped(id)) = self.outgoing.push(needs, id, &outbox, frame, mark, &mut sent) {
+                self.disconnect(id, Some("slow client"));
+                return;
+            }
+        }
+    }
+}

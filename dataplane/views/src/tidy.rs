@@ -1,0 +1,71 @@
+//! What materialisations keep beyond their graphs, under budgets.
+
+use std::time::{Duration, Instant};
+
+use rows::Version;
+
+use crate::materialisation::{MaterialisationId, Payload};
+use crate::materialisations::Materialisations;
+
+/// How long a materialisation without subscribers is kept for whoever comes back.
+const IDLE: Duration = Duration::from_secs(60);
+/// Payloads are dropped, oldest use first, beyond this many bytes in all.
+const PAYLOAD_BYTES_MAX: usize = 256 << 20;
+/// A payload that somebody waited for just now is about to be sent.
+const PAYLOAD_IN_USE: Duration = Duration::from_secs(5);
+/// Less history than this is worth keeping beside any payload.
+const HISTORY_BYTES_MIN: usize = 64 << 10;
+
+impl Materialisations {
+    /// Frees what is idle or over budget. Everything up to `durable` is in the database.
+    pub fn tidy(&mut self, now: Instant, durable: Version) {
+        let idle: Vec<MaterialisationId> = self
+            .by_id
+            .iter()
+            .filter(|(_, m)| m.idle_since.is_some_and(|since| now - since >= IDLE) && !m.payload_pending)
+            // Whoever makes it again reads the stored history, which must be complete by then.
+            .filter(|(_, m)| m.settled_at <= durable)
+            .filter(|(_, m)| m.history.entries.back().is_none_or(|last| last.version <= durable))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in idle {
+            self.forget_if_idle(id);
+        }
+        let mut bytes = 0;
+        for m in self.by_id.values_mut() {
+            m.history.trim(durable);
+            let size = m.payload.as_ref().map_or(0, Payload::size);
+            let stale = m.payload.as_ref().is_some_and(|p| {
+                p.version < m.history.floor || m.history.size() > size.max(HISTORY_BYTES_MIN)
+            });
+            if stale && now - m.payload_used.get() >= PAYLOAD_IN_USE {
+                m.payload = None;
+            } else {
+                bytes += size;
+            }
+        }
+        if bytes > PAYLOAD_BYTES_MAX {
+            bytes -= self.drop_payloads(bytes - PAYLOAD_BYTES_MAX, now);
+        }
+        self.metrics.payload_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Drops payloads of `excess` bytes or more, if so many are not in use. Returns how many bytes.
+    fn drop_payloads(&mut self, excess: usize, now: Instant) -> usize {
+        let mut unused: Vec<(Instant, MaterialisationId)> = self
+            .by_id
+            .iter()
+            .filter(|(_, m)| m.payload.is_some() && now - m.payload_used.get() >= PAYLOAD_IN_USE)
+            .map(|(&id, m)| (m.payload_used.get(), id))
+            .collect();
+        unused.sort_unstable();
+        let mut dropped = 0;
+        for (_, id) in unused {
+            if dropped >= excess {
+                break;
+            }
+            dropped += self.by_id.get_mut(&id).and_then(|m| m.payload.take()).map_or(0, |p| p.size());
+        }
+        dropped
+    }
+}

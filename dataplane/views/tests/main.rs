@@ -1,0 +1,9 @@
+//! The views against a real CVR database, a real replica file, an API server in this process, and scripted clients that
+//! check every rule of pokes.
+
+mod client;
+mod data;
+mod world;
+
+mod random;
+mod sync;
