@@ -70,7 +70,8 @@ impl Site {
     /// [`fence`].
     pub async fn settle(&self, clients: &[&Client]) -> Result<()> {
         let upstream = self.database.connect().await?;
-        let value: i32 = upstream.query_one("UPDATE fence SET value = value + 1 RETURNING value", &[]).await?.get(0);
+        let value: i32 =
+            upstream.query_one("UPDATE fence SET value = value + 1 WHERE id = 1 RETURNING value", &[]).await?.get(0);
         for client in clients {
             client
                 .wait_for("the fence", |store| {
@@ -106,12 +107,16 @@ pub fn server(database: &Database, api: &Api) -> Result<ZeroCache> {
         .env("ZERO_MUTATE_URL", &api.mutate_url()))
 }
 
-/// Named queries of the application: `any` runs the AST given as its argument, `refused` is an application error.
+/// Named queries of the application: `any` runs the AST given as its argument, `refused` is an application error. The mutator
+/// `count` shows whether each mutation ran exactly once.
 fn app(upstream: &str) -> App {
     App::default()
         .upstream(upstream)
         .query("any", |args| args.get(0).cloned().ok_or_else(|| "no AST".to_owned()))
         .query("refused", |_| Err("not allowed".to_owned()))
+        .mutator("count", |_| {
+            Ok("INSERT INTO fence VALUES (2, 1) ON CONFLICT (id) DO UPDATE SET value = fence.value + 1".to_owned())
+        })
         .mutator("rename", |args| match (args["id"].as_str(), args["title"].as_str()) {
             (Some(id), Some(title)) if !title.contains("forbidden") && !title.contains('\'') => {
                 Ok(format!("UPDATE issue SET title = '{title}' WHERE id = '{id}'"))

@@ -1,11 +1,11 @@
-//! Random query changes, row changes, lost connections and killed servers; at every quiet point each client's rows must equal
-//! what its queries give in Postgres.
+//! Random query changes, row changes, mutations, lost connections and killed servers; at every quiet point each client's rows
+//! must equal what its queries give in Postgres, and every mutation must have run exactly once.
 
 mod random;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -35,6 +35,8 @@ struct Run {
     known: BTreeMap<String, Query>,
     dice: StdRng,
     next_row: u32,
+    /// Mutations that every client has asked for, by client.
+    pushed: BTreeMap<String, u64>,
     log: Vec<String>,
 }
 
@@ -45,6 +47,7 @@ async fn run(test: &str, seed: u64) -> Result<()> {
         known: BTreeMap::new(),
         dice: StdRng::seed_from_u64(seed),
         next_row: 0,
+        pushed: BTreeMap::new(),
         log: Vec::new(),
     };
     let outcome = run.all_steps().await;
@@ -66,8 +69,9 @@ impl Run {
             }
             match self.dice.random_range(0..100) {
                 0..35 => self.change_rows().await?,
-                35..65 => self.change_queries().await?,
-                65..80 => self.drop_connection(),
+                35..60 => self.change_queries().await?,
+                60..70 => self.push().await?,
+                70..80 => self.drop_connection(),
                 80..88 => self.reconnect_one().await?,
                 88..95 => self.add_client().await?,
                 _ => self.kill_server().await?,
@@ -138,6 +142,18 @@ impl Run {
         client.change_queries(&add, &remove).await
     }
 
+    async fn push(&mut self) -> Result<()> {
+        let index = self.dice.random_range(0..self.clients.len());
+        self.note(format!("client {index} runs a mutator"));
+        let client = &mut self.clients[index];
+        if !client.is_connected() {
+            client.kill();
+        }
+        let id = client.push("count", Value::Null).await?;
+        self.pushed.insert(client.options.client_id.clone(), id);
+        Ok(())
+    }
+
     fn drop_connection(&mut self) {
         let index = self.dice.random_range(0..self.clients.len());
         self.note(format!("client {index} loses its connection"));
@@ -173,7 +189,17 @@ impl Run {
         for (index, client) in self.clients.iter().enumerate() {
             let wanted: Vec<_> = client.wanted().cloned().collect();
             client.wait_got(&wanted).await.with_context(|| format!("client {index}"))?;
+            let own = &client.options.client_id;
+            if let Some(last) = self.pushed.get(own) {
+                let confirmed =
+                    client.wait_for("the mutations", |store| store.last_mutation_ids.get(own) == Some(last)).await;
+                confirmed.with_context(|| format!("client {index}, mutation {last}"))?;
+            }
         }
+        let counted = "SELECT COALESCE(sum(value), 0)::int8 FROM fence WHERE id = 2";
+        let ran: i64 = self.site.database.connect().await?.query_one(counted, &[]).await?.get(0);
+        let asked = self.pushed.values().sum::<u64>();
+        ensure!(ran == i64::try_from(asked)?, "{asked} mutations were asked for and {ran} ran");
         self.site.settle(&self.clients.iter().collect::<Vec<_>>()).await?;
         let snapshot = self.site.snapshot().await?;
         for (index, client) in self.clients.iter().enumerate() {

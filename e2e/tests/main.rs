@@ -1,4 +1,11 @@
 //! Whole-process tests against `ZERO_CACHE_BIN`, or the release build in the cargo target directory.
+//!
+//! | variable | effect |
+//! | --- | --- |
+//! | `ZERO_CACHE_BIN` | the server to test; any server of the protocol will do for most tests |
+//! | `ZERO_SEED` | replays a randomised test, which prints its seed |
+//! | `ZERO_TEST_KEEP` | keeps the servers' folders with their logs and replicas |
+//! | `ZERO_TEST_PG14`, `_PG15`, `_PG18` | PostgreSQL folders to use instead of the usual ones |
 
 mod app;
 mod bad_input;
