@@ -19,8 +19,8 @@ use crate::connection::{Connection, History, Phase};
 use crate::core::Core;
 use crate::deliver::{Poke, add_all, frame_of};
 use crate::group::{Group, GroupId};
-use crate::materialisation::Materialisation;
 use crate::lineage::del_op;
+use crate::materialisation::Materialisation;
 use crate::row_id::RowId;
 use crate::store::{LineageId, Request, Touched};
 
@@ -163,9 +163,12 @@ impl Core {
         self.options.metrics.poked_rows.inc_by(rows);
         let body: Vec<Frame> = builder.finish().into_iter().map(frame_of).collect();
         let Some(group) = self.groups.get_mut(&group_id) else { return Ok(None) };
-        // Content needs a greater cookie; without content the client is confirmed where it is.
-        let needs_new = (!body.is_empty() && cookie == Some(group.cookie))
-            || (cookie.is_none() && group.cookie.version == Version::ZERO);
+        // Content needs a greater cookie, and one that says how far it goes; without content the client is confirmed where it is.
+        let needs_new = if body.is_empty() {
+            cookie.is_none() && group.cookie.version == Version::ZERO
+        } else {
+            cookie == Some(group.cookie) || group.cookie.version < version
+        };
         if needs_new {
             group.cookie = group.next_cookie(version);
         }
@@ -205,7 +208,9 @@ impl Core {
             // Only who holds a row knows its present state.
             for entry in materialisation.history.since(cookie.version) {
                 candidates.extend(entry.puts.iter().chain(&entry.dels).map(|(id, _)| id));
-                ops.extend(entry.puts.iter().filter(|(id, _)| materialisation.holds(id)).map(|(id, op)| (id, op.clone())));
+                ops.extend(
+                    entry.puts.iter().filter(|(id, _)| materialisation.holds(id)).map(|(id, op)| (id, op.clone())),
+                );
             }
             if cookie.version < materialisation.history.floor
                 && let Some(history) = connection.touched.get(&(holding.lineage, false))
@@ -217,9 +222,7 @@ impl Core {
                         ops.insert(&row.id, payload.op(row));
                     }
                     for entry in after {
-                        ops.extend(
-                            entry.puts.iter().filter(|(id, _)| wanted(id)).map(|(id, op)| (id, op.clone())),
-                        );
+                        ops.extend(entry.puts.iter().filter(|(id, _)| wanted(id)).map(|(id, op)| (id, op.clone())));
                     }
                 }
             }
@@ -270,9 +273,9 @@ fn add_query_patches(group: &Group, connection: &Connection, builder: &mut PartB
             builder.desired(&removed.client, QueryOp::Del { hash: removed.hash.clone() });
         }
     }
-    for client in &group.record.clients {
-        for hash in group.record.active_desires(client) {
-            builder.desired(client, QueryOp::Put { hash: hash.to_owned() });
+    for (hash, query) in &group.record.queries {
+        for (client, _) in query.desires.iter().filter(|(_, desire)| desire.inactivated_at_ms.is_none()) {
+            builder.desired(client, QueryOp::Put { hash: hash.clone() });
         }
     }
     for removed in &group.record.removed {

@@ -13,8 +13,8 @@ use crate::connection::Phase;
 use crate::core::Core;
 use crate::group::record::Holding;
 use crate::group::{GroupId, Left, Pending};
-use crate::materialisation::{Entry, Materialisation, MaterialisationId};
 use crate::lineage::del_op;
+use crate::materialisation::{Entry, Materialisation, MaterialisationId};
 use crate::outgoing::Mark;
 use crate::row_id::RowId;
 use crate::store::GroupRow;
@@ -213,7 +213,10 @@ impl Core {
             && pending.mutations.is_empty()
             && fresh.is_empty();
         let adds_only = entries.iter().all(|e| e.dels.is_empty());
-        if rows_only && adds_only && let Some(frames) = bodies.shared.get(&affected) {
+        if rows_only
+            && adds_only
+            && let Some(frames) = bodies.shared.get(&affected)
+        {
             return Arc::clone(frames);
         }
         let held: Vec<&Materialisation> = if rows_only && adds_only {

@@ -47,7 +47,9 @@ impl Materialisations {
                     }
                     return;
                 }
-                warn!("the stored rows of a query are not those of the replica at the same version; its history begins anew");
+                warn!(
+                    "the stored rows of a query are not those of the replica at the same version; its history begins anew"
+                );
             }
             Stored::Rows(_) => {
                 warn!("the stored rows of a query are newer than the replica; its history begins anew");

@@ -3,8 +3,8 @@
 //! Invariant: after [`Materialisations::advance`] every live graph is at the same version, and each one that changed has a history
 //! entry of that version, whose stored form is in the flush.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,9 +20,9 @@ use crate::convert::{KeyChoice, tables_of, to_query};
 use crate::encode;
 use crate::group::GroupId;
 use crate::hydrate::{self, Failure, Hydrated, Job, Outcome, Pool};
+use crate::lineage::{difference, sorted_rows, stored_form};
 use crate::materialisation::{Entry, History, Materialisation, MaterialisationId, State, Stored};
 use crate::metrics::Metrics;
-use crate::lineage::{difference, sorted_rows, stored_form};
 use crate::row_id::RowId;
 use crate::store::{self, Flush, LineageId, Request, RowSet};
 
@@ -347,7 +347,8 @@ impl Materialisations {
 
     /// The database has these lineages no longer.
     pub fn purged(&mut self, lineages: &[LineageId]) {
-        let gone: FxHashSet<LineageId> = lineages.iter().filter(|l| !self.by_lineage.contains_key(l)).copied().collect();
+        let gone: FxHashSet<LineageId> =
+            lineages.iter().filter(|l| !self.by_lineage.contains_key(l)).copied().collect();
         self.known.retain(|_, lineage| !gone.contains(lineage));
     }
 

@@ -35,9 +35,10 @@ impl Materialisations {
         for m in self.by_id.values_mut() {
             m.history.trim(durable);
             let size = m.payload.as_ref().map_or(0, Payload::size);
-            let stale = m.payload.as_ref().is_some_and(|p| {
-                p.version < m.history.floor || m.history.size() > size.max(HISTORY_BYTES_MIN)
-            });
+            let stale = m
+                .payload
+                .as_ref()
+                .is_some_and(|p| p.version < m.history.floor || m.history.size() > size.max(HISTORY_BYTES_MIN));
             if stale && now - m.payload_used.get() >= PAYLOAD_IN_USE {
                 m.payload = None;
             } else {

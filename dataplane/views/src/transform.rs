@@ -204,9 +204,13 @@ impl Core {
                         run.asked = None;
                     }
                 }
-                let established = self.connections.get(&connection).is_some_and(|c| c.revalidate_at.is_some());
-                let maintenance = hashes.iter().all(|h| group.queries.get(h).is_some_and(|r| r.held.is_some()));
-                if established && maintenance && !body.is_auth() {
+                let concerned = self.connections.get(&connection).is_none_or(|c| {
+                    let wants =
+                        |hash: &String| group.record.queries.get(hash).is_some_and(|q| q.is_wanted_by(&c.client));
+                    let open = |hash: &&String| group.queries.get(*hash).is_some_and(|run| run.held.is_none());
+                    c.phase != Phase::Active || hashes.iter().filter(open).any(wants)
+                });
+                if !concerned && !body.is_auth() {
                     debug!(error = body.message(), "could not transform queries again; the present ones stay");
                 } else {
                     self.reject(connection, &body);
@@ -224,13 +228,7 @@ impl Core {
                         continue;
                     }
                     let keys = Arc::clone(&group.keys);
-                    match self.materialisations.subscribe(
-                        group_id,
-                        &ast,
-                        &keys,
-                        self.version,
-                        &self.store,
-                    ) {
+                    match self.materialisations.subscribe(group_id, &ast, &keys, self.version, &self.store) {
                         Ok(materialisation) => self.subscribed(group_id, &hash, attempt, materialisation),
                         Err(message) => self.query_failed(group_id, &hash, &message),
                     }

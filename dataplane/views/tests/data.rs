@@ -161,7 +161,8 @@ impl Ask {
         let mut order: Vec<Json> =
             self.order.iter().map(|(c, desc)| json!([c, if *desc { "desc" } else { "asc" }])).collect();
         order.extend(client_key(self.table).iter().map(|c| json!([c, "asc"])));
-        let mut ast = json!({"table": self.table, "where": {"type": "and", "conditions": conditions}, "orderBy": order});
+        let mut ast =
+            json!({"table": self.table, "where": {"type": "and", "conditions": conditions}, "orderBy": order});
         if let Some(limit) = self.limit {
             ast["limit"] = limit.into();
         }

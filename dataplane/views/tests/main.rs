@@ -5,5 +5,9 @@ mod client;
 mod data;
 mod world;
 
+mod faults;
+mod mutations;
+mod queries;
 mod random;
+mod schema;
 mod sync;

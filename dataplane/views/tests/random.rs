@@ -108,8 +108,7 @@ impl Life {
                 ("label", json!({"a": a, "b": b, "info": [rng.random_range(0..100)]}))
             }
         };
-        let present: Vec<Json> =
-            self.world.model.get(table).map(|t| t.values().cloned().collect()).unwrap_or_default();
+        let present: Vec<Json> = self.world.model.get(table).map(|t| t.values().cloned().collect()).unwrap_or_default();
         if !present.is_empty() && self.rng.random_bool(0.3) {
             let row = present.choose(&mut self.rng).unwrap().clone();
             self.note(format!("delete {table} {row}"));
@@ -301,7 +300,12 @@ async fn take(client: &mut Client) {
     }
 }
 
-fn check(world: &World, asks: &BTreeMap<String, Ask>, wanted: &BTreeSet<String>, client: &Client) -> Result<(), String> {
+fn check(
+    world: &World,
+    asks: &BTreeMap<String, Ask>,
+    wanted: &BTreeSet<String>,
+    client: &Client,
+) -> Result<(), String> {
     let store = &client.store;
     if client.past.len() < 2 {
         return Err("no poke came".into());
@@ -325,15 +329,16 @@ fn check(world: &World, asks: &BTreeMap<String, Ask>, wanted: &BTreeSet<String>,
     let surplus: Vec<_> = store.rows.iter().filter(|(k, _)| !expected.contains_key(*k)).collect();
     let stale: Vec<_> =
         expected.iter().filter(|(k, row)| store.rows.get(*k).is_some_and(|have| have != *row)).collect();
-    Err(format!("at {:?}: missing {missing:?}; surplus {surplus:?}; stale {stale:?}; got {:?}", store.cookie, store.got))
+    Err(format!(
+        "at {:?}: missing {missing:?}; surplus {surplus:?}; stale {stale:?}; got {:?}",
+        store.cookie, store.got
+    ))
 }
 
 async fn live(seed: u64) {
     let mut life = Life::new(seed).await;
     for n in 0..=STEPS {
-        let step = std::panic::AssertUnwindSafe(async {
-            if n < STEPS { life.step().await } else { life.end().await }
-        });
+        let step = std::panic::AssertUnwindSafe(async { if n < STEPS { life.step().await } else { life.end().await } });
         if let Err(panic) = futures_util::FutureExt::catch_unwind(step).await {
             eprintln!("ZERO_SEED={seed} fails after:\n{}", life.trace.join("\n"));
             std::panic::resume_unwind(panic);
@@ -345,10 +350,9 @@ async fn live(seed: u64) {
 fn whatever_happens_every_client_has_its_rows() {
     let (first, count) = match std::env::var("ZERO_SEED").ok().and_then(|s| s.parse::<u64>().ok()) {
         Some(seed) => (seed, 1),
-        None => (
-            rand::random::<u64>() >> 16,
-            std::env::var("ZERO_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8),
-        ),
+        None => {
+            (rand::random::<u64>() >> 16, std::env::var("ZERO_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8))
+        }
     };
     println!("ZERO_SEED={first}, {count} seeds from there");
     let next = AtomicU64::new(first);

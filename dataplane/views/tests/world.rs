@@ -10,10 +10,12 @@ use ivm::Graph;
 use protocol::ast::Ast;
 use protocol::error::ErrorBody;
 use replica::{Description, Identity, Loader, Opened, Reader, Replica, Writer};
-use rows::{Change, Table, TableSpec, Transaction, Value, Version};
+use rows::{Change, Table, TableSpec, Transaction, Version};
 use serde_json::{Value as Json, json};
 use testkit::postgres::{self, Postgres};
-use views::api::{Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture, Transformed, Transformer};
+use views::api::{
+    Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture, Transformed, Transformer,
+};
 use views::metrics::Metrics;
 use views::{Options, Started};
 
@@ -42,8 +44,6 @@ pub struct ApiState {
     pub failing_user: Option<(String, ErrorBody)>,
     pub delay: Duration,
     pub unconfigured: bool,
-    /// Names asked for, per call, with the user.
-    pub calls: Vec<(Option<String>, Vec<String>)>,
 }
 
 /// The application's API server.
@@ -62,10 +62,6 @@ impl Api {
     pub fn with<T>(&self, change: impl FnOnce(&mut ApiState) -> T) -> T {
         change(&mut self.0.lock().unwrap())
     }
-
-    pub fn calls(&self) -> Vec<(Option<String>, Vec<String>)> {
-        self.0.lock().unwrap().calls.clone()
-    }
 }
 
 impl Transformer for Api {
@@ -75,11 +71,12 @@ impl Transformer for Api {
 
     fn transform(&self, context: Arc<ConnectionContext>, queries: Vec<NamedQuery>) -> TransformFuture {
         let (delay, result) = {
-            let mut state = self.0.lock().unwrap();
-            let names = queries.iter().map(|q| q.name.clone()).collect();
-            state.calls.push((context.user_id.clone(), names));
-            let user_failure =
-                state.failing_user.as_ref().filter(|(user, _)| Some(user) == context.user_id.as_ref()).map(|f| f.1.clone());
+            let state = self.0.lock().unwrap();
+            let user_failure = state
+                .failing_user
+                .as_ref()
+                .filter(|(user, _)| Some(user) == context.user_id.as_ref())
+                .map(|f| f.1.clone());
             let validation = queries.is_empty().then(|| state.validation_failure.clone()).flatten();
             let result = match state.failure.clone().or(user_failure).or(validation) {
                 Some(failure) => Err(failure),
@@ -118,7 +115,7 @@ struct Life {
 }
 
 pub struct World {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     path: PathBuf,
     pub writer: Writer,
     cvr_url: String,
@@ -172,7 +169,7 @@ impl World {
         let Opened::Usable(opened) = Replica::open(&path, &identity()).unwrap() else { panic!("no replica") };
         World {
             writer: opened.writer().unwrap(),
-            _folder: folder,
+            folder: folder,
             path,
             cvr_url: cvr_url.to_owned(),
             cvr_schema: format!("cvr/{}", SCHEMAS.fetch_add(1, Ordering::Relaxed)),
@@ -231,10 +228,6 @@ impl World {
         &self.life.as_ref().unwrap().metrics
     }
 
-    pub fn batches(&self) -> views::Batches {
-        self.life.as_ref().unwrap().started.batches.clone()
-    }
-
     pub fn handle(&self) -> views::api::Handle {
         self.life.as_ref().unwrap().started.handle.clone()
     }
@@ -256,6 +249,22 @@ impl World {
         if let (Some(batch), Some(life)) = (batch, &self.life) {
             life.started.batches.publish(batch).await;
         }
+    }
+
+    /// The replica as it is now.
+    pub fn save(&mut self) -> Vec<u8> {
+        self.writer.checkpoint().unwrap();
+        std::fs::read(&self.path).unwrap()
+    }
+
+    pub fn restore(&mut self, saved: Vec<u8>) {
+        // The views' threads may take a moment to let go of the file.
+        std::thread::sleep(Duration::from_millis(500));
+        let path = self.folder.path().join("restored.db");
+        std::fs::write(&path, saved).unwrap();
+        let Opened::Usable(opened) = Replica::open(&path, &identity()).unwrap() else { panic!("no replica") };
+        self.writer = opened.writer().unwrap();
+        self.path = path;
     }
 
     pub fn spec(&self, table: &str) -> Arc<TableSpec> {
@@ -399,11 +408,6 @@ pub fn init(ops: &[Json]) -> Json {
 /// `initConnection` of a client whose database knows its schema.
 pub fn again(ops: &[Json]) -> Json {
     json!({"desiredQueriesPatch": ops})
-}
-
-#[allow(dead_code)]
-pub fn text(value: &str) -> Value {
-    Value::Str(value.into())
 }
 
 impl Drop for World {

@@ -264,17 +264,13 @@ impl Record {
             self.removed_desires.pop_front();
         }
     }
-
-    /// Hashes that `client` wants now.
-    pub fn active_desires<'a>(&'a self, client: &'a str) -> impl Iterator<Item = &'a str> {
-        self.queries
-            .iter()
-            .filter(move |(_, q)| q.desires.get(client).is_some_and(|d| d.inactivated_at_ms.is_none()))
-            .map(|(hash, _)| hash.as_str())
-    }
 }
 
 impl Query {
+    pub fn is_wanted_by(&self, client: &str) -> bool {
+        self.desires.get(client).is_some_and(|desire| desire.inactivated_at_ms.is_none())
+    }
+
     /// `None` while any client wants the query; otherwise when its last TTL ends (0 when no client state is left).
     fn expires_at_ms(&self) -> Option<u64> {
         if self.desires.values().any(|d| d.inactivated_at_ms.is_none()) {

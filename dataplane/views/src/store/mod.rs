@@ -25,8 +25,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::row_id::RowId;
 
-pub use sql::prepare;
 pub use connection::Connector;
+pub use sql::prepare;
 pub use write::Metrics;
 
 /// Identifies the stored history of one materialisation.

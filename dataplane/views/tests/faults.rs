@@ -1,0 +1,226 @@
+//! The CVR database away, clients that do not read, damaged records, the end.
+
+use std::time::Duration;
+
+use serde_json::json;
+use testkit::postgres::{Postgres, Version};
+use views::api::Frame;
+
+use crate::client::{Seen, Store, put};
+use crate::data::all;
+use crate::sync::A_WHILE;
+use crate::world::{World, again, context, init, shared};
+
+#[tokio::test]
+async fn nothing_is_promised_while_the_cvr_database_is_away() {
+    let postgres = Postgres::start(Version::V15).unwrap();
+    let mut world = World::on(&postgres.url("postgres")).await;
+    world.api.ask("q", all("issue"));
+    world.api.ask("r", all("issue").by("owner", "b"));
+    world.issue("i1", "a", 1).await;
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    let mut idle = world.connect("h", "c1", Store::default(), init(&[put("r", 1000)]));
+    idle.until("r", |s| s.got.contains("r")).await;
+    let idle_store = idle.store.clone();
+
+    postgres.stop().unwrap();
+    world.issue("i2", "a", 2).await;
+    world.issue("i3", "b", 3).await;
+    c.change(json!([put("r", 1000)]));
+    // Parts may come, but no end: a client applies nothing.
+    c.silent(Duration::from_millis(700)).await;
+    assert_eq!(c.store.rows.len(), 1);
+    // An error does not wait for the database.
+    let stranger = Store { cookie: Some("12i".into()), ..Store::default() };
+    let mut refused = world.connect_as("g", "x", stranger, again(&[]), Some("another user"));
+    assert_eq!(refused.refused().await.0["kind"], "Unauthorized");
+    // One that gives up and comes back meanwhile waits as well, and is not told anything wrong.
+    idle.cut();
+    let mut back = world.connect("h", "c1", idle_store, again(&[]));
+    back.silent(A_WHILE).await;
+    let mut new = world.connect("new group", "c1", Store::default(), init(&[put("q", 1000)]));
+    new.silent(A_WHILE).await;
+
+    postgres.resume().unwrap();
+    let expected = world.expected([&all("issue")]);
+    c.until("everything", |s| s.rows == expected && s.got.len() == 2).await;
+    new.until("everything", |s| s.rows == expected).await;
+    back.until("its row", |s| s.rows.len() == 1).await;
+    let store = c.cut();
+    // What was delivered is there after a kill.
+    world.kill();
+    world.start().await;
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    assert!(c.poke().await.parts.is_empty());
+    assert!(world.metrics().cvr_flush_failures.get() == 0);
+}
+
+#[tokio::test]
+async fn a_kill_while_the_cvr_database_is_away_loses_nothing_that_was_seen() {
+    let postgres = Postgres::start(Version::V15).unwrap();
+    let mut world = World::on(&postgres.url("postgres")).await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    postgres.stop().unwrap();
+    world.issue("i2", "a", 2).await;
+    world.delete("issue", json!({"id": "i1"})).await;
+    c.silent(A_WHILE).await;
+    let store = c.cut();
+    world.kill();
+    postgres.resume().unwrap();
+    world.start().await;
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    let poke = c.poke().await;
+    assert_eq!((poke.keys("put"), poke.keys("del")), (vec![r#"issue/"i2""#.into()], vec![r#"issue/"i1""#.into()]));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_catches_up_later() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("comment"));
+    let mut c = world.socket("g", "c1", Store::default(), None, 100_000);
+    c.init(&init(&[put("q", 1000)]), context(None));
+    c.until("q", |s| s.got.contains("q")).await;
+    let text = "x".repeat(10_000);
+    for n in 0..30 {
+        world.upsert("comment", json!({"id": format!("m{n}"), "issueID": "i", "body": text})).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !c.outbox.overflowed() {
+        assert!(tokio::time::Instant::now() < until, "the queue never overflowed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let seen = c.drain(A_WHILE).await;
+    assert!(matches!(seen.last(), Some(Seen::Close(None))), "{} events", seen.len());
+    let store = c.store.clone();
+    assert!(store.rows.len() < 30);
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    c.until("all", |s| s.rows.len() == 30).await;
+}
+
+#[tokio::test]
+async fn a_drain_closes_everything_and_takes_nobody_in() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    let mut silent = world.socket("h", "c1", Store::default(), None, 1000);
+    world.issue("i2", "a", 1).await;
+    let handle = world.handle();
+    world.drain().await;
+    let seen = c.drain(A_WHILE).await;
+    assert!(matches!(seen.last(), Some(Seen::Close(Some((1001, _))))), "{seen:?}");
+    assert!(matches!(silent.next().await, Seen::Close(Some((1001, _)))));
+    assert!(handle.commands.is_closed() || c.store.rows.len() == 2);
+}
+
+#[tokio::test]
+async fn what_is_damaged_in_the_database_makes_clients_start_over() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    let store = c.cut();
+    let schema = world.cvr_schema.clone();
+    let sql = async |world: &World, text: &str| {
+        world.cvr().await.batch_execute(&text.replace("cvr.", &format!("\"{schema}\"."))).await.unwrap();
+    };
+    // The row history of the query: the group can be told all rows anew, but not what this client lost since.
+    world.kill();
+    sql(&world, r"UPDATE cvr.lineages SET base = '\x07'").await;
+    world.start().await;
+    world.issue("i2", "a", 1).await;
+    let mut c = world.connect("g", "c1", store.clone(), again(&[]));
+    assert_eq!(c.refused().await.0["kind"], "ClientNotFound");
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("all", |s| s.rows.len() == 2).await;
+    let store = c.cut();
+    world.kill();
+    world.start().await;
+    let mut c = world.connect("g", "c1", store.clone(), again(&[]));
+    assert!(c.poke().await.parts.is_empty(), "the new history works");
+    // The record of the group.
+    world.kill();
+    sql(&world, "UPDATE cvr.groups SET record = '{'").await;
+    world.start().await;
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    assert_eq!(c.refused().await.0["kind"], "ClientNotFound");
+}
+
+#[tokio::test]
+async fn the_replica_went_back() {
+    // As after a loss of power: the CVR knows more than the replica that is restored.
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    let saved = world.save();
+    world.issue("i2", "a", 1).await;
+    c.until("i2", |s| s.rows.len() == 2).await;
+    let changes = world.put("issue", crate::world::issue("i2", "a", 1));
+    let store = c.cut();
+    world.kill();
+    world.restore(saved);
+    world.start().await;
+    let mut other = world.connect("g2", "c1", Store::default(), init(&[put("q", 1000)]));
+    other.until("q", |s| s.rows.len() == 1).await;
+    let mut c = world.connect("g", "c1", store.clone(), again(&[]));
+    c.silent(A_WHILE).await;
+    // The stream brings the same again.
+    let rows::Change::Update { table, new, .. } = changes else { panic!("an update") };
+    world.apply_at(world.version, vec![rows::Change::Insert { table, new }]).await;
+    let poke = c.next().await;
+    assert!(matches!(poke, Seen::Poke(_)), "{poke:?}");
+    assert_eq!(c.store.rows, world.expected([&all("issue")]));
+    other.until("i2", |s| s.rows.len() == 2).await;
+}
+
+#[tokio::test]
+async fn what_nobody_can_come_back_for_is_purged() {
+    let mut world = World::new().await;
+    world.api.ask("old", all("issue"));
+    world.api.ask("kept", all("comment"));
+    world.issue("i1", "a", 1).await;
+    let mut old = world.connect("old", "c1", Store::default(), init(&[put("old", 1000)]));
+    old.until("old", |s| s.got.contains("old")).await;
+    let mut kept = world.connect("kept", "c1", Store::default(), init(&[put("kept", 1000)]));
+    kept.until("kept", |s| s.got.contains("kept")).await;
+    let (old, kept) = (old.cut(), kept.cut());
+    world.kill();
+    let schema = world.cvr_schema.clone();
+    let cvr = world.cvr().await;
+    cvr.batch_execute(&format!(
+        "UPDATE \"{schema}\".groups SET last_active = now() - interval '3 days' WHERE id = 'old';
+         UPDATE \"{schema}\".lineages SET last_active = now() - interval '9 days'"
+    ))
+    .await
+    .unwrap();
+    world.start().await;
+    let count = async |table: &str| -> i64 {
+        cvr.query_one(&format!("SELECT count(*) FROM \"{schema}\".{table}"), &[]).await.unwrap().get(0)
+    };
+    assert_eq!((count("groups").await, count("lineages").await), (1, 1));
+    let mut c = world.connect("old", "c1", old, again(&[]));
+    assert_eq!(c.refused().await.0["kind"], "ClientNotFound");
+    let mut c = world.connect("kept", "c1", kept, again(&[]));
+    assert!(c.poke().await.parts.is_empty());
+}
+
+#[tokio::test]
+async fn frames_over_the_limit_of_memory_close_their_connections() {
+    // A frame larger than a socket's queue passes when the queue is empty.
+    let (outbox, mut receiver) = views::api::Outbox::new(10);
+    outbox.send(Frame::Text("more than ten bytes".into())).unwrap();
+    assert!(outbox.send(Frame::Text("x".into())).is_err());
+    assert!(receiver.overflowed());
+    assert!(matches!(receiver.recv().await, Some(Frame::Text(_))));
+    assert!(matches!(receiver.recv().await, Some(Frame::Close(None))));
+    let _ = shared();
+}
