@@ -19,6 +19,7 @@ use crate::catch_up::HistoryQuestion;
 use crate::connection::{Connection, Phase};
 use crate::group::{Group, GroupId};
 use crate::hydrate::{self, Pool};
+use crate::limits::Limits;
 use crate::materialisations::Materialisations;
 use crate::metrics::Metrics;
 use crate::mutations::Internal;
@@ -26,8 +27,6 @@ use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
 use crate::store::{self, Connector, Flush, Request, Store};
 use crate::transform::Answer;
 
-/// How long a group without connections stays in memory: a page that reloads finds it there.
-const GROUP_IDLE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(200);
 /// Events handled before a step is run, so that a flood of messages cannot delay pokes.
 const EVENTS_PER_STEP_MAX: usize = 512;
@@ -116,6 +115,11 @@ pub struct Started {
 
 /// Prepares the CVR database and starts the thread.
 pub async fn start(options: Options) -> Result<Started, String> {
+    start_within(options, Limits::default()).await
+}
+
+/// Like [`start`], with other limits.
+pub async fn start_within(options: Options, limits: Limits) -> Result<Started, String> {
     let client = (options.cvr)().await?;
     let (next_lineage, known) = store::prepare(&client, &options.cvr_schema, options.cvr_purge_hours)
         .await
@@ -132,6 +136,7 @@ pub async fn start(options: Options) -> Result<Started, String> {
             Arc::clone(&options.cvr),
             options.cvr_schema.clone(),
             options.cvr_purge_hours,
+            &limits,
             metrics,
             move |event| {
                 let _ = events.send(Event::Store(event));
@@ -169,7 +174,7 @@ pub async fn start(options: Options) -> Result<Started, String> {
         .name("views".into())
         .spawn(move || {
             let materialisations = Materialisations::new(pool, next_lineage, known, options.metrics.clone());
-            let core = Core::new(options, reader, materialisations, store, events, runtime, backlog);
+            let core = Core::new(options, limits, reader, materialisations, store, events, runtime, backlog);
             let reason = core.run(&receiver);
             let _ = ended_sender.send(reason);
         })
@@ -180,6 +185,7 @@ pub async fn start(options: Options) -> Result<Started, String> {
 /// All state of the views.
 pub struct Core {
     pub(crate) options: Options,
+    limits: Limits,
     pub(crate) reader: Reader,
     pub(crate) version: Version,
     pub(crate) schema: Arc<Schema>,
@@ -217,6 +223,7 @@ pub struct Core {
 impl Core {
     fn new(
         options: Options,
+        limits: Limits,
         reader: Reader,
         materialisations: Materialisations,
         store: Store,
@@ -239,7 +246,8 @@ impl Core {
             flush_number: 0,
             flushed_versions: VecDeque::new(),
             durable_version: Version::ZERO,
-            outgoing: Outgoing::default(),
+            outgoing: Outgoing::new(limits.held_bytes),
+            limits,
             events,
             runtime,
             next_attempt: 0,
@@ -373,7 +381,7 @@ impl Core {
 
     fn tick(&mut self, now: Instant) {
         self.tick_groups(now);
-        self.materialisations.tidy(now, self.durable_version);
+        self.materialisations.tidy(now, self.durable_version, &self.limits);
         let (materialisations, subscriptions) = self.materialisations.counts();
         let metrics = &self.options.metrics;
         metrics.materialisations.set(count(materialisations));
@@ -387,7 +395,7 @@ impl Core {
             .values()
             .filter(|g| {
                 all_durable
-                    && g.idle_since.is_some_and(|since| now - since >= GROUP_IDLE)
+                    && g.idle_since.is_some_and(|since| now - since >= self.limits.group_idle)
                     && !self.dirty.contains(&g.id)
             })
             .map(|g| g.id)

@@ -59,6 +59,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         let mut pending = std::mem::take(&mut group.pending);
         group.pending.arrived = waiting;
+        group.retain_held(&mut pending.affected);
         if active.is_empty() {
             // Nobody to tell: whoever joins is told the state, not the changes.
             pending.last_mutation_ids.clear();

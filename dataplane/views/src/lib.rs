@@ -24,6 +24,7 @@ mod encode;
 mod group;
 mod hydrate;
 mod join;
+pub mod limits;
 mod lineage;
 mod materialisation;
 mod materialisations;
@@ -36,4 +37,4 @@ pub mod store;
 mod tidy;
 mod transform;
 
-pub use crate::core::{Batches, Options, Started, start};
+pub use crate::core::{Batches, Options, Started, start, start_within};

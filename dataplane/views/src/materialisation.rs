@@ -1,7 +1,7 @@
 //! One query's graph with what its subscribers need: the encoded rows of its hydration and what changed since.
 //!
-//! Invariant: `payload` followed by the history entries above its version is the row set at the newest version; history holds every
-//! delta above `floor`.
+//! Invariant: `payload` with its tail, followed by the history entries above its version, is the row set at the newest version;
+//! history holds every delta above `floor`.
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
@@ -16,6 +16,7 @@ use rows::Version;
 use crate::convert::KeyChoice;
 use crate::encode::Unencodable;
 use crate::group::GroupId;
+use crate::limits::Limits;
 use crate::row_id::RowId;
 use crate::store::{LineageId, RowSet};
 
@@ -25,10 +26,6 @@ pub struct MaterialisationId(pub u64);
 
 /// Payload chunks are cut here, so that a large result is many frames and not one.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// History kept in memory per materialisation; older changes are read from the CVR database.
-const HISTORY_BYTES_MAX: usize = 1 << 20;
-const HISTORY_ENTRIES_MAX: usize = 4_096;
-
 pub struct Materialisation {
     /// The exact text of the transformed AST and the row keys: equal text, equal rows.
     pub key: Arc<str>,
@@ -40,6 +37,8 @@ pub struct Materialisation {
     pub payload: Option<Payload>,
     /// A job that will bring a new payload is under way.
     pub payload_pending: bool,
+    /// What such a job brought, until the views are at its version.
+    pub renewed: Option<Box<crate::hydrate::Hydrated>>,
     pub history: History,
     /// Since when nobody subscribes.
     pub idle_since: Option<Instant>,
@@ -89,9 +88,9 @@ impl Materialisation {
     pub fn rows_at(&self, version: Version) -> Option<(&Payload, impl Iterator<Item = &Arc<Entry>>)> {
         self.payload_used.set(Instant::now());
         let payload = self.payload.as_ref()?;
-        // A renewed payload may be ahead of the views, or so old that the history does not connect to it.
+        // It may be so old that the history does not connect to it.
         let usable = self.graph().is_some() && payload.version <= version && payload.version >= self.history.floor;
-        usable.then(|| (payload, self.history.since(payload.version)))
+        usable.then(|| (payload, payload.tail.iter().chain(self.history.since(payload.version))))
     }
 
     /// What changed at `version`, the newest, if anything did.
@@ -123,6 +122,9 @@ pub struct Payload {
     /// Row operations joined by commas.
     pub chunks: Vec<Bytes>,
     pub rows: Vec<PayloadRow>,
+    /// What leads from `chunks` to `version`. The history cannot: its entries lead from one version that the views were at to
+    /// the next, and a job may run at one in between.
+    pub tail: Option<Arc<Entry>>,
 }
 
 #[derive(Debug)]
@@ -140,7 +142,8 @@ impl Payload {
 
     /// Bytes held.
     pub fn size(&self) -> usize {
-        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.rows.len() * 96
+        let tail = self.tail.as_ref().map_or(0, |entry| entry.size());
+        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.rows.len() * 96 + tail
     }
 }
 
@@ -183,7 +186,7 @@ impl PayloadBuilder {
 
     pub fn finish(mut self, version: Version) -> Payload {
         self.cut();
-        Payload { version, chunks: self.chunks, rows: self.rows }
+        Payload { version, chunks: self.chunks, rows: self.rows, tail: None }
     }
 }
 
@@ -225,8 +228,8 @@ impl History {
     }
 
     /// Forgets old entries that are durable.
-    pub fn trim(&mut self, durable: Version) {
-        while self.bytes > HISTORY_BYTES_MAX || self.entries.len() > HISTORY_ENTRIES_MAX {
+    pub fn trim(&mut self, durable: Version, limits: &Limits) {
+        while self.bytes > limits.history_bytes || self.entries.len() > limits.history_entries {
             match self.entries.front() {
                 Some(entry) if entry.version <= durable => {
                     self.floor = entry.version;

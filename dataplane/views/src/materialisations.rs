@@ -52,6 +52,8 @@ pub struct Advanced {
     pub changed: Vec<MaterialisationId>,
     /// Materialisations that became live.
     pub arrived: Vec<MaterialisationId>,
+    /// Materialisations whose rows are there again for whoever needs all of them.
+    pub renewed: Vec<MaterialisationId>,
     /// Materialisations that cannot be served any more.
     pub failed: Vec<MaterialisationId>,
 }
@@ -141,6 +143,7 @@ impl Materialisations {
                 subscribers: std::collections::BTreeSet::new(),
                 payload: None,
                 payload_pending: true,
+                renewed: None,
                 history: History::default(),
                 idle_since: None,
                 payload_used: Cell::new(Instant::now()),
@@ -194,14 +197,7 @@ impl Materialisations {
                 match &mut m.state {
                     State::Hydrating { hydrated: slot, .. } => *slot = Some(Box::new(hydrated)),
                     // A renewed payload: the graph goes on as it is.
-                    State::Live(_) => {
-                        m.payload_pending = false;
-                        // One that was made here after a change of the schema is newer than one asked for before.
-                        if m.payload.as_ref().is_none_or(|p| p.version <= hydrated.payload.version) {
-                            m.payload = Some(hydrated.payload);
-                        }
-                        self.jobs.remove(&outcome.id);
-                    }
+                    State::Live(_) => m.renewed = Some(Box::new(hydrated)),
                     State::Failed { .. } => {
                         self.jobs.remove(&outcome.id);
                     }
@@ -211,6 +207,7 @@ impl Materialisations {
                 debug!(message, "a query cannot be served");
                 m.payload_pending = false;
                 self.jobs.remove(&outcome.id);
+                m.renewed = None;
                 if !matches!(m.state, State::Failed { .. }) {
                     set_failed(m, outcome.id, message, Vec::new(), &mut self.router);
                     self.failed.push(outcome.id);
@@ -281,6 +278,7 @@ impl Materialisations {
             }
         }
         self.arrive(version, schema, reader, flush, &mut advanced)?;
+        self.take_renewed(version, reader, &mut advanced)?;
         let oldest = self.jobs.values().min().copied().unwrap_or(version);
         while self.ring.front().is_some_and(|b| b.version <= oldest.min(version)) {
             self.ring.pop_front();
@@ -328,6 +326,43 @@ impl Materialisations {
                 self.router.insert(id.0, graph);
             }
             advanced.arrived.push(id);
+        }
+        Ok(())
+    }
+
+    /// Takes over payloads that were encoded again and are at the step's version or can be brought there.
+    fn take_renewed(&mut self, version: Version, reader: &mut Reader, advanced: &mut Advanced) -> Result<(), String> {
+        let ready = |id: &MaterialisationId| {
+            self.by_id.get(id).and_then(|m| m.renewed.as_ref()).is_some_and(|h| h.version <= version)
+        };
+        let mut ready: Vec<MaterialisationId> = self.jobs.keys().copied().filter(ready).collect();
+        ready.sort_unstable();
+        for id in ready {
+            self.jobs.remove(&id);
+            let Some(m) = self.by_id.get_mut(&id) else { continue };
+            let Some(hydrated) = m.renewed.take() else { continue };
+            m.payload_pending = false;
+            advanced.renewed.push(id);
+            let Hydrated { mut graph, version: hydrated_at, mut payload, .. } = *hydrated;
+            if m.graph().is_none() {
+                continue;
+            }
+            if hydrated_at < version {
+                let since = self.ring.partition_point(|b| b.version <= hydrated_at);
+                let batches: Vec<Arc<Batch>> = self.ring.range(since..).cloned().collect();
+                match graph.advance(reader, &Changes::merge(&batches)) {
+                    Ok(delta) => match Encoded::default().entry(version, &delta) {
+                        Ok(entry) => payload.tail = Some(Arc::new(entry)).filter(|e| !e.is_empty()),
+                        // The materialisation fails by itself.
+                        Err(_) => continue,
+                    },
+                    // Whoever still needs it asks again.
+                    Err(AdvanceError::NeedsRehydrate(_) | AdvanceError::SchemaChanged { .. }) => continue,
+                    Err(AdvanceError::Source(error)) => return Err(error.to_string()),
+                }
+                payload.version = version;
+            }
+            m.payload = Some(payload);
         }
         Ok(())
     }

@@ -10,11 +10,8 @@ use rustc_hash::FxHashMap;
 
 use crate::api::{ConnectionId, Frame, Full, Outbox};
 
-/// Frames waiting for the CVR database beyond this many bytes close their connections: memory must not grow while it is away.
-const HELD_BYTES_MAX: usize = 256 << 20;
-
-#[derive(Default)]
 pub struct Outgoing {
+    held_bytes_max: usize,
     durable: u64,
     held: VecDeque<Held>,
     held_bytes: usize,
@@ -42,6 +39,10 @@ pub struct Mark {
 pub struct Dropped(pub ConnectionId);
 
 impl Outgoing {
+    pub fn new(held_bytes_max: usize) -> Outgoing {
+        Outgoing { held_bytes_max, durable: 0, held: VecDeque::new(), held_bytes: 0, blocked: FxHashMap::default() }
+    }
+
     /// Queues a frame that may leave once flush `needs` is durable (0: at once).
     pub fn push(
         &mut self,
@@ -56,7 +57,7 @@ impl Outgoing {
             return send(connection, outbox, frame, mark, sent);
         }
         self.held_bytes += frame.len();
-        if self.held_bytes > HELD_BYTES_MAX {
+        if self.held_bytes > self.held_bytes_max {
             self.held_bytes -= frame.len();
             self.forget(connection);
             // The client comes back and catches up when the database is there again.
@@ -141,7 +142,7 @@ mod tests {
     async fn frames_wait_for_their_flush_and_keep_their_order() {
         let (a, mut from_a) = Outbox::new(1_000);
         let (b, mut from_b) = Outbox::new(1_000);
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = Outgoing::new(1_000);
         let mut sent = |_| {};
         outgoing.push(0, ConnectionId(1), &a, text("1"), None, &mut sent).unwrap();
         outgoing.push(2, ConnectionId(1), &a, text("2"), None, &mut sent).unwrap();

@@ -244,7 +244,7 @@ mod tests {
             // Every prefix is either a whole number of entries or an error; none panics.
             let _ = decode(&bytes[..cut], |_, _| {});
         }
-        let mut garbage = bytes.clone();
+        let mut garbage = bytes;
         for i in 0..garbage.len() {
             garbage[i] ^= 0xff;
             let _ = decode(&garbage, |_, _| {});

@@ -102,12 +102,15 @@ impl Core {
     fn distribute(&mut self, advanced: &Advanced) {
         for &id in &advanced.changed {
             for group_id in self.subscribers(id) {
-                if let Some(group) = self.groups.get_mut(&group_id)
-                    && group.held().any(|held| held == id)
-                {
+                if let Some(group) = self.groups.get_mut(&group_id) {
                     group.pending.affected.push(id);
                     self.dirty.insert(group_id);
                 }
+            }
+        }
+        for &id in &advanced.renewed {
+            for group_id in self.subscribers(id) {
+                self.dirty.insert(group_id);
             }
         }
         for &id in &advanced.arrived {

@@ -1,28 +1,25 @@
 //! What materialisations keep beyond their graphs, under budgets.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rows::Version;
 
+use crate::limits::Limits;
 use crate::materialisation::{MaterialisationId, Payload};
 use crate::materialisations::Materialisations;
 
-/// How long a materialisation without subscribers is kept for whoever comes back.
-const IDLE: Duration = Duration::from_secs(60);
-/// Payloads are dropped, oldest use first, beyond this many bytes in all.
-const PAYLOAD_BYTES_MAX: usize = 256 << 20;
-/// A payload that somebody waited for just now is about to be sent.
-const PAYLOAD_IN_USE: Duration = Duration::from_secs(5);
 /// Less history than this is worth keeping beside any payload.
 const HISTORY_BYTES_MIN: usize = 64 << 10;
 
 impl Materialisations {
     /// Frees what is idle or over budget. Everything up to `durable` is in the database.
-    pub fn tidy(&mut self, now: Instant, durable: Version) {
+    pub fn tidy(&mut self, now: Instant, durable: Version, limits: &Limits) {
         let idle: Vec<MaterialisationId> = self
             .by_id
             .iter()
-            .filter(|(_, m)| m.idle_since.is_some_and(|since| now - since >= IDLE) && !m.payload_pending)
+            .filter(|(_, m)| {
+                m.idle_since.is_some_and(|since| now - since >= limits.materialisation_idle) && !m.payload_pending
+            })
             // Whoever makes it again reads the stored history, which must be complete by then.
             .filter(|(_, m)| m.settled_at <= durable)
             .filter(|(_, m)| m.history.entries.back().is_none_or(|last| last.version <= durable))
@@ -33,30 +30,30 @@ impl Materialisations {
         }
         let mut bytes = 0;
         for m in self.by_id.values_mut() {
-            m.history.trim(durable);
+            m.history.trim(durable, limits);
             let size = m.payload.as_ref().map_or(0, Payload::size);
             let stale = m
                 .payload
                 .as_ref()
                 .is_some_and(|p| p.version < m.history.floor || m.history.size() > size.max(HISTORY_BYTES_MIN));
-            if stale && now - m.payload_used.get() >= PAYLOAD_IN_USE {
+            if stale && now - m.payload_used.get() >= limits.payload_in_use {
                 m.payload = None;
             } else {
                 bytes += size;
             }
         }
-        if bytes > PAYLOAD_BYTES_MAX {
-            bytes -= self.drop_payloads(bytes - PAYLOAD_BYTES_MAX, now);
+        if bytes > limits.payload_bytes {
+            bytes -= self.drop_payloads(bytes - limits.payload_bytes, now, limits);
         }
         self.metrics.payload_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Drops payloads of `excess` bytes or more, if so many are not in use. Returns how many bytes.
-    fn drop_payloads(&mut self, excess: usize, now: Instant) -> usize {
+    fn drop_payloads(&mut self, excess: usize, now: Instant, limits: &Limits) -> usize {
         let mut unused: Vec<(Instant, MaterialisationId)> = self
             .by_id
             .iter()
-            .filter(|(_, m)| m.payload.is_some() && now - m.payload_used.get() >= PAYLOAD_IN_USE)
+            .filter(|(_, m)| m.payload.is_some() && now - m.payload_used.get() >= limits.payload_in_use)
             .map(|(&id, m)| (m.payload_used.get(), id))
             .collect();
         unused.sort_unstable();

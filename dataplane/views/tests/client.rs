@@ -121,11 +121,6 @@ pub fn parse_init(body: &Json) -> Box<protocol::up::InitConnection> {
 }
 
 impl Client {
-    /// Whether the client's own key for a row is in its store.
-    pub fn has(&self, table: &str, id: &str) -> bool {
-        self.store.rows.contains_key(&(table.to_owned(), json!(id).to_string()))
-    }
-
     pub fn change(&self, patch: Json) {
         let text = json!(["changeDesiredQueries", {"desiredQueriesPatch": patch}]).to_string();
         let UpMessage::ChangeDesiredQueries(body) = UpMessage::parse(&text).unwrap() else { panic!("{text}") };

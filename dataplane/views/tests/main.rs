@@ -1,6 +1,8 @@
 //! The views against a real CVR database, a real replica file, an API server in this process, and scripted clients that
 //! check every rule of pokes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod client;
 mod data;
 mod world;

@@ -116,7 +116,7 @@ async fn a_query_that_expires_in_the_step_of_a_change_takes_all_its_rows_along()
 
 #[tokio::test]
 async fn clients_are_deleted_for_everybody() {
-    let mut world = World::new().await;
+    let world = World::new().await;
     world.api.ask("q", all("issue"));
     world.api.ask("r", all("comment"));
     let mut a = world.connect("g", "a", Store::default(), init(&[put("q", 0)]));
@@ -357,7 +357,7 @@ async fn without_a_query_url_named_queries_stay_without_result() {
 
 #[tokio::test]
 async fn limits() {
-    let mut world = World::new().await;
+    let world = World::new().await;
     world.api.with(|api| api.unconfigured = true);
     let mut c = world.connect("g", "c", Store::default(), init(&[]));
     c.poke().await;

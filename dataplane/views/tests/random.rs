@@ -9,9 +9,11 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rows::Change;
 use serde_json::{Value as Json, json};
+use views::limits::Limits;
 
 use crate::client::{Client, PATIENCE, Seen, Store, del, put};
-use crate::data::{Ask, all};
+use crate::data::{Ask, CLIENTS, MUTATIONS, all};
+use crate::schema::add_column;
 use crate::world::{World, again, context, init, issue, shared};
 
 const STEPS: usize = 60;
@@ -51,6 +53,22 @@ struct Tab {
     open: Option<Client>,
 }
 
+/// Limits that are reached all the time.
+fn small(rng: &mut StdRng) -> Limits {
+    Limits {
+        group_idle: Duration::from_millis(rng.random_range(0..300)),
+        materialisation_idle: Duration::from_millis(rng.random_range(0..300)),
+        payload_bytes: rng.random_range(0..2_000),
+        payload_in_use: Duration::from_millis(rng.random_range(0..300)),
+        history_bytes: rng.random_range(0..1_000),
+        history_entries: rng.random_range(0..5),
+        merge_deltas: rng.random_range(2..6),
+        merge_interval: Duration::from_millis(rng.random_range(1..100)),
+        purge_interval: Duration::from_millis(rng.random_range(1..300)),
+        ..Limits::default()
+    }
+}
+
 struct Life {
     rng: StdRng,
     world: World,
@@ -58,6 +76,8 @@ struct Life {
     asks: BTreeMap<String, Ask>,
     application: String,
     serial: u64,
+    /// Last mutation of each group.
+    lmids: BTreeMap<String, i64>,
     trace: Vec<String>,
 }
 
@@ -66,7 +86,11 @@ impl Life {
         let mut rng = StdRng::seed_from_u64(seed);
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let application = format!("random-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let world = World::on(&format!("{}?application_name={application}", shared().url("postgres"))).await;
+        let mut world = World::stopped(&format!("{}?application_name={application}", shared().url("postgres")));
+        if rng.random_bool(0.6) {
+            world.limits = small(&mut rng);
+        }
+        world.start().await;
         let mut asked = BTreeMap::new();
         for n in 0..HASHES {
             let ask = asks().choose(&mut rng).unwrap().clone();
@@ -82,7 +106,8 @@ impl Life {
                 open: None,
             })
             .collect();
-        Life { rng, world, tabs, asks: asked, application, serial: 0, trace: vec![] }
+        let trace = vec![format!("{:#?}\n{asked:?}", world.limits)];
+        Life { rng, world, tabs, asks: asked, application, serial: 0, lmids: BTreeMap::new(), trace }
     }
 
     fn note(&mut self, what: String) {
@@ -129,6 +154,30 @@ impl Life {
         for _ in 0..self.rng.random_range(1..5) {
             changes.push(self.change());
         }
+        if self.rng.random_bool(0.3) {
+            let group = format!("g{}", self.rng.random_range(0..3));
+            let last = self.lmids.entry(group.clone()).or_default();
+            *last += 1;
+            let n = *last;
+            changes.push(
+                self.world.put(
+                    CLIENTS,
+                    json!({"clientGroupID": group, "clientID": "c", "lastMutationID": n, "userID": null}),
+                ),
+            );
+            changes.push(
+                self.world.put(
+                    MUTATIONS,
+                    json!({"clientGroupID": group, "clientID": "c", "mutationID": n, "result": {"n": n}}),
+                ),
+            );
+        }
+        if self.rng.random_bool(0.02) {
+            self.serial += 1;
+            let (name, spec) = (format!("x{}", self.serial), self.world.spec("comment"));
+            self.note(format!("add column {name}"));
+            changes.push(add_column(&spec, &name));
+        }
         self.world.apply(changes).await;
     }
 
@@ -144,9 +193,8 @@ impl Life {
             self.serial += 1;
             tab.id = format!("{}-{}", &tab.id[..2], self.serial);
         }
-        let stored = store.desired.get(&tab.id).cloned().unwrap_or_default();
-        let mut ops: Vec<Json> = tab.wanted.difference(&stored).map(|h| put(h, ttl(h))).collect();
-        // An older state of the database may not know what was wanted later; so nothing is left out here.
+        // An older state of the database may not know what became of its desires; so nothing is left out here.
+        let mut ops: Vec<Json> = tab.wanted.iter().map(|h| put(h, ttl(h))).collect();
         ops.extend((0..HASHES).map(hash).filter(|h| !tab.wanted.contains(h)).map(|h| del(&h)));
         let body = if store.cookie.is_none() { init(&ops) } else { again(&ops) };
         let line = format!("connect {} of {} at {:?} with {ops:?}", tab.id, tab.group, store.cookie);
@@ -247,7 +295,20 @@ impl Life {
                     .await
                     .unwrap();
             }
-            91..95 => {
+            91..92 => {
+                // A tab that is closed is deleted by another of its group.
+                let group = self.tabs[at].group.clone();
+                let gone = (0..self.tabs.len()).find(|&n| n != at && self.tabs[n].group == group);
+                if let (Some(gone), true) = (gone, self.tabs[at].open.is_some()) {
+                    self.cut(gone).await;
+                    let id = self.tabs[gone].id.clone();
+                    self.tabs[gone].wanted.clear();
+                    self.note(format!("delete {id}"));
+                    let client = self.tabs[at].open.as_ref().unwrap();
+                    client.delete_clients(&[&id]);
+                }
+            }
+            92..95 => {
                 let h = hash(self.rng.random_range(0..HASHES));
                 let ask = asks().choose(&mut self.rng).unwrap().clone();
                 self.note(format!("{h} is now {ask:?}"));
@@ -280,23 +341,32 @@ impl Life {
             let Some(client) = &mut tab.open else { continue };
             loop {
                 take(client).await;
-                let Err(wrong) = check(&self.world, &self.asks, &tab.wanted, client) else { break };
+                let last = self.lmids.get(&tab.group).copied();
+                let Err(wrong) = check(&self.world, &self.asks, &tab.wanted, last, client) else { break };
                 if tokio::time::Instant::now() > until {
                     panic!("{} of {}: {wrong}", tab.id, tab.group);
                 }
                 match client.next_within(Duration::from_millis(100)).await {
-                    None | Some(Seen::Poke(_)) => {}
-                    Some(other) => panic!("{} of {} got {other:?}", tab.id, tab.group),
+                    Some(seen) if !is_usual(&seen) => panic!("{} of {} got {seen:?}", tab.id, tab.group),
+                    _ => {}
                 }
             }
         }
     }
 }
 
+fn is_usual(seen: &Seen) -> bool {
+    match seen {
+        Seen::Poke(_) => true,
+        Seen::Message(tag, _) => tag == "deleteClients",
+        Seen::Close(_) => false,
+    }
+}
+
 /// Takes what has come.
 async fn take(client: &mut Client) {
     while let Some(seen) = client.next_within(Duration::ZERO).await {
-        assert!(matches!(seen, Seen::Poke(_)), "{} of {} got {seen:?}", client.id, client.group);
+        assert!(is_usual(&seen), "{} of {} got {seen:?}", client.id, client.group);
     }
 }
 
@@ -304,6 +374,7 @@ fn check(
     world: &World,
     asks: &BTreeMap<String, Ask>,
     wanted: &BTreeSet<String>,
+    last: Option<i64>,
     client: &Client,
 ) -> Result<(), String> {
     let store = &client.store;
@@ -320,6 +391,13 @@ fn check(
     let desired_by_any: BTreeSet<&String> = store.desired.values().flatten().collect();
     if let Some(stale) = store.got.iter().find(|h| ttl(h) == 0 && !desired_by_any.contains(h)) {
         return Err(format!("{stale} is still got"));
+    }
+    if store.lmids.get("c").copied() != last {
+        return Err(format!("last mutation {:?} instead of {last:?}", store.lmids));
+    }
+    let results = store.mutations.keys().map(|(_, id)| *id);
+    if !results.eq(1..=last.unwrap_or(0)) {
+        return Err(format!("results of {:?}, not of all up to {last:?}", store.mutations.keys()));
     }
     let expected = world.expected(store.got.iter().map(|h| &asks[h]));
     if expected == store.rows {

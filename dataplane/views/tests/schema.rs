@@ -17,7 +17,7 @@ fn with_column(spec: &TableSpec, name: &str) -> Arc<TableSpec> {
     Arc::new(new)
 }
 
-fn add_column(spec: &Arc<TableSpec>, name: &str) -> Change {
+pub fn add_column(spec: &Arc<TableSpec>, name: &str) -> Change {
     Change::Schema(SchemaChange::AlterTable {
         old: Arc::clone(spec),
         new: with_column(spec, name),

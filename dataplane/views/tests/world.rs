@@ -16,6 +16,7 @@ use testkit::postgres::{self, Postgres};
 use views::api::{
     Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture, Transformed, Transformer,
 };
+use views::limits::Limits;
 use views::metrics::Metrics;
 use views::{Options, Started};
 
@@ -127,6 +128,7 @@ pub struct World {
     pub version: u64,
     pub revalidate: Duration,
     pub retransform: Duration,
+    pub limits: Limits,
 }
 
 pub fn identity() -> Identity {
@@ -169,7 +171,7 @@ impl World {
         let Opened::Usable(opened) = Replica::open(&path, &identity()).unwrap() else { panic!("no replica") };
         World {
             writer: opened.writer().unwrap(),
-            folder: folder,
+            folder,
             path,
             cvr_url: cvr_url.to_owned(),
             cvr_schema: format!("cvr/{}", SCHEMAS.fetch_add(1, Ordering::Relaxed)),
@@ -179,6 +181,7 @@ impl World {
             version: 10,
             revalidate: Duration::from_secs(300),
             retransform: Duration::from_secs(300),
+            limits: Limits::default(),
         }
     }
 
@@ -204,7 +207,7 @@ impl World {
             retransform: self.retransform,
             metrics: metrics.clone(),
         };
-        let started = runtime.spawn(views::start(options)).await.unwrap().unwrap();
+        let started = runtime.spawn(views::start_within(options, self.limits.clone())).await.unwrap().unwrap();
         self.life = Some(Life { runtime, started, metrics });
     }
 

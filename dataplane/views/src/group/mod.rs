@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use protocol::down::QueryOp;
 use rows::{Cookie, Version};
+use rustc_hash::FxHashSet;
 
 use crate::api::{ConnectionContext, ConnectionId};
 use crate::convert::KeyChoice;
@@ -85,7 +86,7 @@ pub struct Pending {
     pub last_mutation_ids: BTreeMap<String, i64>,
     /// Encoded mutation operations.
     pub mutations: Vec<Vec<u8>>,
-    /// Materialisations with an entry at the present version.
+    /// Materialisations that the group subscribes to and that have an entry at the present version.
     pub affected: Vec<MaterialisationId>,
     /// The record changed and must be stored with the next cookie.
     pub record: bool,
@@ -171,6 +172,18 @@ impl Group {
     /// Materialisations that the group's clients hold rows of.
     pub fn held(&self) -> impl Iterator<Item = MaterialisationId> + '_ {
         self.queries.values().filter_map(|run| run.held)
+    }
+
+    /// Leaves those of `ids` that the group's clients hold rows of.
+    pub fn retain_held(&self, ids: &mut Vec<MaterialisationId>) {
+        match ids.len() {
+            0 => {}
+            1 => ids.retain(|id| self.held().any(|held| held == *id)),
+            _ => {
+                let held: FxHashSet<MaterialisationId> = self.held().collect();
+                ids.retain(|id| held.contains(id));
+            }
+        }
     }
 
     /// A query that can no longer be served stays desired; what clients hold of it is deleted with the next poke.

@@ -1,26 +1,30 @@
 //! Answers questions and tidies up.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant, Interval, MissedTickBehavior};
 use tokio_postgres::Error;
 use tracing::{info, warn};
 
 use super::connection::{Connection, Connector, describe};
 use super::history::{Delta, History, as_i64, as_version};
 use super::{Event, LineageId, Request, Touched, sql};
+use crate::limits::Limits;
 
-/// A lineage with so many deltas has some of them merged.
-const MERGE_DELTAS_MIN: i64 = 64;
-const TIDY_INTERVAL: Duration = Duration::from_secs(30);
-const PURGE_EVERY_TIDIES: u64 = 20;
+/// Ticks for the first time after one period.
+fn interval_after(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
 
 /// The task that reads.
 pub(super) struct Answerer<E> {
     connection: Connection,
     schema: String,
     purge_hours: i32,
+    limits: Limits,
     durable: watch::Receiver<u64>,
     events: Arc<E>,
 }
@@ -30,16 +34,16 @@ impl<E: Fn(Event)> Answerer<E> {
         connector: Connector,
         schema: String,
         purge_hours: i32,
+        limits: Limits,
         durable: watch::Receiver<u64>,
         events: Arc<E>,
     ) -> Answerer<E> {
-        Answerer { connection: Connection::new(connector), schema, purge_hours, durable, events }
+        Answerer { connection: Connection::new(connector), schema, purge_hours, limits, durable, events }
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<(u64, Request)>) {
-        let mut tidy = tokio::time::interval(TIDY_INTERVAL);
-        tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut round = 0_u64;
+        let mut merge = interval_after(self.limits.merge_interval);
+        let mut purge = interval_after(self.limits.purge_interval);
         loop {
             tokio::select! {
                 biased;
@@ -59,15 +63,12 @@ impl<E: Fn(Event)> Answerer<E> {
                     }
                     self.connection.succeeded();
                 }
-                _ = tidy.tick() => {
-                    round += 1;
-                    if round.is_multiple_of(PURGE_EVERY_TIDIES) {
-                        (self.events)(Event::PurgeDue);
-                    }
+                _ = merge.tick() => {
                     if let Err(error) = self.merge_fragmented().await {
                         self.connection.broken("tidy up", &describe(&error)).await;
                     }
                 }
+                _ = purge.tick() => (self.events)(Event::PurgeDue),
             }
         }
     }
@@ -128,8 +129,9 @@ impl<E: Fn(Event)> Answerer<E> {
     }
 
     async fn merge_fragmented(&mut self) -> Result<(), Error> {
-        let (client, statement) = self.connection.prepared(&sql::fragmented(&self.schema, MERGE_DELTAS_MIN)).await;
-        let lineages: Vec<i64> = client.query(&statement, &[]).await?.into_iter().map(|r| r.get(0)).collect();
+        let least = self.limits.merge_deltas;
+        let (client, statement) = self.connection.prepared(&sql::fragmented(&self.schema)).await;
+        let lineages: Vec<i64> = client.query(&statement, &[&least]).await?.into_iter().map(|r| r.get(0)).collect();
         for lineage in lineages {
             self.merge(lineage).await?;
         }

@@ -23,6 +23,7 @@ use rows::{Cookie, Version};
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 
+use crate::limits::Limits;
 use crate::row_id::RowId;
 
 pub use connection::Connector;
@@ -167,6 +168,7 @@ pub fn spawn(
     connector: Connector,
     schema: String,
     purge_hours: i32,
+    limits: &Limits,
     metrics: Metrics,
     events: impl Fn(Event) + Send + Sync + 'static,
 ) -> Store {
@@ -176,7 +178,7 @@ pub fn spawn(
     let (durable, durable_receiver) = watch::channel(0);
     let writer = write::Writer::new(Arc::clone(&connector), &schema, metrics, durable, Arc::clone(&events));
     tokio::spawn(writer.run(flush_receiver));
-    let answerer = answer::Answerer::new(connector, schema, purge_hours, durable_receiver, events);
+    let answerer = answer::Answerer::new(connector, schema, purge_hours, limits.clone(), durable_receiver, events);
     tokio::spawn(answerer.run(request_receiver));
     Store { flushes, requests, handed_over: Arc::default() }
 }

@@ -109,9 +109,9 @@ pub fn load_deltas(schema: &str) -> String {
 }
 
 /// Lineages with many small deltas.
-pub fn fragmented(schema: &str, deltas_min: i64) -> String {
+pub fn fragmented(schema: &str) -> String {
     format!(
-        "SELECT lineage FROM {}.deltas GROUP BY lineage HAVING count(*) >= {deltas_min} ORDER BY count(*) DESC LIMIT 200",
+        "SELECT lineage FROM {}.deltas GROUP BY lineage HAVING count(*) >= $1 ORDER BY count(*) DESC LIMIT 200",
         quoted(schema)
     )
 }
