@@ -123,7 +123,12 @@ async fn sigterm_loses_nothing_and_says_goodbye() -> Result<()> {
         for client in &mut clients {
             client.connect().await?;
             site.check(client).await?;
-            ensure!(client.counts().redundant_puts == 0, "{:?}", client.counts());
+            let transcript = client.store().transcript;
+            ensure!(
+                client.counts().redundant_puts == 0,
+                "rows were sent again: {:?}\n{transcript:#?}",
+                client.counts()
+            );
         }
     }
     site.server.check_log()
