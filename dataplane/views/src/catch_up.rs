@@ -109,13 +109,14 @@ impl Core {
 
     fn ask_history(&mut self, id: ConnectionId, question: HistoryQuestion) {
         let (lineage, since, held) = question;
+        let covers = self.durable_version();
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if !connection.asked.insert((lineage, held)) {
             return;
         }
         let (_, waiting) = self.histories.entry(question).or_insert_with(|| {
             self.store.ask(Request::Touched { lineage, since, held });
-            (self.durable_version, Vec::new())
+            (covers, Vec::new())
         });
         waiting.push(id);
     }

@@ -174,12 +174,21 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
         .name("views".into())
         .spawn(move || {
             let materialisations = Materialisations::new(pool, next_lineage, known, options.metrics.clone());
-            let core = Core::new(options, limits, reader, materialisations, store, events, runtime, backlog);
+            let around = Around { store, events, runtime, backlog };
+            let core = Core::new(options, limits, reader, materialisations, around);
             let reason = core.run(&receiver);
             let _ = ended_sender.send(reason);
         })
         .map_err(|e| format!("start the views' thread: {e}"))?;
     Ok(Started { handle: Handle { commands }, batches, ended })
+}
+
+/// What the thread talks to.
+struct Around {
+    store: Store,
+    events: Sender<Event>,
+    runtime: tokio::runtime::Handle,
+    backlog: Arc<Backlog>,
 }
 
 /// All state of the views.
@@ -199,7 +208,6 @@ pub struct Core {
     flush_number: u64,
     /// Flush numbers with the version they carried, until they are durable.
     flushed_versions: VecDeque<(u64, Version)>,
-    pub(crate) durable_version: Version,
     pub(crate) outgoing: Outgoing,
     pub(crate) events: Sender<Event>,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -226,11 +234,9 @@ impl Core {
         limits: Limits,
         reader: Reader,
         materialisations: Materialisations,
-        store: Store,
-        events: Sender<Event>,
-        runtime: tokio::runtime::Handle,
-        backlog: Arc<Backlog>,
+        around: Around,
     ) -> Core {
+        let Around { store, events, runtime, backlog } = around;
         let schema = Arc::clone(&options.schema);
         Core {
             internal: Internal::of(&schema, &options.clients_table, &options.mutations_table),
@@ -245,7 +251,6 @@ impl Core {
             flush: Flush::default(),
             flush_number: 0,
             flushed_versions: VecDeque::new(),
-            durable_version: Version::ZERO,
             outgoing: Outgoing::new(limits.held_bytes),
             limits,
             events,
@@ -272,7 +277,6 @@ impl Core {
             Err(error) => return error.to_string(),
         }
         self.reader.end();
-        self.durable_version = self.version;
         let mut next_tick = Instant::now() + TICK;
         loop {
             let wake = self.impatient_at.map_or(next_tick, |at| at.min(next_tick));
@@ -350,9 +354,7 @@ impl Core {
     }
 
     fn flushed(&mut self, up_to: u64) {
-        while let Some((_, version)) = self.flushed_versions.pop_front_if(|(number, _)| *number <= up_to) {
-            self.durable_version = self.durable_version.max(version);
-        }
+        while self.flushed_versions.pop_front_if(|(number, _)| *number <= up_to).is_some() {}
         let histogram = self.options.metrics.commit_to_poke_seconds.clone();
         for Dropped(id) in self.outgoing.flushed(up_to, &mut |mark| observe(&histogram, mark)) {
             self.disconnect(id, Some("slow client"));
@@ -363,15 +365,21 @@ impl Core {
     pub(crate) fn submit_flush(&mut self) -> u64 {
         let flush = std::mem::take(&mut self.flush);
         if flush.is_empty() {
-            if self.flush_number <= self.outgoing.durable() {
-                self.durable_version = self.version;
-            }
             return self.flush_number;
         }
         self.flush_number += 1;
         self.flushed_versions.push_back((self.flush_number, self.version));
         self.store.flush(self.flush_number, flush);
         self.flush_number
+    }
+
+    /// Everything up to this version is durable. A version may have more than one step, and so more than one flush.
+    pub(crate) fn durable_version(&self) -> Version {
+        let mut version = self.flushed_versions.front().map_or(self.version, |(_, version)| before(*version));
+        if !self.flush.is_empty() {
+            version = version.min(before(self.version));
+        }
+        version
     }
 
     /// Whether everything handed to the store is durable.
@@ -381,7 +389,7 @@ impl Core {
 
     fn tick(&mut self, now: Instant) {
         self.tick_groups(now);
-        self.materialisations.tidy(now, self.durable_version, &self.limits);
+        self.materialisations.tidy(now, self.durable_version(), &self.limits);
         let (materialisations, subscriptions) = self.materialisations.counts();
         let metrics = &self.options.metrics;
         metrics.materialisations.set(count(materialisations));
@@ -437,6 +445,10 @@ impl Core {
         }
         finished
     }
+}
+
+fn before(version: Version) -> Version {
+    Version::new(version.as_u64().saturating_sub(1))
 }
 
 pub(crate) fn observe(histogram: &prometheus::Histogram, mark: Mark) {

@@ -80,7 +80,10 @@ impl Core {
             group.record.remember_removed(&left.hash, left.holding.clone(), cookie);
         }
         group.record.remember_desire_removals(&pending.desires, cookie);
-        if pending.record || !fresh.is_empty() || !pending.left.is_empty() || !pending.desires.is_empty() {
+        // A cookie with a counter is greater than any after a restart only if it is written down.
+        let counted = visible && cookie.config > 0;
+        let changed = pending.record || !arrived.is_empty() || !pending.left.is_empty() || !pending.desires.is_empty();
+        if counted || changed {
             self.store_record(group_id, visible);
         }
         if visible && !active.is_empty() {
@@ -173,8 +176,11 @@ impl Core {
         let mut fresh = Vec::new();
         for hash in hashes {
             let Some(group) = self.groups.get_mut(&group_id) else { break };
+            let Some(coming) = group.queries.get(hash).and_then(|run| run.coming) else { continue };
+            // Another query of the group may have the same AST; then its clients have the rows.
+            let had = group.held().any(|held| held == coming);
             let Some(run) = group.queries.get_mut(hash) else { continue };
-            let Some(coming) = run.coming.take() else { continue };
+            run.coming = None;
             let previous = run.held.replace(coming);
             let Some(materialisation) = self.materialisations.get(coming) else { continue };
             let Some(query) = group.record.queries.get_mut(hash) else { continue };
@@ -183,7 +189,9 @@ impl Core {
                 pending.left.push(Left { hash: hash.clone(), held: previous, holding: old });
             }
             pending.got.push(QueryOp::Put { hash: hash.clone() });
-            fresh.push(coming);
+            if !had {
+                fresh.push(coming);
+            }
         }
         fresh.sort_unstable();
         fresh.dedup();

@@ -51,6 +51,28 @@ async fn a_row_of_two_queries_is_sent_once_and_leaves_with_the_last() {
 }
 
 #[tokio::test]
+async fn a_twin_that_arrives_with_a_change_hides_none_of_it() {
+    let mut world = World::new().await;
+    for hash in 0..8 {
+        world.api.ask(&format!("q{hash}"), all("issue").by("owner", "a"));
+    }
+    world.api.ask("comments", all("comment"));
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q0", 0), put("comments", 0)]));
+    c.until("q0", |s| s.got.len() == 2).await;
+    for hash in 1..8 {
+        for n in 0..12 {
+            world.issue(&format!("i{n}"), "a", n).await;
+        }
+        c.change(json!([put(&format!("q{hash}"), 0)]));
+        for n in 0..12 {
+            world.delete("issue", json!({"id": format!("i{n}")})).await;
+        }
+        let twins = hash + 2;
+        c.until("its twin, and no row", |s| s.got.len() == twins && s.rows.is_empty()).await;
+    }
+}
+
+#[tokio::test]
 async fn lifetimes() {
     let mut world = World::new().await;
     world.api.ask("q", all("issue"));
