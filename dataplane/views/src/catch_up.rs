@@ -127,12 +127,17 @@ impl Core {
         let Some((covers, waiting)) = self.histories.remove(&question) else { return };
         let rows = touched.rows.as_ref().map(|rows| Arc::new(rows.clone()));
         for id in waiting {
+            let joining = self.connections.get(&id).is_some_and(|c| c.phase == Phase::Joining);
             let Some(rows) = &rows else {
+                // Its query may have gone meanwhile, and with it the need.
+                if !joining {
+                    continue;
+                }
                 let body = ErrorBody::client_not_found("the client was away for longer than the server remembers");
                 self.reject(id, &body);
                 continue;
             };
-            if let Some(connection) = self.connections.get_mut(&id) {
+            if let Some(connection) = self.connections.get_mut(&id).filter(|c| c.phase == Phase::Joining) {
                 connection.asked.remove(&(touched.lineage, touched.held));
                 let history = History { covers, rows: Arc::clone(rows) };
                 connection.touched.insert((touched.lineage, touched.held), history);

@@ -158,9 +158,8 @@ impl Core {
     pub(crate) fn note_internal(&mut self, batch: &Batch) {
         for tables in &batch.tables {
             let name = &*tables.table.name;
-            for change in &tables.rows {
-                if let Some(clients) = self.internal.clients.as_ref().filter(|c| *c.plan.table.name == *name) {
-                    let Some(row) = &change.new else { continue };
+            if let Some(clients) = self.internal.clients.as_ref().filter(|c| *c.plan.table.name == *name) {
+                for row in tables.rows.iter().filter_map(|change| change.new.as_ref()) {
                     let ValueRef::Str(group) = row.get(clients.group) else { continue };
                     let Some(&id) = self.group_names.get(group) else { continue };
                     if let Some((client, last)) = clients.read(row)
@@ -169,8 +168,10 @@ impl Core {
                         group.pending.last_mutation_ids.insert(client, last);
                         self.dirty.insert(id);
                     }
-                } else if let Some(mutations) = self.internal.mutations.as_ref().filter(|m| *m.plan.table.name == *name)
-                {
+                }
+            }
+            if let Some(mutations) = self.internal.mutations.as_ref().filter(|m| *m.plan.table.name == *name) {
+                for change in &tables.rows {
                     let Some(row) = change.new.as_ref().or(change.old.as_ref()) else { continue };
                     let ValueRef::Str(group) = row.get(mutations.group) else { continue };
                     let Some(&id) = self.group_names.get(group) else { continue };

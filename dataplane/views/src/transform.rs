@@ -192,9 +192,9 @@ impl Core {
         let Answers { group: group_id, connection, attempt, hashes, result, .. } = answers;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         let asked = Some(Asked { attempt, by: connection });
-        // An answer counts even if another connection asked again meanwhile: many that come one after the other must not put
-        // it off for ever.
-        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.asked.is_some() && r.answered < attempt);
+        // An answer counts even if another connection asked again meanwhile, or went: many that come one after the other must
+        // not put it off for ever.
+        let awaited = |run: Option<&QueryRun>| run.is_some_and(|r| r.answered < attempt);
         let list = match result {
             Ok(list) => list,
             Err(body) => {

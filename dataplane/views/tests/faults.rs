@@ -214,13 +214,69 @@ async fn what_nobody_can_come_back_for_is_purged() {
 }
 
 #[tokio::test]
-async fn frames_over_the_limit_of_memory_close_their_connections() {
-    // A frame larger than a socket's queue passes when the queue is empty.
+async fn a_queue_takes_one_frame_of_any_size_and_closes_when_it_is_full() {
     let (outbox, mut receiver) = views::api::Outbox::new(10);
     outbox.send(Frame::Text("more than ten bytes".into())).unwrap();
     assert!(outbox.send(Frame::Text("x".into())).is_err());
     assert!(receiver.overflowed());
     assert!(matches!(receiver.recv().await, Some(Frame::Text(_))));
     assert!(matches!(receiver.recv().await, Some(Frame::Close(None))));
-    let _ = shared();
+}
+
+#[tokio::test]
+async fn what_waits_for_the_cvr_database_is_bounded() {
+    let postgres = Postgres::start(Version::V15).unwrap();
+    let mut world = World::stopped(&postgres.url("postgres"));
+    world.limits.held_bytes = 20_000;
+    world.start().await;
+    world.api.ask("q", all("comment"));
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    postgres.stop().unwrap();
+    for n in 0..30 {
+        world.upsert("comment", json!({"id": format!("m{n}"), "issueID": "i", "body": "x".repeat(1_000)})).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    // It is closed, not left alone with a socket on which nothing comes any more.
+    let Seen::Close(None) = c.next().await else { panic!("{:?}", c.log) };
+    postgres.resume().unwrap();
+    let store = c.store.clone();
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    c.until("all", |s| s.rows.len() == 30).await;
+}
+
+#[tokio::test]
+async fn many_small_deltas_become_few() {
+    let mut world = World::stopped(&shared().url("postgres"));
+    world.limits.merge_deltas = 8;
+    world.limits.merge_interval = Duration::from_millis(20);
+    world.start().await;
+    world.api.ask("q", all("issue"));
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    let mut stores = Vec::new();
+    for n in 0..60 {
+        world.issue(&format!("i{}", n % 17), "a", n).await;
+        c.poke().await;
+        stores.push(c.store.clone());
+    }
+    c.cut();
+    tokio::time::sleep(A_WHILE).await;
+    let count: i64 = world
+        .cvr()
+        .await
+        .query_one(&format!("SELECT count(*) FROM \"{}\".deltas", world.cvr_schema), &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert!(count < 10, "{count} deltas");
+    world.kill();
+    world.start().await;
+    let expected = world.expected([&all("issue")]);
+    for store in stores.into_iter().step_by(7) {
+        let mut c = world.connect("g", "c1", store, again(&[]));
+        c.poke().await;
+        assert_eq!(c.store.rows, expected);
+        c.cut();
+    }
 }
