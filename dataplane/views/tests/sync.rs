@@ -235,6 +235,27 @@ async fn the_query_set_changed_while_a_client_was_away() {
 }
 
 #[tokio::test]
+async fn who_lost_a_row_does_not_say_what_it_is() {
+    let mut world = World::new().await;
+    world.api.ask("a", all("issue"));
+    world.api.ask("b", all("issue").by("owner", "a"));
+    world.issue("i1", "a", 1).await;
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("a", 1000), put("b", 1000)]));
+    c.until("both", |s| s.got.len() == 2).await;
+    let store = c.cut();
+    let mut other = world.connect("other", "c1", Store::default(), init(&[put("a", 1000), put("b", 1000)]));
+    other.until("both", |s| s.got.len() == 2).await;
+    // Each in a step of its own: `b` has the row at n = 5 and then no more, `a` has it all the time.
+    world.issue("i1", "a", 5).await;
+    other.poke().await;
+    world.issue("i1", "b", 6).await;
+    other.poke().await;
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    c.poke().await;
+    assert_eq!(c.store.rows, world.expected([&all("issue")]));
+}
+
+#[tokio::test]
 async fn a_cookie_ahead_of_the_replica_waits() {
     let mut world = World::new().await;
     let store = settled(&mut world).await.cut();

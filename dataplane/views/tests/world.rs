@@ -10,7 +10,7 @@ use ivm::Graph;
 use protocol::ast::Ast;
 use protocol::error::ErrorBody;
 use replica::{Description, Identity, Loader, Opened, Reader, Replica, Writer};
-use rows::{Change, Table, TableSpec, Transaction, Version};
+use rows::{Batch, Change, Table, TableSpec, Transaction, Version};
 use serde_json::{Value as Json, json};
 use testkit::postgres::{self, Postgres};
 use views::api::{
@@ -247,11 +247,25 @@ impl World {
     }
 
     pub async fn apply_at(&mut self, version: u64, changes: Vec<Change>) {
-        let transaction = Transaction { version: Version::new(version), commit_time_us: version as i64, changes };
-        let batch = self.writer.apply(&[transaction]).unwrap();
-        if let (Some(batch), Some(life)) = (batch, &self.life) {
-            life.started.batches.publish(batch).await;
+        let batch = self.commit_at(version, changes);
+        if self.life.is_some() {
+            self.publish(batch).await;
         }
+    }
+
+    /// Commits to the replica and does not say so yet.
+    pub fn commit(&mut self, changes: Vec<Change>) -> Arc<Batch> {
+        self.version += 10;
+        self.commit_at(self.version, changes)
+    }
+
+    fn commit_at(&mut self, version: u64, changes: Vec<Change>) -> Arc<Batch> {
+        let transaction = Transaction { version: Version::new(version), commit_time_us: version as i64, changes };
+        self.writer.apply(&[transaction]).unwrap().unwrap()
+    }
+
+    pub async fn publish(&self, batch: Arc<Batch>) {
+        self.life.as_ref().unwrap().started.batches.publish(batch).await;
     }
 
     /// The replica as it is now.
