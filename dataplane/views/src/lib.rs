@@ -6,6 +6,10 @@
 //! The unit of work is a step: the thread opens the newest snapshot, brings every affected materialisation to its version,
 //! builds the pokes, and hands the frames to the sockets' queues; the ends of pokes wait until what they stand on is durable.
 //!
+//! Where to look: `connections`, `join` and `transform` take what clients and the API server say; `step` moves everything from
+//! version to version; `materialisations`, `lineage` and `tidy` keep what queries have; `deliver` and `catch_up` decide what a
+//! client is sent; `store` makes it durable.
+//!
 //! Must not know: sockets, HTTP, Postgres' replication, how rows are stored. Knows SQL only in `store`.
 //!
 //! Invariants:
