@@ -23,7 +23,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// What the log at start means for the replica.
 pub enum Opened {
     /// The replica holds everything that is stored.
-    Ready { log: Log, last: Version },
+    Ready { log: Box<Log>, last: Version },
     /// The log and the replica do not belong together.
     Reset(String),
 }
@@ -43,7 +43,7 @@ pub async fn open(
                 info!(copy = %other.replica, "the change log belongs to an older copy and begins anew");
             }
             log.begin(initial, owner).await.context("change database")?;
-            return Ok((Opened::Ready { log, last: initial }, writer));
+            return Ok((Opened::Ready { log: Box::new(log), last: initial }, writer));
         }
         other => {
             let have = other.map_or_else(|| "there is none".to_owned(), |l| format!("it descends from {}", l.replica));
@@ -70,7 +70,7 @@ pub async fn open(
             .await
             .context("the thread that applies changes failed")??;
     }
-    Ok((Opened::Ready { log, last: lineage.last }, writer))
+    Ok((Opened::Ready { log: Box::new(log), last: lineage.last }, writer))
 }
 
 /// Transactions to store, and whom to tell.

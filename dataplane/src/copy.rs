@@ -21,7 +21,9 @@ pub async fn run(source: &upstream::Options, path: &Path, identity: &Identity) -
             Err(error @ (Error::Transient { .. } | Error::SlotInUse { .. } | Error::ResetRequired { .. })) => {
                 warn!(%error, retry_ms = pause.as_millis() as u64, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
             }
-            Err(error @ Error::Configuration { .. }) => return Err(error).context("initial copy from ZERO_UPSTREAM_DB"),
+            Err(error @ Error::Configuration { .. }) => {
+                return Err(error).context("initial copy from ZERO_UPSTREAM_DB");
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use dataplane::config::{self, Config, exit};
 use dataplane::{logging, root};
 
+/// SQLite's allocations go through it as well, so that memory of a large copy or sort returns to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -106,7 +106,7 @@ impl Parts<'_> {
             _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
         };
         let (log, stored, writer) = match opened {
-            (Opened::Ready { log, last }, writer) => (log, last, writer),
+            (Opened::Ready { log, last }, writer) => (*log, last, writer),
             (Opened::Reset(reason), _) => return Ok(reset(&reason)),
         };
         let views = tokio::select! {

@@ -336,11 +336,7 @@ impl<'a> Reader<'a> {
     }
 
     fn index(&mut self) -> Result<IndexSpec> {
-        Ok(IndexSpec {
-            name: self.name()?,
-            unique: self.flag()?,
-            columns: self.list(|r| Ok((r.name()?, r.flag()?)))?,
-        })
+        Ok(IndexSpec { name: self.name()?, unique: self.flag()?, columns: self.list(|r| Ok((r.name()?, r.flag()?)))? })
     }
 
     fn change(&mut self) -> Result<Change> {
@@ -417,15 +413,29 @@ mod tests {
             Just(ColumnType::Hidden)
         ];
         let column = (any::<i16>(), ".{0,9}", any::<u32>(), ".{0,9}", ty, any::<bool>()).prop_map(
-            |(attnum, name, type_oid, type_name, ty, not_null)| ColumnSpec { attnum, name, type_oid, type_name, ty, not_null },
+            |(attnum, name, type_oid, type_name, ty, not_null)| ColumnSpec {
+                attnum,
+                name,
+                type_oid,
+                type_name,
+                ty,
+                not_null,
+            },
         );
         let index = (".{0,9}", any::<bool>(), vec((".{0,9}", any::<bool>()), 0..3))
             .prop_map(|(name, unique, columns)| IndexSpec { name, unique, columns });
-        (any::<u32>(), ".{0,9}", ".{0,9}", vec(column, 0..4), vec(".{0,9}", 0..3), vec(".{0,9}", 0..3), vec(index, 0..3)).prop_map(
-            |(oid, schema, name, columns, primary_key, identity, indexes)| {
-                Arc::new(TableSpec { oid, schema, name, columns, primary_key, identity, indexes })
-            },
+        (
+            any::<u32>(),
+            ".{0,9}",
+            ".{0,9}",
+            vec(column, 0..4),
+            vec(".{0,9}", 0..3),
+            vec(".{0,9}", 0..3),
+            vec(index, 0..3),
         )
+            .prop_map(|(oid, schema, name, columns, primary_key, identity, indexes)| {
+                Arc::new(TableSpec { oid, schema, name, columns, primary_key, identity, indexes })
+            })
     }
 
     fn change(tables: Vec<Arc<TableSpec>>) -> impl Strategy<Value = Change> {
@@ -449,7 +459,11 @@ mod tests {
     fn transaction() -> impl Strategy<Value = Transaction> {
         (any::<u64>(), any::<i64>(), vec(spec(), 1..4))
             .prop_flat_map(|(version, time, tables)| (Just(version), Just(time), vec(change(tables), 0..12)))
-            .prop_map(|(version, commit_time_us, changes)| Transaction { version: Version::new(version), commit_time_us, changes })
+            .prop_map(|(version, commit_time_us, changes)| Transaction {
+                version: Version::new(version),
+                commit_time_us,
+                changes,
+            })
     }
 
     /// Debug form: cells hold doubles, and NaN differs from itself.
@@ -519,11 +533,14 @@ mod tests {
             indexes: Vec::new(),
         });
         let insert = || Change::Insert { table: Arc::clone(&table), new: vec![Cell::Int(1)] };
-        let transaction = Transaction { version: Version::new(1), commit_time_us: 0, changes: vec![insert(), insert()] };
+        let transaction =
+            Transaction { version: Version::new(1), commit_time_us: 0, changes: vec![insert(), insert()] };
         let mut bytes = Vec::new();
         encode(&transaction, &mut bytes);
         let decoded = decode(&mut bytes.as_slice()).unwrap();
-        let [Change::Insert { table: a, .. }, Change::Insert { table: b, .. }] = decoded.changes.as_slice() else { panic!() };
+        let [Change::Insert { table: a, .. }, Change::Insert { table: b, .. }] = decoded.changes.as_slice() else {
+            panic!()
+        };
         assert!(Arc::ptr_eq(a, b));
     }
 }

@@ -170,10 +170,8 @@ impl Log {
                \"epoch\" = {state}.\"epoch\" + 1
              RETURNING \"epoch\""
         );
-        let row = transaction
-            .query_one(&sql, &[&number(replica), &owner.id, &owner.address])
-            .await
-            .map_err(failed(doing))?;
+        let row =
+            transaction.query_one(&sql, &[&number(replica), &owner.id, &owner.address]).await.map_err(failed(doing))?;
         transaction.batch_execute(&format!("DELETE FROM {pages}")).await.map_err(failed(doing))?;
         transaction.commit().await.map_err(failed(doing))?;
         self.epoch = Some(row.get(0));
@@ -233,9 +231,7 @@ impl Log {
         let doing = "store transactions";
         let pages = paginate(transactions);
         let Statements { pages: table, state } = &self.sql;
-        let claim = format!(
-            "UPDATE {state} SET \"last\" = $2 WHERE \"epoch\" = $1 AND \"last\" < $3 RETURNING 1"
-        );
+        let claim = format!("UPDATE {state} SET \"last\" = $2 WHERE \"epoch\" = $1 AND \"last\" < $3 RETURNING 1");
         let claim_values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
             [&epoch, &number(last.version), &number(first.version)];
         let insert = |from: &str| {

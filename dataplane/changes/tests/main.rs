@@ -18,8 +18,7 @@ struct Fixture {
 
 fn start() -> Fixture {
     let postgres = Postgres::start(Server::V15).unwrap();
-    let options =
-        Options { address: postgres.url("postgres").parse().unwrap(), app: App::new("zero", 0).unwrap() };
+    let options = Options { address: postgres.url("postgres").parse().unwrap(), app: App::new("zero", 0).unwrap() };
     Fixture { postgres, options }
 }
 

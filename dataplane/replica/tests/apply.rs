@@ -326,7 +326,8 @@ fn the_wal_does_not_grow_for_ever() {
 #[test]
 fn a_withheld_commit_changes_nothing() {
     let mut b = Bench::new(spec());
-    let error = b.writer.apply_when(&[transaction(b.version + 1, vec![b.insert(row(1, "a", 1))])], || false).unwrap_err();
+    let error =
+        b.writer.apply_when(&[transaction(b.version + 1, vec![b.insert(row(1, "a", 1))])], || false).unwrap_err();
     assert!(matches!(error, replica::Error::Withheld), "{error}");
     let batch = b.apply(vec![b.insert(row(1, "b", 2))]);
     assert_eq!(batch.tables[0].rows.len(), 1);

@@ -50,7 +50,11 @@ async fn run() {
     let plan = initial_copy(&options, sender).await.expect("a copy");
     let copied = count.await.expect("the receiver lives");
     let seconds = begin.elapsed().as_secs_f64();
-    println!("copy: {copied} rows in {seconds:.2} s, {:.0} rows/s, peak memory {} MiB", copied as f64 / seconds, peak_mebibytes());
+    println!(
+        "copy: {copied} rows in {seconds:.2} s, {:.0} rows/s, peak memory {} MiB",
+        copied as f64 / seconds,
+        peak_mebibytes()
+    );
 
     for n in 0..400 {
         let from = rows + 1 + n * 1000;
@@ -78,7 +82,10 @@ async fn run() {
 
 fn peak_mebibytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    let peak = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     peak.unwrap_or(0) / 1024
 }
 

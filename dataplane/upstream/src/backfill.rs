@@ -143,7 +143,8 @@ async fn check_size(connection: &mut Connection, options: &Options, table: &Publ
         table.spec.oid
     );
     let rows = connection.run(&sql, "read the size of a table").await?;
-    let bytes: u64 = rows.first().and_then(|r| r.first()).and_then(Option::as_deref).and_then(|t| t.parse().ok()).unwrap_or(0);
+    let bytes: u64 =
+        rows.first().and_then(|r| r.first()).and_then(Option::as_deref).and_then(|t| t.parse().ok()).unwrap_or(0);
     if bytes <= options.backfill_bytes_max {
         return Ok(());
     }
@@ -186,7 +187,9 @@ fn put(finished: &mut Finished, table: &Published, contents: Vec<Vec<Cell>>) {
         _ => false,
     });
     let Some(last) = last else { return };
-    if let Change::Schema(SchemaChange::CreateTable { rows, .. } | SchemaChange::AlterTable { rows, .. }) = &mut changes[last] {
+    if let Change::Schema(SchemaChange::CreateTable { rows, .. } | SchemaChange::AlterTable { rows, .. }) =
+        &mut changes[last]
+    {
         *rows = Backfill::Rows(contents);
     }
     let mut position = 0;
@@ -196,7 +199,9 @@ fn put(finished: &mut Finished, table: &Published, contents: Vec<Vec<Cell>>) {
             return true;
         }
         match change {
-            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => table.oid != oid,
+            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
+                table.oid != oid
+            }
             Change::Truncate { tables } => {
                 tables.retain(|t| t.oid != oid);
                 !tables.is_empty()
@@ -248,7 +253,9 @@ mod tests {
             .map(|c| match c {
                 Change::Insert { table, .. } => format!("insert {}", table.oid),
                 Change::Truncate { tables } => format!("truncate {}", tables.len()),
-                Change::Schema(SchemaChange::CreateTable { rows: Backfill::Rows(rows), .. }) => format!("create {}", rows.len()),
+                Change::Schema(SchemaChange::CreateTable { rows: Backfill::Rows(rows), .. }) => {
+                    format!("create {}", rows.len())
+                }
                 _ => "other".to_owned(),
             })
             .collect();

@@ -23,7 +23,6 @@ pub(crate) struct Published {
     pub attributes: i16,
     /// Leaves, if the table is partitioned and published as one.
     pub partitions: Option<Vec<i64>>,
-
 }
 
 #[derive(Clone, Debug)]
@@ -159,7 +158,8 @@ impl RawTable {
         match self.identity.as_str() {
             "n" => Err("its replica identity is NOTHING; use ALTER TABLE ... REPLICA IDENTITY DEFAULT".to_owned()),
             "i" if !self.indexes.iter().any(|i| i.identity) => {
-                Err("the index of its replica identity is missing; use ALTER TABLE ... REPLICA IDENTITY DEFAULT".to_owned())
+                Err("the index of its replica identity is missing; use ALTER TABLE ... REPLICA IDENTITY DEFAULT"
+                    .to_owned())
             }
             _ => Ok(()),
         }
@@ -230,7 +230,6 @@ impl RawTable {
             filter: self.filter,
             attributes: self.attributes,
             partitions: self.partitions,
-
         }
     }
 }
@@ -291,7 +290,8 @@ mod tests {
 
     #[test]
     fn a_table_is_read() {
-        let columns = [column("id", 23, "int4", "b"), column("mood", 99_001, "mood", "e"), column("d", 99_002, "positive", "d")];
+        let columns =
+            [column("id", 23, "int4", "b"), column("mood", 99_001, "mood", "e"), column("d", 99_002, "positive", "d")];
         let catalog = Catalog::parse(&table("t", "d", &columns, PRIMARY)).unwrap();
         let published = &catalog.tables[&7];
         let types: Vec<_> = published.spec.columns.iter().map(|c| c.ty).collect();

@@ -19,7 +19,9 @@ pub(crate) enum Tls {
     /// Use it if the server offers it, without checking the certificate.
     Prefer,
     /// Insist on it; `verify` checks the certificate and the host name.
-    Require { verify: bool },
+    Require {
+        verify: bool,
+    },
 }
 
 /// A parsed connection string.
@@ -41,7 +43,12 @@ impl fmt::Display for Address {
             None => "localhost".to_owned(),
         };
         let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        write!(f, "{host}:{port}/{} as {}", self.config.get_dbname().unwrap_or(""), self.config.get_user().unwrap_or(""))
+        write!(
+            f,
+            "{host}:{port}/{} as {}",
+            self.config.get_dbname().unwrap_or(""),
+            self.config.get_user().unwrap_or("")
+        )
     }
 }
 
@@ -65,7 +72,9 @@ impl FromStr for Address {
             let (key, value) = parameter.split_once('=').unwrap_or((&parameter, ""));
             match key {
                 "sslmode" | "ssl" => tls = parse_tls(key, value)?,
-                _ if FOREIGN.contains(&key) => tracing::warn!(parameter = key, "connection parameter has no effect here"),
+                _ if FOREIGN.contains(&key) => {
+                    tracing::warn!(parameter = key, "connection parameter has no effect here")
+                }
                 _ => kept.push(parameter),
             }
         }
@@ -222,7 +231,9 @@ mod tests {
 
     #[test]
     fn refuses_what_it_cannot_read_without_telling_the_password() {
-        for bad in ["postgres://u:secret@h/db?sslmode=sometimes", "postgres://u:secret@h:xx/db", "", "mysql://secret@h/db"] {
+        for bad in
+            ["postgres://u:secret@h/db?sslmode=sometimes", "postgres://u:secret@h:xx/db", "", "mysql://secret@h/db"]
+        {
             let error = bad.parse::<Address>().unwrap_err();
             assert!(matches!(error, Error::Configuration { .. }), "{bad}");
             assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");

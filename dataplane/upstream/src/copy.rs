@@ -264,7 +264,12 @@ async fn watch(mut workers: JoinSet<Result<()>>, work: &Work) -> Result<()> {
     }
     let rows = work.rows.load(Ordering::Relaxed);
     let seconds = start.elapsed().as_secs_f64();
-    tracing::info!(rows, seconds, rows_per_second = (rows as f64 / seconds.max(0.001)) as u64, "initial copy: all rows are read");
+    tracing::info!(
+        rows,
+        seconds,
+        rows_per_second = (rows as f64 / seconds.max(0.001)) as u64,
+        "initial copy: all rows are read"
+    );
     Ok(())
 }
 
@@ -273,7 +278,13 @@ fn progress(work: &Work, elapsed: Duration) {
     let expected = work.rows_expected.max(rows);
     let fraction = if expected == 0 { 1.0 } else { rows as f64 / expected as f64 };
     let eta = if rows == 0 { None } else { Some((elapsed.as_secs_f64() * (1.0 - fraction) / fraction) as u64) };
-    tracing::info!(rows, rows_expected = expected, percent = (fraction * 100.0) as u64, eta_seconds = eta, "initial copy");
+    tracing::info!(
+        rows,
+        rows_expected = expected,
+        percent = (fraction * 100.0) as u64,
+        eta_seconds = eta,
+        "initial copy"
+    );
 }
 
 async fn register(client: &Client, options: &Options, created: &Created, json: &str) -> Result<String> {

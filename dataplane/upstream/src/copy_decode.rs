@@ -91,7 +91,9 @@ impl<'a> TableCopy<'a> {
             let frame = self.connection.frame().await?;
             match frame.tag {
                 b'd' => {
-                    self.rows.message(frame.body, &mut block).map_err(|e| e.within(format!("the copy of {}", self.table)))?;
+                    self.rows
+                        .message(frame.body, &mut block)
+                        .map_err(|e| e.within(format!("the copy of {}", self.table)))?;
                     if block.row_count() >= BLOCK_ROWS || block.byte_count() >= BLOCK_BYTES {
                         return Ok(Some(block));
                     }

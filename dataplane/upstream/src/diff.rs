@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rows::transaction::{AddedColumn, Backfill, SchemaChange};
 use rows::Cell;
+use rows::transaction::{AddedColumn, Backfill, SchemaChange};
 
 use crate::Result;
 use crate::catalog::{Catalog, ColumnDetail, Published};
@@ -93,9 +93,12 @@ fn retyped(before: &Published, after: &Published) -> bool {
         old.kind == new.kind && old.labels.iter().all(|(oid, label)| new.labels.get(oid).is_none_or(|l| l == label))
     };
     after.spec.columns.iter().zip(&after.columns).any(|(column, detail)| {
-        before.spec.columns.iter().zip(&before.columns).any(|(old, old_detail)| {
-            old.attnum == column.attnum && (old.ty != column.ty || !same(old_detail, detail))
-        })
+        before
+            .spec
+            .columns
+            .iter()
+            .zip(&before.columns)
+            .any(|(old, old_detail)| old.attnum == column.attnum && (old.ty != column.ty || !same(old_detail, detail)))
     })
 }
 
@@ -195,7 +198,9 @@ mod tests {
 
     #[test]
     fn renamed_labels_filters_and_partitions_are_read_anew() {
-        let with = |labels: &str| catalog(&format!("{},{}", id(), column(2, "e", 9999, false, "null", labels)), "null", "null");
+        let with = |labels: &str| {
+            catalog(&format!("{},{}", id(), column(2, "e", 9999, false, "null", labels)), "null", "null")
+        };
         let old = with(r#"[[1,"a"]]"#);
         assert!(one(&old, &with(r#"[[1,"b"]]"#), "ALTER TYPE").reread);
         assert!(diff(&old, &with(r#"[[1,"a"],[2,"b"]]"#), "ALTER TYPE", &BTreeSet::new()).unwrap().is_empty());

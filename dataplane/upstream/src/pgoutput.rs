@@ -4,14 +4,36 @@ use crate::reader::{Malformed, Reader};
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Message<'a> {
-    Begin { commit_lsn: u64, commit_time_us: i64 },
-    Commit { commit_lsn: u64, end_lsn: u64 },
+    Begin {
+        commit_lsn: u64,
+        commit_time_us: i64,
+    },
+    Commit {
+        commit_lsn: u64,
+        end_lsn: u64,
+    },
     Relation(Relation),
-    Insert { oid: u32, new: Tuple<'a> },
-    Update { oid: u32, old: Option<Old<'a>>, new: Tuple<'a> },
-    Delete { oid: u32, old: Old<'a> },
-    Truncate { oids: Vec<u32> },
-    Logical { transactional: bool, prefix: &'a str, content: &'a [u8] },
+    Insert {
+        oid: u32,
+        new: Tuple<'a>,
+    },
+    Update {
+        oid: u32,
+        old: Option<Old<'a>>,
+        new: Tuple<'a>,
+    },
+    Delete {
+        oid: u32,
+        old: Old<'a>,
+    },
+    Truncate {
+        oids: Vec<u32>,
+    },
+    Logical {
+        transactional: bool,
+        prefix: &'a str,
+        content: &'a [u8],
+    },
     /// Type, Origin: nothing to do.
     Ignored,
 }
@@ -143,7 +165,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
 }
 
 fn expect(found: u8, wanted: u8) -> Result<(), Malformed> {
-    if found == wanted { Ok(()) } else { Err(Malformed::new(format!("a row is marked {found:#04x} where {wanted:#04x} must be"))) }
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(Malformed::new(format!("a row is marked {found:#04x} where {wanted:#04x} must be")))
+    }
 }
 
 fn old<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Old<'a>, Malformed> {
@@ -232,7 +258,8 @@ mod tests {
         assert_eq!(data.next(), Ok(Datum::Text(b"ab")));
         assert!(data.next().is_err());
         let Message::Update { old: Some(Old::Key(_)), .. } = parse(&samples[2]).unwrap() else { panic!() };
-        let Message::Logical { transactional: true, prefix: "zero/0/ddl", content: b"{}" } = parse(&samples[3]).unwrap()
+        let Message::Logical { transactional: true, prefix: "zero/0/ddl", content: b"{}" } =
+            parse(&samples[3]).unwrap()
         else {
             panic!()
         };

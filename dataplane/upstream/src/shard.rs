@@ -28,7 +28,10 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<boo
     let transaction = client.transaction().await.map_err(|e| Error::statement("begin the set-up of the shard", e))?;
     let setup = |e| Error::statement("set the shard up", e);
     transaction
-        .execute("SELECT pg_advisory_xact_lock(hashtext($1))", &[&format!("migrate-schema:{}", options.app.shard_schema())])
+        .execute(
+            "SELECT pg_advisory_xact_lock(hashtext($1))",
+            &[&format!("migrate-schema:{}", options.app.shard_schema())],
+        )
         .await
         .map_err(setup)?;
     transaction.batch_execute(&tables(&options.app)).await.map_err(setup)?;
@@ -240,7 +243,9 @@ async fn use_unique_indexes_as_identity(client: &Client, options: &Options) -> R
             quote_identifier(index)
         );
         match client.batch_execute(&statement).await {
-            Ok(()) => tracing::info!(schema, table, index, "table without primary key is identified by its unique index"),
+            Ok(()) => {
+                tracing::info!(schema, table, index, "table without primary key is identified by its unique index")
+            }
             Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 tracing::warn!(schema, table, "this role may not set the replica identity; run as owner: {statement}");
             }
@@ -266,8 +271,11 @@ pub(crate) async fn newest_replica(client: &Client, app: &App) -> Result<Option<
     row.map(|row| {
         let position = |column| {
             let text: Option<&str> = row.get(column);
-            text.map(|t| t.parse::<Version>().map_err(|e| Error::reset(format!("the replicas table holds no usable version: {e}"))))
-                .transpose()
+            text.map(|t| {
+                t.parse::<Version>()
+                    .map_err(|e| Error::reset(format!("the replicas table holds no usable version: {e}")))
+            })
+            .transpose()
         };
         let version = position(2)?.ok_or_else(|| Error::reset("the replicas table holds no version"))?;
         Ok(Replica { id: row.get(0), slot: row.get(1), version, idle: position(3)?.zip(position(4)?) })

@@ -113,7 +113,10 @@ async fn unused_name(client: &Client, app: &App) -> Result<String> {
         .await
         .map_err(|e| Error::statement("read the replication slots", e))?;
     let used: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
-    Ok((0..).map(|n| format!("{schema}_{}", letters(n))).find(|name| !used.contains(name)).expect("names do not run out"))
+    Ok((0..)
+        .map(|n| format!("{schema}_{}", letters(n)))
+        .find(|name| !used.contains(name))
+        .expect("names do not run out"))
 }
 
 /// a, b, ..., z, aa, ab, ...
@@ -156,9 +159,9 @@ pub(crate) async fn state(client: &Client, slot: &str) -> Result<State> {
         )));
     }
     let confirmed = parse_lsn(row.get::<_, Option<&str>>(2).unwrap_or("0/0"))?;
-    let active = row
-        .get::<_, Option<i32>>(0)
-        .map(|pid| (pid, row.get::<_, Option<String>>(1).filter(|a| !a.is_empty()).unwrap_or_else(|| "unknown".to_owned())));
+    let active = row.get::<_, Option<i32>>(0).map(|pid| {
+        (pid, row.get::<_, Option<String>>(1).filter(|a| !a.is_empty()).unwrap_or_else(|| "unknown".to_owned()))
+    });
     Ok(State { active, confirmed })
 }
 
@@ -211,7 +214,10 @@ pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
 
 pub(crate) async fn drop_matching(client: &Client, pattern: &str) -> Result<()> {
     let rows = client
-        .query("SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ $1 AND database = current_database()", &[&pattern])
+        .query(
+            "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ $1 AND database = current_database()",
+            &[&pattern],
+        )
         .await
         .map_err(|e| Error::statement("read the replication slots", e))?;
     for row in rows {
@@ -230,7 +236,9 @@ async fn drop_one(client: &Client, slot: &str) -> Result<()> {
                 return Ok(());
             }
             Err(e) if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
-            Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => {
+                tokio::time::sleep(Duration::from_millis(100)).await
+            }
             Err(e) => return Err(Error::statement("drop a replication slot", e)),
         }
     }
@@ -244,7 +252,9 @@ mod tests {
 
     #[test]
     fn names_count_in_letters() {
-        for (n, name) in [(0, "a"), (25, "z"), (26, "aa"), (27, "ab"), (51, "az"), (52, "ba"), (701, "zz"), (702, "aaa")] {
+        for (n, name) in
+            [(0, "a"), (25, "z"), (26, "aa"), (27, "ab"), (51, "az"), (52, "ba"), (701, "zz"), (702, "aaa")]
+        {
             assert_eq!(letters(n), name);
         }
     }

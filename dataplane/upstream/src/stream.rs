@@ -39,7 +39,9 @@ pub enum Event {
     Transaction(Transaction),
     /// Everything published up to `lsn` has been delivered. Acknowledge `lsn` as soon as every transaction before it is durable,
     /// so that Postgres can recycle WAL that holds nothing for us, and can shut down without waiting.
-    Keepalive { lsn: Version },
+    Keepalive {
+        lsn: Version,
+    },
 }
 
 /// Tells upstream what is durable. Cheap to clone, usable from any task; cumulative.
@@ -126,13 +128,15 @@ impl Stream {
         register_subscriber(&client, options, &replica.id, resume.after).await?;
         copy::forget_older(&client, options, &replica.id).await?;
         tracing::info!(slot = replica.slot, after = %resume.after, "replication stream begins");
-        Ok(Stream::spawn(options, client, connection, replica.id, resume, known, Assembler::new(
-            options.app.ddl_prefix(),
-            watching,
-            options.transaction_bytes_warn,
-            schema_json,
-            skipped,
-        )?))
+        Ok(Stream::spawn(
+            options,
+            client,
+            connection,
+            replica.id,
+            resume,
+            known,
+            Assembler::new(options.app.ddl_prefix(), watching, options.transaction_bytes_warn, schema_json, skipped)?,
+        ))
     }
 
     fn spawn(
@@ -156,7 +160,16 @@ impl Stream {
             assembler,
             after: resume.after,
             delivered: resume.after,
-            link: Link { connection, acks, tick, timeout, last_sent: now, last_received: now, journal, idle: VecDeque::new() },
+            link: Link {
+                connection,
+                acks,
+                tick,
+                timeout,
+                last_sent: now,
+                last_received: now,
+                journal,
+                idle: VecDeque::new(),
+            },
             events: sender,
             budget: Arc::new(Semaphore::new(options.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS))),
             last_keepalive: Instant::now(),
@@ -210,8 +223,9 @@ async fn schema_at(client: &Client, options: &Options, replica: &str, version: V
         .await
         .map_err(|e| Error::statement("read the schema of the replica", e))?
         .ok_or_else(|| Error::reset("the schema as of the replica's version is not known any more"))?;
-    let skipped = serde_json::from_str(row.get(1))
-        .map_err(|e| Error::reset(format!("the positions of contents that were read separately cannot be read: {e}")))?;
+    let skipped = serde_json::from_str(row.get(1)).map_err(|e| {
+        Error::reset(format!("the positions of contents that were read separately cannot be read: {e}"))
+    })?;
     Ok((row.get(0), skipped))
 }
 
@@ -370,7 +384,14 @@ impl Link {
             self.idle.pop_front();
         }
         if let Some((lsn, after)) = last {
-            shard::remember_idle(&self.journal.client, &self.journal.app, &self.journal.replica, after, Version::new(lsn)).await?;
+            shard::remember_idle(
+                &self.journal.client,
+                &self.journal.app,
+                &self.journal.replica,
+                after,
+                Version::new(lsn),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -516,7 +537,10 @@ impl Pump {
             let permit = budget.acquire_many_owned(permits).await.map_err(|_| ())?;
             events.send((Ok(event), Some(permit))).await.map_err(|_| ())
         };
-        self.link.attend(delivery).await?.map_err(|()| Error::transient("the receiver of the replication stream is gone"))
+        self.link
+            .attend(delivery)
+            .await?
+            .map_err(|()| Error::transient("the receiver of the replication stream is gone"))
     }
 }
 

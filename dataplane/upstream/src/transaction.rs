@@ -141,9 +141,13 @@ impl Assembler {
                 self.mapped.remove(&relation.oid);
                 self.relations.insert(relation.oid, relation);
             }
-            Message::Logical { transactional: true, prefix, content } if prefix == self.ddl_prefix => self.ddl(content)?,
+            Message::Logical { transactional: true, prefix, content } if prefix == self.ddl_prefix => {
+                self.ddl(content)?
+            }
             Message::Logical { .. } | Message::Ignored => {}
-            message @ (Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. }) => self.row(message, bytes)?,
+            message @ (Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. }) => {
+                self.row(message, bytes)?
+            }
             Message::Truncate { oids } => self.truncate(&oids)?,
         }
         Ok(None)
@@ -176,7 +180,8 @@ impl Assembler {
             return Ok(());
         }
         let table = self.mapped(oid)?;
-        let (change, size) = table.change(message).map_err(|e| e.within(format!("table {}", table.spec.wire_name())))?;
+        let (change, size) =
+            table.change(message).map_err(|e| e.within(format!("table {}", table.spec.wire_name())))?;
         let bytes_warn = self.bytes_warn;
         let open = self.open()?;
         if open.bytes <= bytes_warn && open.bytes + size > bytes_warn {
@@ -212,7 +217,8 @@ impl Assembler {
     }
 
     fn unknown_table(&self, oid: u32) -> Error {
-        let name = self.relations.get(&oid).map_or_else(|| format!("with oid {oid}"), |r| format!("{}.{}", r.schema, r.name));
+        let name =
+            self.relations.get(&oid).map_or_else(|| format!("with oid {oid}"), |r| format!("{}.{}", r.schema, r.name));
         Error::reset(format!(
             "table {name} is published now and was not before, and its creation was not reported{}",
             self.without_triggers()
@@ -220,17 +226,20 @@ impl Assembler {
     }
 
     fn without_triggers(&self) -> &'static str {
-        if self.watching { "" } else { "; the role may not create event triggers, so schema changes cannot be followed" }
+        if self.watching {
+            ""
+        } else {
+            "; the role may not create event triggers, so schema changes cannot be followed"
+        }
     }
 
     fn mapped(&mut self, oid: u32) -> Result<Arc<Mapped>> {
         if let Some(mapped) = self.mapped.get(&oid) {
             return Ok(Arc::clone(mapped));
         }
-        let relation = self
-            .relations
-            .get(&oid)
-            .ok_or_else(|| Error::transient(format!("Postgres sent a row of oid {oid} without describing the table")))?;
+        let relation = self.relations.get(&oid).ok_or_else(|| {
+            Error::transient(format!("Postgres sent a row of oid {oid} without describing the table"))
+        })?;
         let table = self.catalog.tables.get(&oid).ok_or_else(|| self.unknown_table(oid))?;
         let mapped = Arc::new(self.map(relation, table)?);
         self.mapped.insert(oid, Arc::clone(&mapped));

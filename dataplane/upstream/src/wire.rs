@@ -47,7 +47,9 @@ impl Connection {
         let timeout = address.config().get_connect_timeout().copied().unwrap_or(std::time::Duration::from_secs(10));
         match tokio::time::timeout(timeout, Connection::start(address, application_name, replication)).await {
             Ok(result) => result,
-            Err(_) => Err(Error::transient(format!("cannot connect to Postgres at {address}: no answer within {timeout:?}"))),
+            Err(_) => {
+                Err(Error::transient(format!("cannot connect to Postgres at {address}: no answer within {timeout:?}")))
+            }
         }
     }
 
@@ -95,9 +97,7 @@ impl Connection {
 
     async fn authenticate(&mut self, user: &str, password: Option<&[u8]>) -> Result<()> {
         let garbled = |e: io::Error| Error::transient_from(format!("cannot authenticate with Postgres: {e}"), e);
-        let required = || {
-            Error::configuration("Postgres asks for a password, and the connection string has none")
-        };
+        let required = || Error::configuration("Postgres asks for a password, and the connection string has none");
         let mut scram: Option<ScramSha256> = None;
         loop {
             let address = self.address.clone();
@@ -123,22 +123,31 @@ impl Connection {
                 }
                 Message::AuthenticationSasl(body) => {
                     if !offers_scram(&body) {
-                        return Err(Error::configuration("Postgres asks for a kind of SASL authentication that is not known here"));
+                        return Err(Error::configuration(
+                            "Postgres asks for a kind of SASL authentication that is not known here",
+                        ));
                     }
                     let exchange = ScramSha256::new(password.ok_or_else(required)?, ChannelBinding::unsupported());
-                    frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), &mut self.out).map_err(garbled)?;
+                    frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), &mut self.out)
+                        .map_err(garbled)?;
                     scram = Some(exchange);
                 }
                 Message::AuthenticationSaslContinue(body) => {
-                    let exchange = scram.as_mut().ok_or_else(|| Error::transient("Postgres continued what was not begun"))?;
+                    let exchange =
+                        scram.as_mut().ok_or_else(|| Error::transient("Postgres continued what was not begun"))?;
                     exchange.update(body.data()).map_err(garbled)?;
                     frontend::sasl_response(exchange.message(), &mut self.out).map_err(garbled)?;
                 }
                 Message::AuthenticationSaslFinal(body) => {
-                    let exchange = scram.as_mut().ok_or_else(|| Error::transient("Postgres ended what was not begun"))?;
+                    let exchange =
+                        scram.as_mut().ok_or_else(|| Error::transient("Postgres ended what was not begun"))?;
                     exchange.finish(body.data()).map_err(garbled)?;
                 }
-                _ => return Err(Error::configuration("Postgres asks for a kind of authentication that is not supported here")),
+                _ => {
+                    return Err(Error::configuration(
+                        "Postgres asks for a kind of authentication that is not supported here",
+                    ));
+                }
             }
             self.flush().await?;
         }
@@ -228,7 +237,10 @@ impl Connection {
     }
 
     /// Runs one simple query; the error response is returned as such, because callers react to its code.
-    pub(crate) async fn query(&mut self, sql: &str) -> Result<std::result::Result<Vec<Vec<Option<String>>>, ServerError>> {
+    pub(crate) async fn query(
+        &mut self,
+        sql: &str,
+    ) -> Result<std::result::Result<Vec<Vec<Option<String>>>, ServerError>> {
         self.send_query(sql).await?;
         let mut rows = Vec::new();
         let mut error = None;
@@ -274,7 +286,8 @@ fn parse_message(frame: &Frame<'_>) -> io::Result<Message> {
 
 /// Fields of an ErrorResponse: a type byte and a zero-terminated string each.
 pub(crate) fn parse_error(body: &[u8]) -> ServerError {
-    let mut error = ServerError { code: "XX000".to_owned(), message: "unknown error".to_owned(), ..ServerError::default() };
+    let mut error =
+        ServerError { code: "XX000".to_owned(), message: "unknown error".to_owned(), ..ServerError::default() };
     for field in body.split(|&b| b == 0) {
         let Some((&kind, text)) = field.split_first() else { continue };
         let text = String::from_utf8_lossy(text).into_owned();

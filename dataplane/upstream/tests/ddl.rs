@@ -199,13 +199,19 @@ async fn without_event_triggers_a_new_shape_asks_for_a_rebuild() {
             break error;
         }
     };
-    assert!(matches!(&error, Error::ResetRequired { message } if message.contains("issue") && message.contains("event triggers")), "{error}");
+    assert!(
+        matches!(&error, Error::ResetRequired { message } if message.contains("issue") && message.contains("event triggers")),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schema_changes_by_other_roles_are_seen() {
-    let (fixture, mut model, mut stream) = start("CREATE ROLE dev LOGIN; GRANT CREATE, USAGE ON SCHEMA public TO dev;").await;
-    fixture.run("SET ROLE dev; CREATE TABLE theirs (id int PRIMARY KEY); INSERT INTO theirs VALUES (1); RESET ROLE").await;
+    let (fixture, mut model, mut stream) =
+        start("CREATE ROLE dev LOGIN; GRANT CREATE, USAGE ON SCHEMA public TO dev;").await;
+    fixture
+        .run("SET ROLE dev; CREATE TABLE theirs (id int PRIMARY KEY); INSERT INTO theirs VALUES (1); RESET ROLE")
+        .await;
     catch_up(&mut stream, &mut model, &fixture.client).await;
     assert_eq!(model.row("theirs"), &[Cell::Int(1)]);
 }

@@ -166,7 +166,11 @@ impl Model {
                 let (spec, present) = self.tables.get_mut(&old.oid).expect("an altered table is there");
                 assert_eq!(spec, &old, "schema changes connect");
                 let altered = contents(rows).unwrap_or_else(|| {
-                    let cell = |row: &Row, attnum: i16, name: &str| match old.columns.iter().position(|c| c.attnum == attnum) {
+                    let cell = |row: &Row, attnum: i16, name: &str| match old
+                        .columns
+                        .iter()
+                        .position(|c| c.attnum == attnum)
+                    {
                         Some(position) => row[position].clone(),
                         None => added.iter().find(|a| a.name == name).expect("a new column has a value").value.clone(),
                     };
@@ -210,11 +214,13 @@ pub async fn catch_up(stream: &mut Stream, model: &mut Model, client: &Client) {
     let statement = "INSERT INTO public.mark VALUES (DEFAULT) RETURNING n";
     let n: i64 = client.query_one(statement, &[]).await.unwrap().get(0);
     loop {
-        let event = tokio::time::timeout(Duration::from_secs(20), stream.next()).await.expect("the mark arrives").unwrap();
+        let event =
+            tokio::time::timeout(Duration::from_secs(20), stream.next()).await.expect("the mark arrives").unwrap();
         let Event::Transaction(transaction) = event else { continue };
-        let arrived = transaction.changes.iter().any(
-            |c| matches!(c, Change::Insert { table, new } if table.name == "mark" && new[0] == Cell::Int(n)),
-        );
+        let arrived = transaction
+            .changes
+            .iter()
+            .any(|c| matches!(c, Change::Insert { table, new } if table.name == "mark" && new[0] == Cell::Int(n)));
         model.apply(transaction);
         if arrived {
             return;

@@ -18,10 +18,15 @@ fn statement(random: &mut StdRng) -> String {
         50..55 => format!("UPDATE {table} SET id = id + 20 WHERE id = {id}"),
         55..65 => format!("DELETE FROM {table} WHERE id = {id}"),
         65..67 => format!("TRUNCATE {table}"),
-        67..72 => format!("ALTER TABLE {table} ADD COLUMN {column} text DEFAULT {}", ["NULL", "'d'"][random.random_range(0..2)]),
+        67..72 => format!(
+            "ALTER TABLE {table} ADD COLUMN {column} text DEFAULT {}",
+            ["NULL", "'d'"][random.random_range(0..2)]
+        ),
         72..75 => format!("ALTER TABLE {table} ADD COLUMN {column} float8 DEFAULT random()"),
         75..79 => format!("ALTER TABLE {table} DROP COLUMN {column}"),
-        79..83 => format!("ALTER TABLE {table} RENAME COLUMN {column} TO {}", ["x", "y", "z"][random.random_range(0..3)]),
+        79..83 => {
+            format!("ALTER TABLE {table} RENAME COLUMN {column} TO {}", ["x", "y", "z"][random.random_range(0..3)])
+        }
         83..86 => format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE text"),
         86..88 => format!("DROP TABLE {table}"),
         88..92 => format!("CREATE TABLE {table} (id int PRIMARY KEY, x text, y text)"),
@@ -36,7 +41,9 @@ fn statement(random: &mut StdRng) -> String {
 async fn any_sequence_of_changes_and_kills_equals_a_copy() {
     let seed = testkit::seed("any_sequence_of_changes_and_kills_equals_a_copy");
     let mut random = StdRng::seed_from_u64(seed);
-    let fixture = Fixture::start(&format!("{MARK} CREATE SCHEMA hidden; CREATE TABLE a (id int PRIMARY KEY, x text, y text)")).await;
+    let fixture =
+        Fixture::start(&format!("{MARK} CREATE SCHEMA hidden; CREATE TABLE a (id int PRIMARY KEY, x text, y text)"))
+            .await;
     let (plan, mut model) = copied(&fixture.options).await;
     let mut stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
     for round in 0..12 {

@@ -13,13 +13,18 @@ async fn text(fixture: &Fixture, sql: &str) -> String {
 }
 
 async fn confirmed(fixture: &Fixture) -> u64 {
-    let n = text(fixture, "SELECT (confirmed_flush_lsn - '0/0')::text FROM pg_replication_slots WHERE slot_name LIKE 'zero%'").await;
+    let n = text(
+        fixture,
+        "SELECT (confirmed_flush_lsn - '0/0')::text FROM pg_replication_slots WHERE slot_name LIKE 'zero%'",
+    )
+    .await;
     n.parse().unwrap()
 }
 
 async fn next_transaction(stream: &mut Stream) -> rows::Transaction {
     loop {
-        let event = tokio::time::timeout(Duration::from_secs(20), stream.next()).await.expect("an event arrives").unwrap();
+        let event =
+            tokio::time::timeout(Duration::from_secs(20), stream.next()).await.expect("an event arrives").unwrap();
         if let Event::Transaction(t) = event {
             return t;
         }
@@ -84,7 +89,8 @@ async fn a_keepalive_comes_when_unpublished_tables_change() {
     let mut stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
     fixture.run("INSERT INTO hidden.t SELECT generate_series(1, 100000)").await;
     let lsn = loop {
-        let event = tokio::time::timeout(Duration::from_secs(30), stream.next()).await.expect("a keepalive arrives").unwrap();
+        let event =
+            tokio::time::timeout(Duration::from_secs(30), stream.next()).await.expect("a keepalive arrives").unwrap();
         if let Event::Keepalive { lsn } = event {
             break lsn;
         }
@@ -209,7 +215,8 @@ async fn a_copy_under_load_misses_nothing() {
             let client = fixture.postgres.connect("postgres").await.unwrap();
             writers.push(tokio::spawn(async move {
                 for i in 0.. {
-                    let sql = format!("INSERT INTO busy (n) VALUES ({n}); UPDATE busy SET n = n + 1 WHERE id = {}", i / 2);
+                    let sql =
+                        format!("INSERT INTO busy (n) VALUES ({n}); UPDATE busy SET n = n + 1 WHERE id = {}", i / 2);
                     if client.batch_execute(&sql).await.is_err() {
                         return;
                     }

@@ -54,7 +54,9 @@ async fn publications_are_checked() {
         "CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION partly FOR TABLE t WITH (publish = 'insert, update')",
     )
     .await;
-    for (name, part) in [("_mine", "must start with a letter"), ("nothing", "do not exist: nothing"), ("partly", "SET (publish")] {
+    for (name, part) in
+        [("_mine", "must start with a letter"), ("nothing", "do not exist: nothing"), ("partly", "SET (publish")]
+    {
         let mut options = fixture.options.clone();
         options.publications = vec![name.to_owned()];
         assert_configuration(&failure(&options).await, part);
@@ -118,9 +120,12 @@ async fn passwords_and_sockets_work_for_both_kinds_of_connection() {
     let ours = "host all,replication scram 127.0.0.1/32 scram-sha-256\nhost all,replication digest 127.0.0.1/32 md5\n";
     std::fs::write(&hba, format!("{ours}{rules}")).unwrap();
     fixture.run("SELECT pg_reload_conf()").await;
-    for (role, password, good) in
-        [("scram", "p%20w%25'", true), ("digest", "p%20w%25'", true), ("scram", "wrong", false), ("digest", "wrong", false)]
-    {
+    for (role, password, good) in [
+        ("scram", "p%20w%25'", true),
+        ("digest", "p%20w%25'", true),
+        ("scram", "wrong", false),
+        ("digest", "wrong", false),
+    ] {
         let mut options = fixture.options.clone();
         let url = fixture.postgres.url("postgres").replace("postgres@", &format!("{role}:{password}@"));
         options.address = url.parse().unwrap();
@@ -133,7 +138,8 @@ async fn passwords_and_sockets_work_for_both_kinds_of_connection() {
     }
     let mut options = fixture.options.clone();
     let folder = fixture.postgres.socket_folder().display().to_string();
-    options.address = format!("host={folder} port={} user=postgres dbname=postgres", fixture.postgres.port()).parse().unwrap();
+    options.address =
+        format!("host={folder} port={} user=postgres dbname=postgres", fixture.postgres.port()).parse().unwrap();
     copied(&options).await;
 }
 

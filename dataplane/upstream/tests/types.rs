@@ -81,7 +81,9 @@ async fn check(server: Server) {
     }
     let mut stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
     for (i, row) in ROWS.iter().enumerate() {
-        fixture.run(&format!("DELETE FROM everything WHERE id = {i}; INSERT INTO everything VALUES ({i}, {row})")).await;
+        fixture
+            .run(&format!("DELETE FROM everything WHERE id = {i}; INSERT INTO everything VALUES ({i}, {row})"))
+            .await;
     }
     catch_up(&mut stream, &mut model, &fixture.client).await;
     let streamed_rows = model.sorted("everything");

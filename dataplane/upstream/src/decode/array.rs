@@ -137,7 +137,11 @@ mod tests {
         check(Scalar::Int4, "{{1,2},{3,4}}", "[[1,2],[3,4]]");
         check(Scalar::Int4, "[0:1]={1,2}", "[1,2]");
         check(Scalar::Bool, "{t,f,NULL}", "[true,false,null]");
-        check(Scalar::Text, r#"{a,"b,c","d\"e\\f","NULL",NULL,"","{}"}"#, r#"["a","b,c","d\"e\\f","NULL",null,"","{}"]"#);
+        check(
+            Scalar::Text,
+            r#"{a,"b,c","d\"e\\f","NULL",NULL,"","{}"}"#,
+            r#"["a","b,c","d\"e\\f","NULL",null,"","{}"]"#,
+        );
         check(Scalar::Json, r#"{"{\"a\": [1, 2]}",null,"\"x\""}"#, r#"[{"a": [1, 2]},null,"x"]"#);
         check(Scalar::Numeric, "{1.50,NaN,Infinity}", "[1.5,null,null]");
         check(Scalar::Timestamp, r#"{"1970-01-01 00:00:01",NULL}"#, "[1000,null]");
@@ -150,7 +154,23 @@ mod tests {
 
     #[test]
     fn wrong_arrays_are_errors() {
-        for bad in ["", "1", "{", "}", "{1", "{1}}", "{1}x", "{,}", "{1,}", "{\"a}", "{\"a\\", "[0:1]", "{1{2}}", "{{{{{{{1}}}}}}}", "{1\"a\"}"] {
+        for bad in [
+            "",
+            "1",
+            "{",
+            "}",
+            "{1",
+            "{1}}",
+            "{1}x",
+            "{,}",
+            "{1,}",
+            "{\"a}",
+            "{\"a\\",
+            "[0:1]",
+            "{1{2}}",
+            "{{{{{{{1}}}}}}}",
+            "{1\"a\"}",
+        ] {
             assert!(to_json(Scalar::Int4, b',', bad.as_bytes(), &mut Vec::new()).is_err(), "{bad}");
         }
     }

@@ -77,8 +77,8 @@ fn uuid(bytes: [u8; 16], out: &mut Vec<u8>) {
 /// The double nearest to the decimal, as parsing its text gives.
 fn numeric(bytes: &[u8], scratch: &mut Vec<u8>) -> Result<f64, Malformed> {
     const EXACT_POWERS: [f64; 23] = [
-        1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
-        1e21, 1e22,
+        1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19,
+        1e20, 1e21, 1e22,
     ];
     let mut r = Reader::new(bytes);
     let count = i32::from(r.u16()?);

@@ -14,7 +14,10 @@ use crate::reader::Malformed;
 pub(crate) enum Kind {
     Scalar(Scalar),
     /// Any array; `delimiter` stands between its elements.
-    Array { element: Scalar, delimiter: u8 },
+    Array {
+        element: Scalar,
+        delimiter: u8,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +110,10 @@ pub(crate) fn float_text(scalar: Scalar, bytes: &[u8]) -> Result<f64, Malformed>
 }
 
 fn parse_number<F: std::str::FromStr>(bytes: &[u8]) -> Result<F, Malformed> {
-    std::str::from_utf8(bytes).ok().and_then(|t| t.parse().ok()).ok_or_else(|| Malformed::new("a number is not a number"))
+    std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|t| t.parse().ok())
+        .ok_or_else(|| Malformed::new("a number is not a number"))
 }
 
 /// The double that a person means by a `real`: 0.1, not 0.10000000149011612. Both decoders go through here.
