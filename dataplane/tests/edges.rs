@@ -14,10 +14,15 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ivm", &["rows"]),
     ("upstream", &["rows"]),
     ("changes", &["rows", "upstream"]),
+    ("streamer", &["rows", "changes"]),
     ("replica", &["rows", "ivm"]),
+    ("backup", &["rows", "replica"]),
     ("views", &["rows", "ivm", "replica", "protocol"]),
     ("gateway", &["rows", "views", "protocol"]),
-    ("zero-cache", &["rows", "protocol", "ivm", "upstream", "changes", "replica", "views", "gateway"]),
+    (
+        "zero-cache",
+        &["rows", "protocol", "ivm", "upstream", "changes", "streamer", "replica", "backup", "views", "gateway"],
+    ),
     // Only ever a development dependency.
     ("testkit", &["rows", "protocol"]),
     ("e2e", &["rows", "protocol", "testkit"]),
@@ -28,10 +33,11 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Outside crates that only some may link, apart from tests.
 const RESERVED: &[(&str, &[&str])] = &[
     ("tokio-postgres", &["upstream", "changes", "views", "testkit", "zero-cache", "e2e"]),
-    ("rusqlite", &["replica", "testkit", "e2e"]),
+    ("rusqlite", &["replica", "backup", "testkit", "e2e"]),
     ("kube", &["crds", "zero-cache-operator", "e2e"]),
-    ("hyper", &["gateway", "testkit", "zero-cache", "e2e"]),
-    ("tokio-tungstenite", &["gateway", "testkit", "e2e"]),
+    ("hyper", &["streamer", "gateway", "testkit", "zero-cache", "e2e"]),
+    ("tokio-tungstenite", &["streamer", "gateway", "testkit", "e2e"]),
+    ("aws-sdk-s3", &["backup"]),
 ];
 
 /// Outside crates that some must not link, apart from tests: the vocabulary and the engine do no I/O and know no format.
