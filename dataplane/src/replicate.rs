@@ -11,6 +11,7 @@
 //! without delay.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -29,8 +30,6 @@ use crate::metrics::Metrics;
 const CHANGES_PER_COMMIT_MAX: usize = 10_000;
 /// Collected commits that may wait for the log and for the thread that applies.
 const COMMITS_QUEUED: usize = 2;
-/// Upstream wrote so much that does not concern us: our position is moved over it, so that it can be recycled.
-const SKIPPED_BYTES: u64 = 1 << 20;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -54,8 +53,11 @@ pub async fn run(start: Start, batches: Batches, metrics: Metrics) -> Result<Str
     let runtime = tokio::runtime::Handle::current();
     let mut storing = tokio::spawn(change_log::run(log, append_queue));
     let counted = metrics.clone();
-    let mut applying = tokio::task::spawn_blocking(move || apply(writer, commit_queue, &batches, &runtime, &counted));
-    let mut follower = Follower { source, initial, after: stored, appends, commits, metrics, pause: RETRY_MIN };
+    let done = Arc::new(AtomicU64::new(stored.as_u64()));
+    let applied = Arc::clone(&done);
+    let mut applying =
+        tokio::task::spawn_blocking(move || apply(writer, commit_queue, &batches, &runtime, &applied, &counted));
+    let mut follower = Follower { source, initial, after: stored, done, appends, commits, metrics, pause: RETRY_MIN };
     loop {
         let failure = tokio::select! {
             failure = follower.follow() => failure,
@@ -88,6 +90,8 @@ struct Follower {
     initial: Version,
     /// The last version handed on.
     after: Version,
+    /// The last version that is stored and applied.
+    done: Arc<AtomicU64>,
     appends: mpsc::Sender<Append>,
     commits: mpsc::Sender<Commit>,
     metrics: Metrics,
@@ -113,7 +117,12 @@ impl Follower {
                         changes += transaction.changes.len();
                         transactions.push(transaction);
                     }
-                    Ok(Event::Keepalive { lsn }) => transactions.extend(self.skip_to(lsn, transactions.last())),
+                    // What upstream wrote without concerning us can be recycled, once everything before it is stored here.
+                    Ok(Event::Keepalive { lsn }) => {
+                        if transactions.is_empty() && self.done.load(Ordering::Acquire) == self.after.as_u64() {
+                            acks.ack(lsn);
+                        }
+                    }
                     // What was collected comes again with the next stream.
                     Err(error) => return error,
                 }
@@ -135,15 +144,6 @@ impl Follower {
             self.metrics.replica_version_lag.add(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
-
-    /// An empty transaction that moves our position over what upstream wrote without concerning us. The next commit may begin at
-    /// `lsn` itself, so the position stays one below.
-    fn skip_to(&self, lsn: Version, collected: Option<&Transaction>) -> Option<Transaction> {
-        let at = collected.map_or(self.after, |t| t.version);
-        let to = lsn.as_u64().saturating_sub(1);
-        let is_worth_it = to > at.as_u64() && to - at.as_u64() >= SKIPPED_BYTES;
-        is_worth_it.then(|| Transaction { version: Version::new(to), commit_time_us: 0, changes: Vec::new() })
-    }
 }
 
 struct Commit {
@@ -160,6 +160,7 @@ fn apply(
     mut commits: mpsc::Receiver<Commit>,
     batches: &Batches,
     runtime: &tokio::runtime::Handle,
+    done: &AtomicU64,
     metrics: &Metrics,
 ) -> Result<Option<String>> {
     while let Some(Commit { transactions, is_stored, acks, bytes }) = commits.blocking_recv() {
@@ -174,6 +175,7 @@ fn apply(
         timer.observe_duration();
         if let Some(version) = transactions.last().map(|t| t.version) {
             acks.ack(version);
+            done.store(version.as_u64(), Ordering::Release);
         }
         metrics.transactions.inc_by(transactions.len() as u64);
         metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());
