@@ -10,7 +10,7 @@ use testkit::process::ZeroCache;
 
 pub const TABLES: [&str; 6] = ["person", "issue", "comment", "label", "issue_label", "fence"];
 
-const TABLES_SQL: &str = "
+pub const TABLES_SQL: &str = "
     CREATE TABLE person (id text PRIMARY KEY, name text NOT NULL, age int);
     CREATE TABLE issue (
         id text PRIMARY KEY, title text NOT NULL, open boolean NOT NULL, rank int NOT NULL,
@@ -20,7 +20,7 @@ const TABLES_SQL: &str = "
     CREATE TABLE issue_label (issue_id text, label_id text, PRIMARY KEY (issue_id, label_id));
     CREATE TABLE fence (id int PRIMARY KEY, value int NOT NULL);";
 
-const ROWS_SQL: &str = "
+pub const ROWS_SQL: &str = "
     INSERT INTO fence VALUES (1, 0);
     INSERT INTO person SELECT 'p' || n, 'Person ' || n, CASE WHEN n % 3 > 0 THEN 20 + n END FROM generate_series(1, 6) n;
     INSERT INTO issue SELECT 'i' || n, 'Issue ' || n, n % 3 > 0, n % 7, CASE WHEN n % 4 > 0 THEN 'p' || (n % 6 + 1) END
@@ -109,7 +109,7 @@ pub fn server(database: &Database, api: &Api) -> Result<ZeroCache> {
 
 /// Named queries of the application: `any` runs the AST given as its argument, `refused` is an application error. The mutator
 /// `count` shows whether each mutation ran exactly once.
-fn app(upstream: &str) -> App {
+pub fn app(upstream: &str) -> App {
     App::default()
         .upstream(upstream)
         .query("any", |args| args.get(0).cloned().ok_or_else(|| "no AST".to_owned()))

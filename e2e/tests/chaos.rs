@@ -1,7 +1,7 @@
 //! Random query changes, row changes, mutations, lost connections and killed servers; at every quiet point each client's rows
 //! must equal what its queries give in Postgres, and every mutation must have run exactly once.
 
-mod random;
+pub mod random;
 
 use std::collections::BTreeMap;
 

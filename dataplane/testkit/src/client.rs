@@ -4,25 +4,28 @@
 //! One [`Client`] is one tab: it keeps its store (rows, cookie, desired and got queries) across reconnects, like the real
 //! client's storage, and sends on a new connection what the server does not know yet.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod reader;
+mod store;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
-use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::stream::SplitSink;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
-pub type Row = Map<String, Value>;
-/// table -> primary key as JSON text -> row
-pub type Tables = BTreeMap<String, BTreeMap<String, Row>>;
+use self::reader::Reader;
+pub use self::store::{Counts, Row, Store, Tables, row_key};
+pub use self::watch::Watch;
 
 /// Who the client is and how it speaks.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub struct Options {
     pub init_in_header: bool,
     /// How long queries stay after they are no longer desired.
     pub ttl_ms: u64,
+    /// Table and column of a number that only grows in Postgres: a row that shows a smaller one than before breaks the order.
+    pub rising: Option<(String, String)>,
     /// All tabs of the group, shared between siblings: servers forget clients that `activeClients` does not name.
     active_clients: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -59,6 +64,7 @@ impl Options {
             client_schema,
             init_in_header: true,
             ttl_ms: 300_000,
+            rising: None,
         }
     }
 
@@ -102,62 +108,6 @@ impl Query {
         format!("{hash:x}")
     }
 }
-
-/// What the client holds, and what has happened to it.
-#[derive(Clone, Debug, Default)]
-pub struct Store {
-    pub rows: Tables,
-    pub cookie: Option<String>,
-    /// The server's echo of desired queries, by client of the group.
-    pub desired: BTreeMap<String, BTreeSet<String>>,
-    pub got: BTreeSet<String>,
-    pub last_mutation_ids: BTreeMap<String, u64>,
-    /// (client, mutation) -> result
-    pub mutation_results: BTreeMap<(String, u64), Value>,
-    pub transform_errors: Vec<Value>,
-    pub counts: Counts,
-    /// Body of an `error` message on the current connection.
-    pub error: Option<Value>,
-    pub connected: bool,
-    /// Why the current connection has ended.
-    pub closed: Option<String>,
-    /// The first breach of the protocol's rules; it stays.
-    pub violation: Option<String>,
-    /// The last messages of both directions, cut short, for failures.
-    pub transcript: VecDeque<String>,
-    open: Option<OpenPoke>,
-    /// Which connection may write here: an aborted reader can still be at work for a moment.
-    connection: u64,
-}
-
-impl Store {
-    fn record(&mut self, direction: char, text: &str) {
-        if self.transcript.len() == 40 {
-            self.transcript.pop_front();
-        }
-        self.transcript.push_back(format!("{direction} {}", text.chars().take(400).collect::<String>()));
-    }
-}
-
-/// Traffic since the store was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub pokes: u64,
-    pub puts: u64,
-    /// Puts of rows that the client held with the same content.
-    pub redundant_puts: u64,
-    pub deletes: u64,
-    /// Deletes of rows that the client did not hold.
-    pub redundant_deletes: u64,
-    pub pongs: u64,
-}
-
-#[derive(Clone, Debug)]
-struct OpenPoke {
-    id: String,
-    parts: Vec<Value>,
-}
-
 type Socket = WebSocketStream<TcpStream>;
 
 /// One scripted tab.
@@ -167,8 +117,7 @@ pub struct Client {
     wanted: BTreeMap<String, (Query, u64)>,
     pending: Vec<Value>,
     next_mutation_id: u64,
-    store: Arc<Mutex<Store>>,
-    changed: Arc<watch::Sender<u64>>,
+    watch: Watch,
     connection: Option<Connection>,
 }
 
@@ -186,8 +135,7 @@ impl Client {
             wanted: BTreeMap::new(),
             pending: Vec::new(),
             next_mutation_id: 1,
-            store: Arc::new(Mutex::new(Store::default())),
-            changed: Arc::new(watch::Sender::new(0)),
+            watch: Watch::new(),
             connection: None,
         }
     }
@@ -201,6 +149,12 @@ impl Client {
         Ok(client)
     }
 
+    /// A way to look at the store while somebody else drives the client.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
+    }
+
     /// The store as it is now.
     #[must_use]
     pub fn store(&self) -> Store {
@@ -208,7 +162,7 @@ impl Client {
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watch.lock()
     }
 
     #[must_use]
@@ -324,13 +278,7 @@ impl Client {
 
     fn adopt(&mut self, socket: Socket) {
         let (sink, source) = socket.split();
-        let reader = Reader {
-            store: Arc::clone(&self.store),
-            changed: Arc::clone(&self.changed),
-            keys: primary_keys(&self.options.client_schema),
-            columns: columns(&self.options.client_schema),
-            connection: self.lock().connection,
-        };
+        let reader = Reader::new(self.watch.clone(), &self.options);
         self.connection = Some(Connection { sink, reader: tokio::spawn(reader.run(source)) });
     }
 
@@ -376,6 +324,16 @@ impl Client {
             self.send_push(&mutation).await?;
         }
         Ok(id)
+    }
+
+    /// Like [`Client::push`]; what cannot be sent now goes out with the next connection.
+    pub async fn push_or_keep(&mut self, name: &str, args: Value) -> Result<u64> {
+        let id = self.next_mutation_id;
+        match self.push(name, args).await {
+            Ok(id) => Ok(id),
+            Err(_) if self.next_mutation_id > id => Ok(id),
+            Err(error) => Err(error),
+        }
     }
 
     async fn send_push(&mut self, mutation: &Value) -> Result<()> {
@@ -432,55 +390,25 @@ impl Client {
         what: &str,
         mut condition: impl FnMut(&Store) -> bool,
     ) -> Result<()> {
-        let mut changes = self.changed.subscribe();
-        let wait = async {
-            loop {
-                {
-                    let store = self.lock();
-                    if let Some(violation) = &store.violation {
-                        bail!("the server broke the protocol: {violation}");
-                    }
-                    if condition(&store) {
-                        return Ok(());
-                    }
-                    if let Some(error) = &store.error {
-                        bail!("the server sent an error: {error}");
-                    }
-                    if let Some(reason) = &store.closed {
-                        bail!("the connection ended: {reason}");
-                    }
-                }
-                changes.changed().await.context("the client is alive")?;
+        let waited = self.watch.wait(limit, what, |store| {
+            if condition(store) {
+                return Ok(Some(()));
             }
-        };
-        match tokio::time::timeout(limit, wait).await {
-            Ok(outcome) => outcome.with_context(|| format!("waiting for {what}")),
-            Err(_) => {
-                let store = self.lock();
-                let transcript: Vec<_> = store.transcript.iter().map(String::as_str).collect();
-                Err(anyhow!(
-                    "waited {limit:?} for {what}; cookie {:?}, got {:?}; the last messages were\n{}",
-                    store.cookie,
-                    store.got,
-                    transcript.join("\n")
-                ))
+            if let Some(error) = &store.error {
+                bail!("the server sent an error: {error}");
             }
-        }
+            if let Some(reason) = &store.closed {
+                bail!("the connection ended: {reason}");
+            }
+            Ok(None)
+        });
+        waited.await
     }
 
     /// Waits for the end of the connection and returns the `error` body, if one was sent, and the reason.
     pub async fn wait_closed(&self) -> Result<(Option<Value>, String)> {
-        let mut changes = self.changed.subscribe();
-        let wait = async {
-            loop {
-                let store = self.store();
-                if let Some(reason) = store.closed {
-                    return Ok((store.error, reason));
-                }
-                changes.changed().await.context("the client is alive")?;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), wait).await.context("waited 30 s for the connection to end")?
+        let closed = tokio::time::timeout(Duration::from_secs(30), self.watch.closed());
+        closed.await.context("waited 30 s for the connection to end")
     }
 
     /// Fails if the server has broken a rule so far.
@@ -503,216 +431,4 @@ fn put(hash: &str, query: &Query, ttl: u64) -> Value {
         Query::Named { name, args } => json!({"op": "put", "hash": hash, "name": name, "args": args, "ttl": ttl}),
         Query::Ast(ast) => json!({"op": "put", "hash": hash, "ast": ast, "ttl": ttl}),
     }
-}
-
-fn primary_keys(schema: &Value) -> BTreeMap<String, Vec<String>> {
-    per_table(schema, |table| {
-        table["primaryKey"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-    })
-}
-
-fn columns(schema: &Value) -> BTreeMap<String, Vec<String>> {
-    per_table(schema, |table| {
-        table["columns"].as_object().into_iter().flat_map(|columns| columns.keys().cloned()).collect()
-    })
-}
-
-fn per_table(schema: &Value, of: impl Fn(&Value) -> Vec<String>) -> BTreeMap<String, Vec<String>> {
-    schema["tables"].as_object().into_iter().flatten().map(|(name, table)| (name.clone(), of(table))).collect()
-}
-
-/// The text under which a row is kept: its primary key's values in the order of the client schema.
-#[must_use]
-pub fn row_key(key: &[String], row: &Row) -> String {
-    Value::Array(key.iter().map(|column| row.get(column).cloned().unwrap_or(Value::Null)).collect()).to_string()
-}
-
-/// Reads one connection and applies it to the store.
-struct Reader {
-    store: Arc<Mutex<Store>>,
-    changed: Arc<watch::Sender<u64>>,
-    keys: BTreeMap<String, Vec<String>>,
-    columns: BTreeMap<String, Vec<String>>,
-    connection: u64,
-}
-
-impl Reader {
-    async fn run(self, mut source: SplitStream<Socket>) {
-        let reason = loop {
-            match source.next().await {
-                Some(Ok(Message::Text(text))) => self.take(text.as_str()),
-                Some(Ok(Message::Binary(_))) => self.fail("binary frame to a client of protocol 51 or less".to_owned()),
-                Some(Ok(Message::Close(frame))) => {
-                    break frame.map_or_else(
-                        || "close without a code".to_owned(),
-                        |f| format!("close {} {}", u16::from(f.code), f.reason),
-                    );
-                }
-                Some(Ok(_)) => {}
-                Some(Err(SocketError::ConnectionClosed)) | None => break "end of stream".to_owned(),
-                Some(Err(error)) => break format!("{error}"),
-            }
-        };
-        self.with_store(|store| store.closed = Some(reason));
-    }
-
-    /// Changes the store unless this connection is over for the client.
-    fn with_store(&self, change: impl FnOnce(&mut Store)) {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        if store.connection == self.connection {
-            change(&mut store);
-            drop(store);
-            self.changed.send_modify(|count| *count += 1);
-        }
-    }
-
-    fn fail(&self, violation: String) {
-        self.with_store(|store| {
-            store.violation.get_or_insert(violation);
-        });
-    }
-
-    fn take(&self, text: &str) {
-        self.with_store(|store| {
-            store.record('<', text);
-            let outcome = serde_json::from_str::<(String, Value)>(text)
-                .map_err(|error| anyhow!("not a [tag, body] array: {error}"))
-                .and_then(|(tag, body)| self.message(store, &tag, body).with_context(|| format!("in {tag}")));
-            if let Err(error) = outcome {
-                store.violation.get_or_insert_with(|| format!("{error:#}"));
-            }
-        });
-    }
-
-    fn message(&self, store: &mut Store, tag: &str, body: Value) -> Result<()> {
-        ensure!(store.connected || matches!(tag, "connected" | "error"), "the first message must be `connected`");
-        match tag {
-            "connected" => {
-                ensure!(!store.connected, "a second `connected`");
-                ensure!(body["wsid"].is_string(), "no wsid");
-                store.connected = true;
-            }
-            "pong" => store.counts.pongs += 1,
-            "error" => store.error = Some(body),
-            "transformError" => store.transform_errors.extend(body.as_array().context("not a list")?.iter().cloned()),
-            "deleteClients" | "inspect" => {}
-            "pokeStart" => {
-                ensure!(store.open.is_none(), "a poke is open already");
-                let base = optional_text(&body["baseCookie"])?;
-                ensure!(base == store.cookie, "base cookie {base:?} but the client is at {:?}", store.cookie);
-                store.open = Some(OpenPoke { id: text(&body["pokeID"])?, parts: Vec::new() });
-            }
-            "pokePart" => {
-                let open = store.open.as_mut().context("no poke is open")?;
-                ensure!(text(&body["pokeID"])? == open.id, "another poke's ID");
-                open.parts.push(body);
-            }
-            "pokeEnd" => {
-                let open = store.open.take().context("no poke is open")?;
-                ensure!(text(&body["pokeID"])? == open.id, "another poke's ID");
-                if body["cancel"] != json!(true) {
-                    self.apply(store, &open.parts, text(&body["cookie"])?)?;
-                }
-            }
-            _ => bail!("unknown tag"),
-        }
-        Ok(())
-    }
-
-    fn apply(&self, store: &mut Store, parts: &[Value], cookie: String) -> Result<()> {
-        ensure!(Some(&cookie) >= store.cookie.as_ref(), "cookie {cookie} after {:?}", store.cookie);
-        let has_content = parts.iter().any(|part| {
-            part.as_object().is_some_and(|fields| {
-                fields
-                    .iter()
-                    .any(|(name, value)| name != "pokeID" && value.as_array().is_none_or(|list| !list.is_empty()))
-            })
-        });
-        ensure!(
-            !has_content || Some(&cookie) > store.cookie.as_ref(),
-            "content without a new cookie ({cookie}): the client would discard it"
-        );
-        for part in parts {
-            for (client, patch) in part["desiredQueriesPatches"].as_object().into_iter().flatten() {
-                patch_set(store.desired.entry(client.clone()).or_default(), patch)?;
-            }
-            if let patch @ Value::Array(_) = &part["gotQueriesPatch"] {
-                patch_set(&mut store.got, patch)?;
-            }
-            for (client, id) in part["lastMutationIDChanges"].as_object().into_iter().flatten() {
-                let id = id.as_u64().context("a last mutation ID that is no number")?;
-                let before = store.last_mutation_ids.insert(client.clone(), id).unwrap_or(0);
-                ensure!(id >= before, "last mutation ID of {client} went from {before} back to {id}");
-            }
-            for op in part["mutationsPatch"].as_array().into_iter().flatten() {
-                let id = if op["op"] == json!("put") { &op["mutation"]["id"] } else { &op["id"] };
-                let key = (text(&id["clientID"])?, id["id"].as_u64().context("a mutation without an id")?);
-                match op["op"].as_str() {
-                    Some("put") => drop(store.mutation_results.insert(key, op["mutation"]["result"].clone())),
-                    Some("del") => drop(store.mutation_results.remove(&key)),
-                    _ => bail!("unknown op in mutationsPatch: {op}"),
-                }
-            }
-            for op in part["rowsPatch"].as_array().into_iter().flatten() {
-                self.apply_row(store, op)?;
-            }
-        }
-        store.counts.pokes += 1;
-        store.cookie = Some(cookie);
-        Ok(())
-    }
-
-    fn apply_row(&self, store: &mut Store, op: &Value) -> Result<()> {
-        let kind = op["op"].as_str().context("a row op without op")?;
-        ensure!(kind == "put" || kind == "del", "row op {kind:?}, which would wipe or merge: servers do not send it");
-        let table = op["tableName"].as_str().context("a row op without table")?;
-        let Some(key) = self.keys.get(table) else { return Ok(()) };
-        let row = op[if kind == "put" { "value" } else { "id" }]
-            .as_object()
-            .with_context(|| format!("{kind} without a row"))?;
-        for column in key {
-            let value = row.get(column).unwrap_or(&Value::Null);
-            ensure!(
-                value.is_string() || value.is_number() || value.is_boolean(),
-                "{kind} of {table} has no usable primary key column {column}"
-            );
-        }
-        let text = row_key(key, row);
-        let rows = store.rows.entry(table.to_owned()).or_default();
-        if kind == "put" {
-            for column in self.columns.get(table).into_iter().flatten() {
-                ensure!(row.contains_key(column), "put of {table} lacks the column {column}");
-            }
-            store.counts.puts += 1;
-            if rows.insert(text, row.clone()).as_ref() == Some(row) {
-                store.counts.redundant_puts += 1;
-            }
-        } else {
-            store.counts.deletes += 1;
-            if rows.remove(&text).is_none() {
-                store.counts.redundant_deletes += 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn text(value: &Value) -> Result<String> {
-    value.as_str().map(str::to_owned).with_context(|| format!("expected text, not {value}"))
-}
-
-fn optional_text(value: &Value) -> Result<Option<String>> {
-    if value.is_null() { Ok(None) } else { text(value).map(Some) }
-}
-
-fn patch_set(set: &mut BTreeSet<String>, patch: &Value) -> Result<()> {
-    for op in patch.as_array().context("a patch that is no list")? {
-        match op["op"].as_str() {
-            Some("put") => drop(set.insert(text(&op["hash"])?)),
-            Some("del") => drop(set.remove(&text(&op["hash"])?)),
-            Some("clear") => set.clear(),
-            _ => bail!("unknown query op {op}"),
-        }
-    }
-    Ok(())
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tokio_postgres::NoTls;
 
+use crate::account::User;
 use crate::free_ports;
 
 /// Which PostgreSQL to run.
@@ -86,13 +87,6 @@ pub struct Postgres {
     guard: Mutex<Option<Child>>,
 }
 
-/// The unprivileged account used when this process is root.
-#[derive(Clone, Copy, Debug)]
-struct User {
-    uid: u32,
-    gid: u32,
-}
-
 static INSTANCES: AtomicU32 = AtomicU32::new(0);
 
 /// Runs the server, waits for the end of its input, stops the server and removes the folder if told to.
@@ -115,7 +109,7 @@ impl Postgres {
     }
 
     pub fn start_with(version: Version, options: Options) -> Result<Postgres> {
-        let user = unprivileged_user()?;
+        let user = User::unprivileged()?;
         let home = prepare_binaries(&version.home()?, user)?;
         let template = template(&home, user)?;
         let folder = std::env::temp_dir().join(format!(
@@ -183,7 +177,7 @@ impl Postgres {
         // Its own process group: Ctrl-C in the terminal ends the tests, and their end stops the server.
         command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         if let Some(user) = self.user {
-            command.uid(user.uid).gid(user.gid);
+            user.run(&mut command);
         }
         let mut guard = command.spawn().context("start the guard shell of postgres")?;
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -351,28 +345,6 @@ pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// `None` when this process is not root and can run PostgreSQL itself.
-fn unprivileged_user() -> Result<Option<User>> {
-    let own = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective =
-        own.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|line| line.split_whitespace().nth(1));
-    if effective != Some("0") {
-        return Ok(None);
-    }
-    let accounts = fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
-    for name in ["postgres", "nobody"] {
-        for line in accounts.lines() {
-            let fields: Vec<_> = line.split(':').collect();
-            if let [account, _, uid, gid, ..] = fields[..]
-                && account == name
-            {
-                return Ok(Some(User { uid: uid.parse()?, gid: gid.parse()? }));
-            }
-        }
-    }
-    bail!("running as root and there is neither a user postgres nor nobody to run PostgreSQL as")
-}
-
 /// The npm packages come without their symbolic links and may lie where an unprivileged user cannot look, so they are copied.
 /// Debian's are used in place.
 fn prepare_binaries(home: &Path, user: Option<User>) -> Result<PathBuf> {
@@ -411,13 +383,13 @@ fn template(home: &Path, user: Option<User>) -> Result<PathBuf> {
     let target = shared_folder(&format!("template-{version}"), user);
     publish(&target, |folder| {
         if let Some(user) = user {
-            std::os::unix::fs::chown(folder, Some(user.uid), Some(user.gid))?;
+            user.own(folder)?;
         }
         let mut command = Command::new(home.join("bin/initdb"));
         command.arg("-D").arg(folder.join("data"));
         command.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]).current_dir("/");
         if let Some(user) = user {
-            command.uid(user.uid).gid(user.gid);
+            user.run(&mut command);
         }
         run(&mut command).context("run initdb")
     })?;

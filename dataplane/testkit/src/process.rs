@@ -1,8 +1,6 @@
 //! The server under test as a process: `ZERO_CACHE_BIN`, or `release/zero-cache` in the cargo target directory.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::free_ports;
+use crate::{free_ports, http};
 
 /// Configuration by environment and a folder that outlives restarts.
 #[derive(Debug)]
@@ -22,6 +20,9 @@ pub struct ZeroCache {
     child: Option<Child>,
     starts: u32,
     allowed_errors: Vec<String>,
+    name: String,
+    /// A program that starts the server, with its arguments.
+    wrapper: Vec<String>,
 }
 
 impl ZeroCache {
@@ -47,7 +48,43 @@ impl ZeroCache {
             ("DO_NOT_TRACK", "1"),
         ];
         let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(ZeroCache { folder, environment, port, child: None, starts: 0, allowed_errors: Vec::new() })
+        Ok(ZeroCache {
+            folder,
+            environment,
+            port,
+            child: None,
+            starts: 0,
+            allowed_errors: Vec::new(),
+            name: "the server".to_owned(),
+            wrapper: Vec::new(),
+        })
+    }
+
+    /// What messages call it.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> ZeroCache {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Exactly this environment, instead of the usual one. It must say that the server listens on `port`.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Vec<(String, String)>, port: u16) -> ZeroCache {
+        self.environment = environment;
+        self.port = port;
+        self
+    }
+
+    /// The server is started by this program, which must become it: `prlimit`, say.
+    #[must_use]
+    pub fn started_by(mut self, wrapper: &[&str]) -> ZeroCache {
+        self.wrapper = wrapper.iter().map(|part| (*part).to_owned()).collect();
+        self
     }
 
     #[must_use]
@@ -57,8 +94,12 @@ impl ZeroCache {
     }
 
     pub fn set(&mut self, name: &str, value: &str) {
-        self.environment.retain(|(known, _)| known != name);
+        self.unset(name);
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    pub fn unset(&mut self, name: &str) {
+        self.environment.retain(|(known, _)| known != name);
     }
 
     /// ERROR lines that contain this text are expected.
@@ -73,6 +114,29 @@ impl ZeroCache {
         self.port
     }
 
+    /// Where the server listens for others of its kind unless told otherwise.
+    #[must_use]
+    pub fn change_port(&self) -> u16 {
+        self.port + 1
+    }
+
+    /// Everything the server writes is in here.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Loses the replica, as a node without a disk of its own does.
+    pub fn delete_replica(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("replica.db")) {
+                fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path)).context("delete the replica")?;
+            }
+        }
+        Ok(())
+    }
+
     #[must_use]
     pub fn replica_file(&self) -> PathBuf {
         self.folder.join("replica.db")
@@ -84,7 +148,14 @@ impl ZeroCache {
         let binary = binary()?;
         self.starts += 1;
         let log = File::create(self.log_file(self.starts))?;
-        let mut command = Command::new(&binary);
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(&binary),
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&binary);
+                command
+            }
+        };
         command.env_clear().envs(std::env::vars().filter(|(name, _)| !name.starts_with("ZERO_") && name != "NODE_ENV"));
         command.envs(self.environment.iter().cloned()).current_dir(&self.folder);
         // A process group of its own, so that Ctrl-C reaches the tests alone.
@@ -104,17 +175,23 @@ impl ZeroCache {
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            if let Ok((200, _)) = self.get("/") {
+            if self.answers(self.port) {
                 return Ok(());
             }
             if let Some(status) = self.try_wait()? {
-                bail!("the server ended with {status} before it was ready; its log ends:\n{}", self.log_tail());
+                bail!("{} ended with {status} before it was ready; its log ends:\n{}", self.name, self.log_tail(20));
             }
             if Instant::now() > deadline {
-                bail!("the server was not ready within {limit:?}; its log ends:\n{}", self.log_tail());
+                bail!("{} was not ready within {limit:?}; its log ends:\n{}", self.name, self.log_tail(20));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Whether `/` of a port of this server answers 200.
+    #[must_use]
+    pub fn answers(&self, port: u16) -> bool {
+        matches!(http::get(port, "/", ""), Ok((200, _)))
     }
 
     fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
@@ -134,8 +211,9 @@ impl ZeroCache {
             }
             ensure!(
                 Instant::now() < deadline,
-                "the server did not end within {limit:?}; its log ends:\n{}",
-                self.log_tail()
+                "{} did not end within {limit:?}; its log ends:\n{}",
+                self.name,
+                self.log_tail(20)
             );
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -148,8 +226,28 @@ impl ZeroCache {
 
     /// `SIGTERM`, then waits for the end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        self.signal("TERM")?;
-        self.wait_exit(Duration::from_secs(20))
+        self.terminate_within(Duration::from_secs(20))
+    }
+
+    /// `SIGTERM`, then waits so long for the end.
+    pub fn terminate_within(&mut self, grace: Duration) -> Result<ExitStatus> {
+        self.ask_to_end()?;
+        self.wait_exit(grace)
+    }
+
+    /// `SIGTERM` without waiting.
+    pub fn ask_to_end(&self) -> Result<()> {
+        self.signal("TERM")
+    }
+
+    /// `SIGSTOP`: the process is there and does nothing, as a machine that swaps or a network that swallows packets.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// `SIGCONT`
+    pub fn thaw(&self) -> Result<()> {
+        self.signal("CONT")
     }
 
     /// `SIGKILL` to the process and all its descendants.
@@ -159,7 +257,7 @@ impl ZeroCache {
     }
 
     fn signal(&self, name: &str) -> Result<()> {
-        let id = self.child.as_ref().context("the server is not running")?.id();
+        let id = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?.id();
         let mut targets = vec![id.to_string()];
         if name == "KILL" {
             add_descendants(&id.to_string(), &mut targets);
@@ -171,27 +269,12 @@ impl ZeroCache {
 
     /// A small HTTP GET: status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        self.get_with(path, "")
+        http::get(self.port, path, "")
     }
 
     /// GET with HTTP basic authentication by the admin password.
     pub fn get_as_admin(&self, path: &str) -> Result<(u16, String)> {
-        use base64::Engine as _;
-        let credentials = base64::engine::general_purpose::STANDARD.encode("admin:test");
-        self.get_with(path, &format!("authorization: Basic {credentials}\r\n"))
-    }
-
-    fn get_with(&self, path: &str, headers: &str) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}connection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer has a header")?;
-        let status = head.split(' ').nth(1).context("an HTTP answer has a status")?.parse()?;
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        Ok((status, if chunked { unchunk(body) } else { body.to_owned() }))
+        http::get(self.port, path, &http::basic("admin", "test"))
     }
 
     /// The value of a metric without labels, or the sum over its labels.
@@ -226,20 +309,23 @@ impl ZeroCache {
         read_lossy(&self.log_file(self.starts))
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines of the log since the last start.
+    #[must_use]
+    pub fn log_tail(&self, count: usize) -> String {
         let log = self.last_log();
         let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        lines[lines.len().saturating_sub(count)..].join("\n")
     }
 
     /// Fails on an ERROR line that was not announced, and on any panic.
     pub fn check_log(&self) -> Result<()> {
         for line in self.log().lines() {
-            ensure!(!line.contains("panicked at"), "the server panicked: {line}");
+            ensure!(!line.contains("panicked at"), "{} panicked: {line}", self.name);
             let is_error = [" ERROR ", "level=ERROR", "\"level\":\"ERROR\""].iter().any(|mark| line.contains(mark));
             ensure!(
                 !is_error || self.allowed_errors.iter().any(|text| line.contains(text)),
-                "unexpected ERROR in the log: {line}"
+                "unexpected ERROR in the log of {}: {line}",
+                self.name
             );
         }
         Ok(())
@@ -252,7 +338,7 @@ impl Drop for ZeroCache {
             let _ = self.kill();
         }
         if std::thread::panicking() || std::env::var_os("ZERO_TEST_KEEP").is_some() {
-            eprintln!("the server's log is kept in {}", self.folder.display());
+            eprintln!("the log of {} is kept in {}", self.name, self.folder.display());
         } else {
             let _ = fs::remove_dir_all(&self.folder);
         }
@@ -283,19 +369,4 @@ pub fn binary() -> Result<PathBuf> {
     let path = target.join("release/zero-cache");
     ensure!(path.is_file(), "no {}: run `cargo build --release -p zero-cache`, or set ZERO_CACHE_BIN", path.display());
     Ok(path)
-}
-
-fn unchunk(body: &str) -> String {
-    let mut rest = body;
-    let mut text = String::new();
-    while let Some((size, after)) = rest.split_once("\r\n") {
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
-        let Some(chunk) = after.get(..size) else { break };
-        if size == 0 {
-            break;
-        }
-        text.push_str(chunk);
-        rest = after.get(size + 2..).unwrap_or_default();
-    }
-    text
 }
