@@ -1,0 +1,127 @@
+//! Names that the operator, its chart, its tests and the people who run it must agree on.
+
+/// API group of the resource.
+pub const GROUP: &str = "zerocache.dev";
+/// Owner of the fields that the operator applies.
+pub const FIELD_MANAGER: &str = "zerocache-operator";
+/// Owner of the status.
+pub const STATUS_FIELD_MANAGER: &str = "zerocache-operator-status";
+/// Holds the resource back until outside state is released.
+pub const FINALIZER: &str = "zerocache.dev/cleanup";
+
+/// Labels of children. Selectors use name, instance and component only, for they can never change.
+pub mod label {
+    pub const NAME: &str = "app.kubernetes.io/name";
+    pub const INSTANCE: &str = "app.kubernetes.io/instance";
+    pub const COMPONENT: &str = "app.kubernetes.io/component";
+    pub const VERSION: &str = "app.kubernetes.io/version";
+    pub const PART_OF: &str = "app.kubernetes.io/part-of";
+    pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+    /// Value of [`NAME`] and [`PART_OF`].
+    pub const ZERO_CACHE: &str = "zero-cache";
+    /// Value of [`MANAGED_BY`].
+    pub const OPERATOR: &str = "zerocache-operator";
+}
+
+/// Values of [`label::COMPONENT`].
+pub mod component {
+    pub const REPLICATION_MANAGER: &str = "replication-manager";
+    pub const VIEW_SYNCER: &str = "view-syncer";
+    pub const SINGLE_NODE: &str = "single-node";
+    pub const CLEANUP: &str = "cleanup";
+}
+
+pub mod annotation {
+    /// On the resource: releases a gated step of the upgrade whose target it names.
+    pub const RELEASE_UPGRADE: &str = "zerocache.dev/release-upgrade";
+    /// On the resource: a new value restarts all pods in the order of an upgrade.
+    pub const RESTARTED_AT: &str = "zerocache.dev/restartedAt";
+    /// On the resource: `true` lets it be deleted without releasing anything outside.
+    pub const SKIP_CLEANUP: &str = "zerocache.dev/skip-cleanup";
+    /// On the resource: names a retired generation that may be used again.
+    pub const REUSE_GENERATION: &str = "zerocache.dev/reuse-generation";
+    /// On pods: hash of the template they were made from, without this annotation.
+    pub const REVISION: &str = "zerocache.dev/revision";
+    /// On pods: the generation they serve.
+    pub const GENERATION: &str = "zerocache.dev/generation";
+    /// On pods: hash of the Secrets they read.
+    pub const SECRETS: &str = "zerocache.dev/secrets-hash";
+}
+
+/// Ports of the data plane, and their names in pods and Services.
+pub mod port {
+    /// Clients' WebSockets, probes and metrics of nodes that serve clients.
+    pub const SYNC: i32 = 4848;
+    pub const SYNC_NAME: &str = "sync";
+    /// The change stream between nodes, probes and metrics of the replication-manager. Private.
+    pub const CHANGE_STREAM: i32 = 4849;
+    pub const CHANGE_STREAM_NAME: &str = "change-stream";
+}
+
+/// Paths of the data plane's probes.
+pub mod path {
+    /// Answers 200 while the node takes work.
+    pub const READY: &str = "/";
+    /// Answers 200 while the process is alive, also while it drains.
+    pub const ALIVE: &str = "/keepalive";
+    pub const METRICS: &str = "/metrics";
+}
+
+/// The data plane's container, its folders and the user it runs as.
+pub mod pod {
+    pub const CONTAINER: &str = "zero-cache";
+    pub const DATA_VOLUME: &str = "data";
+    pub const DATA_PATH: &str = "/data";
+    pub const TEMPORARY_VOLUME: &str = "tmp";
+    pub const TEMPORARY_PATH: &str = "/tmp";
+    pub const USER: i64 = 65532;
+    /// Longest name of a ZeroCache: `<name>-rm-<revision hash of ten>` must fit the 63 characters of a label.
+    pub const NAME_MAX: usize = 40;
+}
+
+/// Names of children, from the name of the resource.
+pub mod child {
+    #[must_use]
+    pub fn replication_manager(name: &str) -> String {
+        format!("{name}-rm")
+    }
+
+    #[must_use]
+    pub fn headless(name: &str) -> String {
+        format!("{name}-rm-headless")
+    }
+
+    #[must_use]
+    pub fn view_syncer(name: &str) -> String {
+        format!("{name}-vs")
+    }
+
+    /// The Secret with the change stream's token, when none is given.
+    #[must_use]
+    pub fn token(name: &str) -> String {
+        format!("{name}-change-stream")
+    }
+
+    /// The Secret with the admin password, when none is given.
+    #[must_use]
+    pub fn admin_password(name: &str) -> String {
+        format!("{name}-admin")
+    }
+
+    /// The claim of the replication-manager's only pod.
+    #[must_use]
+    pub fn claim(name: &str) -> String {
+        format!("{}-{name}-rm-0", super::pod::DATA_VOLUME)
+    }
+
+    /// The Job that deletes a retired generation's backup. Generations may hold dots and underscores, and be as long as a
+    /// whole name: what does not fit is replaced by the caller's hash.
+    #[must_use]
+    pub fn cleanup(name: &str, hash: &str) -> String {
+        format!("{name}-cleanup-{hash}")
+    }
+
+    /// The key of generated Secrets.
+    pub const SECRET_KEY: &str = "value";
+}
