@@ -96,10 +96,11 @@ impl Parts<'_> {
             opened = self.replica(&source) => opened,
             _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
         };
-        let (writer, initial) = match opened {
+        let (writer, copy) = match opened {
             Err(error) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
             opened => opened?,
         };
+        let initial = copy.version;
         let owner = changes::Owner { id: self.config.task_id.clone(), address: String::new() };
         let opened = tokio::select! {
             opened = self.change_log(&owner, initial, writer) => opened?,
@@ -110,7 +111,7 @@ impl Parts<'_> {
             (Opened::Reset(reason), _) => return Ok(reset(&reason)),
         };
         let views = tokio::select! {
-            views = self.views(&writer) => views?,
+            views = self.views(&writer, copy) => views?,
             _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
         };
         self.gate.open(Some(views.handle));
@@ -123,8 +124,8 @@ impl Parts<'_> {
         }
     }
 
-    /// The writer of a usable replica, made by an initial copy if there is none, and the version of that copy.
-    async fn replica(&self, source: &upstream::Options) -> Result<(Writer, Version)> {
+    /// The writer of a usable replica, made by an initial copy if there is none, and that copy.
+    async fn replica(&self, source: &upstream::Options) -> Result<(Writer, views::store::Copy)> {
         let path = &self.config.replica.file;
         let identity = Identity { app: self.config.app.id.clone(), shard: self.config.app.shard_num };
         let opened = match Replica::open(path, &identity)? {
@@ -137,7 +138,9 @@ impl Parts<'_> {
                 }
             }
         };
-        Ok((opened.writer()?, opened.description().initial_version))
+        let description = opened.description();
+        let copy = views::store::Copy { id: description.replica_id.clone(), version: description.initial_version };
+        Ok((opened.writer()?, copy))
     }
 
     async fn change_log(&self, owner: &changes::Owner, initial: Version, writer: Writer) -> Result<(Opened, Writer)> {
@@ -146,7 +149,7 @@ impl Parts<'_> {
         change_log::open(&options, owner, initial, writer).await
     }
 
-    async fn views(&self, writer: &Writer) -> Result<views::Started> {
+    async fn views(&self, writer: &Writer, copy: views::store::Copy) -> Result<views::Started> {
         let cvr: Address = self.config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;
         await_database("ZERO_CVR_DB", &cvr).await?;
         let path: PathBuf = writer.path().to_owned();
@@ -160,6 +163,9 @@ impl Parts<'_> {
             mutations_table: format!("{shard}.mutations"),
             cvr_schema: format!("{shard}/cvr"),
             cvr: connector,
+            cvr_connections_max: 2,
+            copy,
+            memory_bytes: None,
             cvr_purge_hours: i32::try_from(self.config.cvr.inactivity_threshold.as_secs() / 3600)
                 .unwrap_or(i32::MAX)
                 .max(1),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use base64::Engine;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus::{Encoder, TextEncoder};
 use serde_json::{Value, json};
@@ -23,16 +23,19 @@ pub type StatusFuture = Pin<Box<dyn Future<Output = Value> + Send>>;
 pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    let (label, response) = match path {
-        "/" if is_read => ("/", probe(shared)),
+    let (label, mut response) = match path {
+        "/" if is_read => ("/", ready(shared)),
         "/keepalive" if is_read => {
             shared.gate.saw_keepalive();
-            ("/keepalive", probe(shared))
+            ("/keepalive", alive(shared))
         }
         "/metrics" if is_read => ("/metrics", metrics(shared)),
         "/statz" if is_read => ("/statz", statz(shared, request).await),
         _ => ("other", not_found(request.method(), path)),
     };
+    if shared.gate.is_draining() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     shared.metrics.http_requests.with_label_values(&[label, response.status().as_str()]).inc();
     response
 }
@@ -48,7 +51,14 @@ fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Respo
     response
 }
 
-fn probe(shared: &Shared) -> Response<Full<Bytes>> {
+/// For those that keep the process alive, and for load balancers of deployments that ask nothing else: not before the node is
+/// ready, but until it ends.
+fn alive(shared: &Shared) -> Response<Full<Bytes>> {
+    if shared.gate.is_draining() { text(StatusCode::OK, "OK") } else { ready(shared) }
+}
+
+/// For load balancers: whether to send clients here. They turn away while the node is draining, before its sockets close.
+fn ready(shared: &Shared) -> Response<Full<Bytes>> {
     if shared.gate.is_ready() {
         text(StatusCode::OK, "OK")
     } else if shared.gate.is_draining() {

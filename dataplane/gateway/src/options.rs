@@ -94,6 +94,11 @@ pub struct Limits {
     pub api_response_bytes_max: usize,
     /// How long a transformed query is reused for an identical request.
     pub transform_cache_ttl: Duration,
+    /// After the stop signal, how long the node says that it is not ready before it closes any socket: load balancers need a
+    /// moment to turn away. Not waited for without sockets.
+    pub drain_lead: Duration,
+    /// After that, for all client groups to be sent away, one after the other. They go faster if there are few.
+    pub drain_spread: Duration,
     /// After the stop signal: for the views to drain, for pushes to finish, for sockets to close.
     pub drain_timeout: Duration,
 }
@@ -113,6 +118,8 @@ impl Default for Limits {
             api_timeout: Duration::from_secs(300),
             api_response_bytes_max: 32 * 1024 * 1024,
             transform_cache_ttl: Duration::from_secs(5),
+            drain_lead: Duration::from_secs(2),
+            drain_spread: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(60),
         }
     }

@@ -137,10 +137,13 @@ impl Server {
             () = self.accept() => {}
             () = shutdown => {}
         }
-        let Server { shared, listener, requests, .. } = self;
-        // From here on new connections are refused by the kernel: the load balancer goes elsewhere.
-        drop(listener);
-        drain(&shared, &requests).await
+        // Probes are answered to the end; who comes anew is sent elsewhere.
+        let outcome = tokio::select! {
+            outcome = drain(&self.shared, &self.requests) => outcome,
+            () = self.accept() => Outcome { is_graceful: false },
+        };
+        drop(self.listener);
+        outcome
     }
 
     async fn accept(&self) {
@@ -204,6 +207,8 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
             Ok::<_, Infallible>(response)
         }
     });
+    // One that comes while the node drains is for one request, a probe most likely, and is closed after it.
+    let is_last = gate.is_draining();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.handshake_timeout)
@@ -214,7 +219,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = gate.draining() => {
+        () = gate.draining(), if !is_last => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -229,11 +234,16 @@ async fn drain(shared: &Arc<Shared>, requests: &Tasks) -> Outcome {
     let deadline = tokio::time::Instant::now() + shared.limits.drain_timeout;
     shared.gate.drain();
     tracing::info!(sockets = shared.sockets.live(), "draining");
+    if shared.sockets.live() > 0 {
+        let _ = timeout_at(deadline, tokio::time::sleep(shared.limits.drain_lead)).await;
+    }
     let mut late = Vec::new();
     if let Some(views) = shared.gate.views() {
         let (done, drained) = oneshot::channel();
         // The views close their clients' sockets at their own pace, then drop `done`; views that are gone drop it at once.
-        let _ = views.commands.send(Command::Drain { done });
+        // Some time must be left for what the last groups changed.
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let _ = views.commands.send(Command::Drain { done, within: shared.limits.drain_spread.min(left * 3 / 4) });
         if timeout_at(deadline, drained).await.is_err() {
             late.push("views");
         }

@@ -4,6 +4,7 @@
 //! wrong over the socket, because browsers hide the HTTP answer from the client.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -35,6 +36,8 @@ use crate::writer::{FRAGMENT_BYTES, Writer};
 
 /// Bytes read from a socket at once. Every idle socket holds a buffer of this size.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
+/// Who connects to a node that is leaving may be routed to it again for a moment.
+const RETRY_WHILE_DRAINING_MS: u64 = 250;
 
 pub(crate) fn is_upgrade<B>(request: &Request<B>) -> bool {
     request.headers().contains_key(UPGRADE)
@@ -51,7 +54,7 @@ pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Re
         Ok(key) => key,
         Err((status, reason)) => return refuse(status, reason),
     };
-    let Some(views) = shared.gate.views().filter(|_| shared.gate.is_ready()) else {
+    let Some(views) = shared.gate.views() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "this node does not take clients now");
     };
     if shared.sockets.live() >= shared.limits.connections_max {
@@ -165,6 +168,12 @@ fn first_offer(offered: &HeaderValue) -> Option<HeaderValue> {
 }
 
 async fn admit(shared: &Arc<Shared>, views: Handle, asked: Asked, stream: WebSocketStream<TcpStream>) {
+    let accepted_at = Instant::now();
+    if shared.gate.is_draining() {
+        // A refused handshake makes clients wait for seconds; this sends them to another node at once.
+        let error = ErrorBody::rehome("the server is shutting down", Some(RETRY_WHILE_DRAINING_MS));
+        return turn_away(shared, stream, "draining", Ending::Error(error, None)).await;
+    }
     let (params, header, request_headers) = match asked {
         Ok(asked) => asked,
         Err(error) => return turn_away(shared, stream, "bad_request", Ending::Close(1002, error.to_string())).await,
@@ -196,7 +205,7 @@ async fn admit(shared: &Arc<Shared>, views: Handle, asked: Asked, stream: WebSoc
             return turn_away(shared, stream, "auth", Ending::Error(error, None)).await;
         }
     };
-    let asked = Accepted { params, header, request_headers, version, auth };
+    let asked = Accepted { params, header, request_headers, version, auth, accepted_at };
     // Boxed: the state of the handshake must not stay in the memory of a socket that may live for days.
     Box::pin(welcome(shared, views, asked, stream)).await;
 }
@@ -207,10 +216,11 @@ struct Accepted {
     request_headers: Vec<(String, String)>,
     version: u32,
     auth: Auth,
+    accepted_at: Instant,
 }
 
 async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream: WebSocketStream<TcpStream>) {
-    let Accepted { params, header, request_headers, version, auth } = accepted;
+    let Accepted { params, header, request_headers, version, auth, accepted_at } = accepted;
     let context = Arc::new(ConnectionContext {
         user_id: params.user_id.clone(),
         token: auth.token(),
@@ -232,6 +242,7 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
         profile_id: params.profile_id.clone(),
         base_cookie: params.base_cookie.clone(),
         protocol_version: version,
+        accepted_at,
         context: Arc::clone(&context),
         outbox,
     };
@@ -239,9 +250,6 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
     let displaced = shared.registry.register(&group, &client, id, Arc::clone(&control));
     if let Some(old) = displaced {
         let _ = views.commands.send(Command::Disconnect(old));
-    }
-    if shared.gate.is_draining() {
-        control.end(Ending::Close(1001, "the server is shutting down".to_owned()));
     }
     // Views that are gone drop the outbox with the command, which ends the socket.
     let _ = views.commands.send(Command::Connect(Box::new(connect)));

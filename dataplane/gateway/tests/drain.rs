@@ -6,12 +6,12 @@ use tokio::time::{Instant, timeout};
 use views::api::{Command, Frame};
 
 use crate::support::api::{Api, ok};
-use crate::support::client::Client;
+use crate::support::client::{Client, get};
 use crate::support::{Harness, PATIENCE, options, params};
 
 async fn drain(harness: &mut Harness) -> tokio::sync::oneshot::Sender<()> {
     loop {
-        if let Command::Drain { done } = harness.command().await {
+        if let Command::Drain { done, .. } = harness.command().await {
             return done;
         }
     }
@@ -25,7 +25,14 @@ async fn sockets_close_when_the_views_have_drained() {
     harness.stop();
     let done = drain(&mut harness).await;
     assert!(!harness.gate.is_ready());
-    assert!(TcpStream::connect(harness.address).await.is_err(), "the port is closed");
+    assert_eq!(get(harness.address, "/", &[]).await.0, 503, "load balancers turn away");
+    assert_eq!(get(harness.address, "/keepalive", &[]).await.0, 200, "and nobody kills the process");
+    // Who comes anew is sent elsewhere at once.
+    let mut late = Client::connect(harness.address, &params("late")).await;
+    let error = late.error().await;
+    assert_eq!((&error["kind"], &error["origin"]), (&json!("Rehome"), &json!("zeroCache")));
+    assert!(error["maxBackoffMs"].as_u64().is_some_and(|ms| ms <= 1_000), "{error}");
+    drop(late);
     // Still served while the views drain.
     left.send(r#"["ping",{}]"#).await;
     left.expect("pong").await;
@@ -36,6 +43,27 @@ async fn sockets_close_when_the_views_have_drained() {
     drop(done);
     assert_eq!(left.closed().await.map(|(code, _)| code), Some(1001));
     drop((told, left));
+    let address = harness.address;
+    assert!(harness.outcome().await.is_graceful);
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+}
+
+#[tokio::test]
+async fn probes_fail_for_a_while_before_any_socket_is_told() {
+    let mut options = options();
+    options.limits.drain_lead = Duration::from_millis(400);
+    let mut harness = Harness::start(options).await;
+    let (client, _connect) = harness.client("a").await;
+    let started = Instant::now();
+    harness.stop();
+    while harness.gate.is_ready() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    assert_eq!(get(harness.address, "/", &[]).await.0, 503);
+    drop(drain(&mut harness).await);
+    assert!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
+    drop(client);
     assert!(harness.outcome().await.is_graceful);
 }
 

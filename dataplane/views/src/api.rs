@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::ast::Ast;
@@ -26,6 +27,8 @@ pub struct Connect {
     /// Text of the URL's `baseCookie`; `None` when empty.
     pub base_cookie: Option<String>,
     pub protocol_version: u32,
+    /// When the socket was accepted.
+    pub accepted_at: Instant,
     pub context: Arc<ConnectionContext>,
     pub outbox: Outbox,
 }
@@ -76,9 +79,11 @@ pub enum Command {
     Message(ConnectionId, ClientMessage),
     /// The socket is gone (or was displaced by a newer one of the same client).
     Disconnect(ConnectionId),
-    /// Tell all clients to go elsewhere and accept nothing more; `done` is dropped when all state is flushed.
+    /// Send all clients elsewhere, one group after the other `within` so long, and take no others; `done` is dropped when all
+    /// state is flushed and the groups are free.
     Drain {
         done: tokio::sync::oneshot::Sender<()>,
+        within: Duration,
     },
 }
 
@@ -152,6 +157,10 @@ impl Outbox {
 
     /// Queues a frame. A single frame larger than the limit passes when the queue is empty.
     pub fn send(&self, frame: Frame) -> Result<(), Full> {
+        // Nothing may follow the close, even if the receiver has made room meanwhile.
+        if self.overflowed.load(Ordering::Acquire) {
+            return Err(Full);
+        }
         let size = frame.len();
         let before = self.queued.fetch_add(size, Ordering::Relaxed);
         if before > 0 && before + size > self.limit {

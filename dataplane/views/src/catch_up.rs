@@ -3,6 +3,10 @@
 //! A row is sent if it may have changed for the client since its cookie, and what is sent is its present state: a put if any query
 //! that the client holds has it, else a del. So a superset of the changed rows is always right, and a missing history is never
 //! guessed: the client then starts over.
+//!
+//! Where the client was served by another node, that node's history leads to some version, and comparing the rows there with the
+//! present ones leads on from it. A query has the same rows at the same version on every node, so any history that reaches back
+//! to the cookie will do, whoever handed the cookie out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +15,7 @@ use bytes::Bytes;
 use protocol::down::QueryOp;
 use protocol::error::ErrorBody;
 use protocol::poke::PartBuilder;
-use rows::{Cookie, Version};
+use rows::Version;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::api::{ConnectionId, Frame};
@@ -22,10 +26,7 @@ use crate::group::{Group, GroupId};
 use crate::lineage::del_op;
 use crate::materialisation::Materialisation;
 use crate::row_id::RowId;
-use crate::store::{LineageId, Request, Touched};
-
-/// A stored history that connections with the same cookie wait for together. `bool`: with all rows that were ever in the set.
-pub type HistoryQuestion = (LineageId, Cookie, bool);
+use crate::store::{LineageId, Question, Request, RowSet, Touched};
 
 impl Core {
     /// Lets in every connection of the group that has all it needs.
@@ -81,7 +82,7 @@ impl Core {
                 && connection.touched.get(&(holding.lineage, false)).is_none_or(|h| h.covers < floor)
             {
                 ready = false;
-                ask.push((holding.lineage, cookie, false));
+                ask.push(Question { lineages: holding.lineages(), since: cookie, held: false });
             }
             // All rows are sent, or rows of which only the identity is known: both need the encoded rows.
             if (since.is_none() || from_store.is_some()) && materialisation.rows_at(self.version).is_none() {
@@ -95,7 +96,7 @@ impl Core {
                 && !connection.touched.contains_key(&(removed.holding.lineage, true))
             {
                 ready = false;
-                ask.push((removed.holding.lineage, cookie, true));
+                ask.push(Question { lineages: removed.holding.lineages(), since: cookie, held: true });
             }
         }
         for held in renew {
@@ -107,44 +108,78 @@ impl Core {
         ready
     }
 
-    fn ask_history(&mut self, id: ConnectionId, question: HistoryQuestion) {
-        let (lineage, since, held) = question;
+    fn ask_history(&mut self, id: ConnectionId, question: Question) {
         let covers = self.durable_version();
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        if !connection.asked.insert((lineage, held)) {
+        let Some(&lineage) = question.lineages.first() else { return };
+        if !connection.asked.insert((lineage, question.held)) {
             return;
         }
-        let (_, waiting) = self.histories.entry(question).or_insert_with(|| {
-            self.store.ask(Request::Touched { lineage, since, held });
-            (covers, Vec::new())
-        });
-        waiting.push(id);
+        if let Some((_, waiting)) = self.histories.get_mut(&question) {
+            waiting.push(id);
+        } else {
+            self.store.ask(Request::Touched(question.clone()));
+            self.histories.insert(question, (covers, vec![id]));
+        }
     }
 
     /// Takes a stored history for the connections that wait for it.
-    pub(crate) fn touched(&mut self, touched: &Touched) {
-        let question = (touched.lineage, touched.since, touched.held);
-        let Some((covers, waiting)) = self.histories.remove(&question) else { return };
-        let rows = touched.rows.as_ref().map(|rows| Arc::new(rows.clone()));
-        for id in waiting {
-            let joining = self.connections.get(&id).is_some_and(|c| c.phase == Phase::Joining);
-            let Some(rows) = &rows else {
-                // Its query may have gone meanwhile, and with it the need.
-                if !joining {
-                    continue;
+    pub(crate) fn touched(&mut self, touched: Touched) {
+        let Touched { answers, latest } = touched;
+        let present = answers.first().and_then(|(question, _)| question.lineages.first()).copied().unwrap_or_default();
+        let beyond = latest.map(|latest| self.beyond(present, &latest));
+        for (question, rows) in answers {
+            let Some((mut covers, waiting)) = self.histories.remove(&question) else { continue };
+            let mut rows = rows;
+            // What a client held of a query that is no more needs no comparison: all of it goes.
+            let is_ready = match &beyond {
+                Some(beyond) if !question.held => {
+                    if let (Some(rows), Some(beyond)) = (&mut rows, beyond) {
+                        rows.extend(beyond.iter().cloned());
+                    }
+                    covers = self.version;
+                    beyond.is_some()
                 }
-                let body = ErrorBody::client_not_found("the client was away for longer than the server remembers");
-                self.reject(id, &body);
-                continue;
+                _ => true,
             };
-            if let Some(connection) = self.connections.get_mut(&id).filter(|c| c.phase == Phase::Joining) {
-                connection.asked.remove(&(touched.lineage, touched.held));
-                let history = History { covers, rows: Arc::clone(rows) };
-                connection.touched.insert((touched.lineage, touched.held), history);
-                self.dirty.insert(connection.group);
-                self.want_step = true;
+            let rows = rows.map(Arc::new);
+            for id in waiting {
+                let joining = self.connections.get(&id).is_some_and(|c| c.phase == Phase::Joining);
+                let Some(rows) = &rows else {
+                    // Its query may have gone meanwhile, and with it the need.
+                    if !joining {
+                        continue;
+                    }
+                    let body = ErrorBody::client_not_found("the client was away for longer than the server remembers");
+                    self.reject(id, &body);
+                    continue;
+                };
+                if let Some(connection) = self.connections.get_mut(&id).filter(|c| c.phase == Phase::Joining) {
+                    connection.asked.remove(&(present, question.held));
+                    if is_ready {
+                        let history = History { covers, rows: Arc::clone(rows) };
+                        connection.touched.insert((present, question.held), history);
+                    }
+                    self.dirty.insert(connection.group);
+                    self.want_step = true;
+                }
             }
         }
+    }
+
+    /// Rows that are not now as they were at the end of another node's history. `None`: they are not known at the moment.
+    fn beyond(&self, present: LineageId, latest: &RowSet) -> Option<Vec<RowId>> {
+        let materialisation = self.materialisations.by_lineage.get(&present)?;
+        let graph = self.materialisations.get(*materialisation)?.graph()?;
+        let mut rows: Vec<RowId> = latest
+            .rows
+            .iter()
+            .filter(|(id, version)| graph.version_of(&id.table, &id.key) != Some(**version))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let now = graph.rows().map(|(table, key, _)| RowId::of(table, key));
+        rows.extend(now.filter(|id| !latest.rows.contains_key(id)));
+        Some(rows)
     }
 
     fn join(&mut self, group_id: GroupId, id: ConnectionId) -> Result<Option<Poke>, String> {

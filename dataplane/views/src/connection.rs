@@ -49,9 +49,9 @@ pub struct Connection {
     pub revision: u64,
     /// While joining: do not wait any longer for new queries after this.
     pub patience: Option<Instant>,
-    /// Messages that came before the group was loaded.
+    /// Messages that came before the group was served here.
     pub waiting: VecDeque<ClientMessage>,
-    /// `initConnection` waits until the replica reaches the client's cookie.
+    /// Nothing is done for it before the replica reaches its cookie.
     pub behind_since: Option<Instant>,
     /// Histories asked for, and those answered. `true`: with all rows that were ever in the set.
     pub asked: FxHashSet<(LineageId, bool)>,

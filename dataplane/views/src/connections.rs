@@ -2,30 +2,33 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::down;
 use protocol::error::ErrorBody;
+use rows::Cookie;
 use rustc_hash::{FxHashMap, FxHashSet};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::api::{ClientMessage, Connect, ConnectionId, Frame};
 use crate::connection::{Connection, Phase};
 use crate::core::{Core, observe};
-use crate::group::record::Record;
-use crate::group::{Group, GroupId};
 use crate::outgoing::{Dropped, Mark};
-use crate::store::Request;
+use crate::ownership::rehome;
+
+/// Who connects to a node that is leaving may be routed to it again for a moment.
+const RETRY_WHILE_DRAINING: Duration = Duration::from_millis(250);
 
 impl Core {
     pub(crate) fn connect(&mut self, connect: Connect) {
         if self.draining.is_some() {
-            let frame = down::error(&ErrorBody::rehome("the server is shutting down", None));
+            self.options.metrics.rehomes.with_label_values(&["draining"]).inc();
+            let frame = down::error(&rehome("the server is shutting down", RETRY_WHILE_DRAINING));
             let _ = connect.outbox.send(Frame::Text(frame));
             let _ = connect.outbox.send(Frame::Close(Some((1001, "shutting down".into()))));
             return;
         }
-        let cookie = match connect.base_cookie.as_deref().map(str::parse).transpose() {
+        let cookie: Option<Cookie> = match connect.base_cookie.as_deref().map(str::parse).transpose() {
             Ok(cookie) => cookie,
             Err(error) => {
                 let body = ErrorBody::internal(format!("baseCookie: {error}"));
@@ -34,16 +37,24 @@ impl Core {
                 return;
             }
         };
+        // The replica may be about to catch up. Until then another node may be better.
+        let is_behind = cookie.is_some_and(|cookie| cookie.version > self.version);
         let group = self.group_named(&connect.client_group_id);
         let group = self.groups.get_mut(&group).expect("made by group_named");
         group.connections.push(connect.id);
+        group.connected_at = if group.epoch == 0 && group.connections.len() == 1 {
+            connect.accepted_at
+        } else {
+            group.connected_at.max(connect.accepted_at)
+        };
+        let group_id = group.id;
         group.idle_since = None;
         group.clock_since.get_or_insert_with(Instant::now);
         self.connections.insert(
             connect.id,
             Connection {
                 id: connect.id,
-                group: group.id,
+                group: group_id,
                 client: connect.client_id,
                 profile_id: connect.profile_id,
                 context: connect.context,
@@ -56,54 +67,24 @@ impl Core {
                 revision: 0,
                 patience: None,
                 waiting: VecDeque::new(),
-                behind_since: None,
+                behind_since: is_behind.then(Instant::now),
                 asked: FxHashSet::default(),
                 touched: FxHashMap::default(),
                 revalidate_at: None,
                 answers: Vec::new(),
             },
         );
-    }
-
-    fn group_named(&mut self, name: &str) -> GroupId {
-        if let Some(&id) = self.group_names.get(name) {
-            return id;
-        }
-        self.next_group += 1;
-        let id = GroupId(self.next_group);
-        self.group_names.insert(name.to_owned(), id);
-        self.groups.insert(id, Group::new(id, name.to_owned()));
-        self.store.ask(Request::Group { id: name.to_owned() });
-        id
-    }
-
-    pub(crate) fn group_loaded(&mut self, name: &str, record: Option<&str>) {
-        let Some(group) = self.group_names.get(name).and_then(|id| self.groups.get_mut(id)) else { return };
-        if group.loaded {
-            return;
-        }
-        let record = record.and_then(|text| match serde_json::from_str::<Record>(text) {
-            Ok(record) => Some(record),
-            Err(error) => {
-                // Treated as unknown: its clients start over, which is always right.
-                warn!(%error, "CVR: a client group's record cannot be read");
-                None
-            }
-        });
-        group.load(record, self.version);
-        let connections = group.connections.clone();
-        for id in connections {
-            let waiting = self.connections.get_mut(&id).map(|c| std::mem::take(&mut c.waiting)).unwrap_or_default();
-            for message in waiting {
-                self.client_message(id, message);
-            }
+        if is_behind {
+            self.behind.push(connect.id);
+        } else {
+            self.claim(group_id);
         }
     }
 
     pub(crate) fn client_message(&mut self, id: ConnectionId, message: ClientMessage) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(group) = self.groups.get(&connection.group) else { return };
-        if !group.loaded || connection.behind_since.is_some() {
+        if !group.is_served() || connection.behind_since.is_some() {
             connection.waiting.push_back(message);
             return;
         }

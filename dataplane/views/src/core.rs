@@ -14,9 +14,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
 use tracing::{error, info};
 
-use crate::api::{Command, ConnectionId, Frame, Handle, Transformer};
-use crate::catch_up::HistoryQuestion;
+use crate::api::{Command, ConnectionId, Handle, Transformer};
 use crate::connection::{Connection, Phase};
+use crate::drain::Drain;
 use crate::group::{Group, GroupId};
 use crate::hydrate::{self, Pool};
 use crate::limits::Limits;
@@ -24,12 +24,14 @@ use crate::materialisations::Materialisations;
 use crate::metrics::Metrics;
 use crate::mutations::Internal;
 use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
-use crate::store::{self, Connector, Flush, Request, Store};
+use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
 use crate::transform::Answer;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Events handled before a step is run, so that a flood of messages cannot delay pokes.
 const EVENTS_PER_STEP_MAX: usize = 512;
+/// Numbers that one node takes for its lineages, so that no two nodes ever use one twice.
+const LINEAGES_PER_NODE: i64 = 1 << 32;
 /// Row changes that may wait for the views before replication waits for them.
 const BACKLOG_ROWS_MAX: usize = 400_000;
 
@@ -40,6 +42,12 @@ pub struct Options {
     /// Schema of the CVR tables in the CVR database.
     pub cvr_schema: String,
     pub cvr: Connector,
+    /// Most connections to the CVR database at once: two are used, or one in turns.
+    pub cvr_connections_max: usize,
+    /// The copy that the replica began with.
+    pub copy: Copy,
+    /// What the process may use of memory; budgets are parts of it. `None`: not known.
+    pub memory_bytes: Option<usize>,
     /// Age at which an unused client group is forgotten.
     pub cvr_purge_hours: i32,
     pub hydrators: usize,
@@ -115,33 +123,33 @@ pub struct Started {
 
 /// Prepares the CVR database and starts the thread.
 pub async fn start(options: Options) -> Result<Started, String> {
-    start_within(options, Limits::default()).await
+    let limits = options.memory_bytes.map_or_else(Limits::default, Limits::for_memory);
+    start_within(options, limits).await
 }
 
 /// Like [`start`], with other limits.
 pub async fn start_within(options: Options, limits: Limits) -> Result<Started, String> {
-    let client = (options.cvr)().await?;
-    let (next_lineage, known) = store::prepare(&client, &options.cvr_schema, options.cvr_purge_hours)
-        .await
-        .map_err(|e| format!("prepare the CVR tables: {e}"))?;
-    drop(client);
+    let settings = store::Settings {
+        connector: Arc::clone(&options.cvr),
+        schema: options.cvr_schema.clone(),
+        purge_hours: options.cvr_purge_hours,
+        connections_max: options.cvr_connections_max,
+        copy: options.copy.clone(),
+        limits: limits.clone(),
+        metrics: store::Metrics {
+            flush_seconds: options.metrics.cvr_flush_seconds.clone(),
+            flush_failures: options.metrics.cvr_flush_failures.clone(),
+            flushes_fenced: options.metrics.cvr_flushes_fenced.clone(),
+        },
+    };
+    let node = store::register(&settings).await?;
+    info!(node, copy = options.copy.id, "registered in the CVR database");
     let (events, receiver) = channel();
     let store = {
         let events = events.clone();
-        let metrics = store::Metrics {
-            flush_seconds: options.metrics.cvr_flush_seconds.clone(),
-            flush_failures: options.metrics.cvr_flush_failures.clone(),
-        };
-        store::spawn(
-            Arc::clone(&options.cvr),
-            options.cvr_schema.clone(),
-            options.cvr_purge_hours,
-            &limits,
-            metrics,
-            move |event| {
-                let _ = events.send(Event::Store(event));
-            },
-        )
+        store::spawn(settings, node, move |event| {
+            let _ = events.send(Event::Store(event));
+        })
     };
     let pool = {
         let (events, open) = (events.clone(), Arc::clone(&options.open_reader));
@@ -173,7 +181,7 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
     std::thread::Builder::new()
         .name("views".into())
         .spawn(move || {
-            let materialisations = Materialisations::new(pool, next_lineage, known, options.metrics.clone());
+            let materialisations = Materialisations::new(pool, node * LINEAGES_PER_NODE, options.metrics.clone());
             let around = Around { store, events, runtime, backlog };
             let core = Core::new(options, limits, reader, materialisations, around);
             let reason = core.run(&receiver);
@@ -194,7 +202,7 @@ struct Around {
 /// All state of the views.
 pub struct Core {
     pub(crate) options: Options,
-    limits: Limits,
+    pub(crate) limits: Limits,
     pub(crate) reader: Reader,
     pub(crate) version: Version,
     pub(crate) schema: Arc<Schema>,
@@ -206,6 +214,8 @@ pub struct Core {
     pub(crate) store: Store,
     pub(crate) flush: Flush,
     flush_number: u64,
+    /// The newest version that was handed over as one that clients may be told of.
+    marked: Version,
     /// Flush numbers with the version they carried, until they are durable.
     flushed_versions: VecDeque<(u64, Version)>,
     pub(crate) outgoing: Outgoing,
@@ -220,9 +230,13 @@ pub struct Core {
     pub(crate) impatient_at: Option<Instant>,
     /// Connections whose cookie is ahead of the replica.
     pub(crate) behind: Vec<ConnectionId>,
+    /// Whether a group waits for the replica to reach its bound.
+    pub(crate) any_behind: bool,
     /// Stored histories asked for: the version that the answer will cover, and who waits for it.
-    pub(crate) histories: FxHashMap<HistoryQuestion, (Version, Vec<ConnectionId>)>,
-    pub(crate) draining: Option<tokio::sync::oneshot::Sender<()>>,
+    pub(crate) histories: FxHashMap<Question, (Version, Vec<ConnectionId>)>,
+    pub(crate) draining: Option<Drain>,
+    /// This node was struck off.
+    pub(crate) gone: bool,
     abandoned: bool,
     pub(crate) commit_time_us: i64,
     backlog: Arc<Backlog>,
@@ -250,6 +264,7 @@ impl Core {
             store,
             flush: Flush::default(),
             flush_number: 0,
+            marked: Version::ZERO,
             flushed_versions: VecDeque::new(),
             outgoing: Outgoing::new(limits.held_bytes),
             limits,
@@ -261,8 +276,10 @@ impl Core {
             want_step: false,
             impatient_at: None,
             behind: Vec::new(),
+            any_behind: false,
             histories: FxHashMap::default(),
             draining: None,
+            gone: false,
             abandoned: false,
             commit_time_us: 0,
             backlog,
@@ -279,7 +296,7 @@ impl Core {
         self.reader.end();
         let mut next_tick = Instant::now() + TICK;
         loop {
-            let wake = self.impatient_at.map_or(next_tick, |at| at.min(next_tick));
+            let wake = self.impatient_at.into_iter().chain(self.drain_at()).fold(next_tick, Instant::min);
             let wait = wake.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(wait) {
                 Ok(event) => {
@@ -300,11 +317,18 @@ impl Core {
             if self.impatient_at.is_some_and(|at| at <= now) {
                 self.look_at_impatient(now);
             }
+            self.drain_due(now);
             if std::mem::take(&mut self.want_step)
+                && !self.has_left()
                 && let Err(reason) = self.step(receiver)
             {
                 error!(reason, "the views cannot go on");
                 return reason;
+            }
+            if self.gone {
+                let reason = "the other nodes took this one for dead: it was not heard of for too long";
+                error!(reason, "the views cannot go on");
+                return reason.into();
             }
             if self.finish_drain() {
                 return "drained".into();
@@ -322,14 +346,15 @@ impl Core {
             Event::Hydrated(outcome) => self.want_step |= self.materialisations.hydrated(*outcome),
             Event::Answer(answer) => self.answered(answer),
             Event::Store(store::Event::Flushed { up_to }) => self.flushed(up_to),
-            Event::Store(store::Event::Group { id, record }) => self.group_loaded(&id, record.as_deref()),
+            Event::Store(store::Event::Claimed { id, verdict }) => self.claimed(&id, verdict),
+            Event::Store(store::Event::Lost(lost)) => self.lost(&lost),
+            Event::Store(store::Event::Gone) => self.gone = true,
             Event::Store(store::Event::RowSet { lineage, rows }) => {
                 self.want_step |= self.materialisations.stored(lineage, rows);
             }
-            Event::Store(store::Event::Touched(touched)) => self.touched(&touched),
+            Event::Store(store::Event::Touched(touched)) => self.touched(touched),
             Event::Store(store::Event::PurgeDue) => {
-                let groups = self.groups.values().map(|g| g.name.clone()).collect();
-                self.store.ask(Request::Purge { lineages: self.materialisations.lineages(), groups });
+                self.store.ask(Request::Purge { lineages: self.materialisations.lineages() });
             }
             Event::Store(store::Event::Purged { lineages }) => self.materialisations.purged(&lineages),
             Event::Abandoned => self.abandoned = true,
@@ -349,7 +374,7 @@ impl Core {
             Command::Connect(connect) => self.connect(*connect),
             Command::Message(id, message) => self.client_message(id, message),
             Command::Disconnect(id) => self.disconnect(id, None),
-            Command::Drain { done } => self.drain(done),
+            Command::Drain { done, within } => self.drain(done, within),
         }
     }
 
@@ -361,12 +386,15 @@ impl Core {
         }
     }
 
-    /// Hands the step's changes to the store and returns the flush that the step's pokes must wait for.
-    pub(crate) fn submit_flush(&mut self) -> u64 {
-        let flush = std::mem::take(&mut self.flush);
-        if flush.is_empty() {
+    /// Hands the step's changes to the store and returns the flush that the step's pokes must wait for. `is_told`: clients are
+    /// about to be told of the present version.
+    pub(crate) fn submit_flush(&mut self, is_told: bool) -> u64 {
+        if self.flush.is_empty() && !(is_told && self.version > self.marked) {
             return self.flush_number;
         }
+        let mut flush = std::mem::take(&mut self.flush);
+        flush.version = self.version;
+        self.marked = self.version;
         self.flush_number += 1;
         self.flushed_versions.push_back((self.flush_number, self.version));
         self.store.flush(self.flush_number, flush);
@@ -395,6 +423,7 @@ impl Core {
         metrics.materialisations.set(count(materialisations));
         metrics.subscriptions.set(count(subscriptions));
         metrics.client_groups.set(count(self.groups.len()));
+        metrics.owned_groups.set(count(self.groups.values().filter(|g| g.epoch > g.lost_epoch).count()));
         metrics.active_connections.set(count(self.connections.values().filter(|c| c.phase == Phase::Active).count()));
         // A group that comes back is read from the database, so everything must be there first.
         let all_durable = self.all_durable();
@@ -411,39 +440,6 @@ impl Core {
         for id in gone {
             self.unload(id, now);
         }
-    }
-
-    fn unload(&mut self, id: GroupId, now: Instant) {
-        let Some(group) = self.groups.remove(&id) else { return };
-        self.group_names.remove(&group.name);
-        for run in group.queries.values() {
-            for materialisation in run.held.iter().chain(&run.coming) {
-                self.materialisations.unsubscribe(id, *materialisation, now);
-            }
-        }
-    }
-
-    fn drain(&mut self, done: tokio::sync::oneshot::Sender<()>) {
-        let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
-        info!(connections = ids.len(), "closing all connections");
-        for id in ids {
-            // A plain close: clients reconnect at once, elsewhere or here after the restart, and lose nothing.
-            self.close(id, Frame::Close(Some((1001, "shutting down".into()))));
-            self.disconnect(id, None);
-        }
-        self.draining = Some(done);
-        self.want_step = true;
-    }
-
-    /// Whether everything is told and stored after a drain.
-    fn finish_drain(&mut self) -> bool {
-        let finished =
-            self.draining.is_some() && self.outgoing.is_empty() && self.all_durable() && self.dirty.is_empty();
-        if finished && let Some(done) = self.draining.take() {
-            // Dropping the sender would do; sending says that it was on purpose.
-            let _ = done.send(());
-        }
-        finished
     }
 }
 

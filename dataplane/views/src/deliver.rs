@@ -1,5 +1,6 @@
 //! From what changed for a group to the frames of its active connections.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use crate::group::record::Holding;
 use crate::group::{GroupId, Left, Pending};
 use crate::lineage::del_op;
 use crate::materialisation::{Entry, Materialisation, MaterialisationId};
-use crate::outgoing::Mark;
+use crate::outgoing::{Mark, now_ms};
 use crate::row_id::RowId;
 use crate::store::GroupRow;
 
@@ -45,7 +46,7 @@ impl Core {
         let version = self.version;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         // Nothing of a client is stored or told before anybody's credentials were found good.
-        if !group.loaded || group.user.is_none() {
+        if !group.is_served() || group.user.is_none() {
             return;
         }
         let active: Vec<ConnectionId> = group
@@ -77,7 +78,7 @@ impl Core {
         let fresh = self.take_arrived(group_id, &arrived, cookie, &mut pending);
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         for left in &pending.left {
-            group.record.remember_removed(&left.hash, left.holding.clone(), cookie);
+            group.record.remember_removed(&left.hash, left.holding.clone(), cookie, now_ms());
         }
         group.record.remember_desire_removals(&pending.desires, cookie);
         // A cookie with a counter is greater than any after a restart only if it is written down.
@@ -130,10 +131,13 @@ impl Core {
         }
         group.known = true;
         group.record.forget_expired_desires();
+        let remembered_ms = u64::try_from(self.options.cvr_purge_hours).unwrap_or(0) * 3_600_000;
+        group.record.forget_before(now_ms().saturating_sub(remembered_ms));
         match serde_json::to_string(&group.record) {
             Ok(record) => {
                 let lineages = group.record.lineages();
-                self.flush.groups.push(GroupRow { id: group.name.clone(), record, lineages });
+                let (id, epoch, connected_at) = (group.name.clone(), group.epoch, group.connected_at);
+                self.flush.groups.push(GroupRow { id, epoch, record, connected_at, lineages });
             }
             Err(error) => tracing::error!(%error, "a client group's record cannot be written as JSON"),
         }
@@ -184,7 +188,12 @@ impl Core {
             let previous = run.held.replace(coming);
             let Some(materialisation) = self.materialisations.get(coming) else { continue };
             let Some(query) = group.record.queries.get_mut(hash) else { continue };
-            let holding = Holding { lineage: materialisation.lineage, got_at: cookie };
+            let holding = Holding {
+                key: materialisation.key.to_string(),
+                lineage: materialisation.lineage,
+                earlier: VecDeque::new(),
+                got_at: cookie,
+            };
             if let Some(old) = query.holding.replace(holding) {
                 pending.left.push(Left { hash: hash.clone(), held: previous, holding: old });
             }

@@ -9,16 +9,19 @@ use protocol::up::{InitConnection, UpQueryOp};
 use rows::Cookie;
 use serde_json::json;
 
-use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Frame};
+use crate::api::{ConnectionContext, ConnectionId, Frame};
 use crate::connection::{Connection, Phase};
 use crate::convert::{KeyChoice, check_client_schema};
 use crate::core::Core;
 use crate::group::Group;
 use crate::group::record::{DesirePatch, Refused};
+use crate::ownership::rehome;
 
 /// A joining client's first poke waits so long for its new queries: most answer at once, and one poke is cheaper for everybody
 /// than two.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// To try elsewhere after, when the replica here did not reach the client's cookie.
+const RETRY_BEHIND: Duration = Duration::from_secs(2);
 
 impl Core {
     /// Applies a connection's first message. The client is sent nothing but this error before it is validated.
@@ -35,14 +38,6 @@ impl Core {
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&connection.group) else { return Ok(()) };
         if let Some(cookie) = connection.cookie {
-            if cookie.version > version {
-                // The replica may be about to catch up; `resume` decides.
-                connection.behind_since = Some(now);
-                let body = Box::new(body);
-                connection.waiting.push_front(ClientMessage::InitConnection { body, context });
-                self.behind.push(id);
-                return Ok(());
-            }
             check_cookie(group, cookie, version)?;
         }
         take_client_schema(group, &body)?;
@@ -151,19 +146,12 @@ impl Core {
     pub(crate) fn resume(&mut self, id: ConnectionId) {
         self.behind.retain(|behind| *behind != id);
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let reached = connection.cookie.is_none_or(|c| c.version <= self.version);
-        let waiting = std::mem::take(&mut connection.waiting);
         connection.behind_since = None;
-        if !reached {
-            let body = ErrorBody::new(
-                Kind::InvalidConnectionRequestBaseCookie,
-                "the client's cookie is ahead of everything this server has seen",
-            );
-            self.reject(id, &body);
-            return;
-        }
-        for message in waiting {
-            self.client_message(id, message);
+        let group = connection.group;
+        if self.groups.get(&group).is_some_and(Group::is_served) {
+            self.replay(id);
+        } else {
+            self.claim(group);
         }
     }
 
@@ -206,6 +194,9 @@ fn check_cookie(group: &mut Group, cookie: Cookie, version: rows::Version) -> Re
         return Err(ErrorBody::client_not_found(
             "the client group is not known here; its data was removed or never arrived",
         ));
+    }
+    if cookie.version > version && cookie <= group.cookie {
+        return Err(rehome("this node is behind what the client has seen", RETRY_BEHIND));
     }
     if cookie > group.cookie {
         // Pokes of row changes are not written down one by one, so a plain version up to ours may have been sent.

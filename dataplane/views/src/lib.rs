@@ -6,9 +6,11 @@
 //! The unit of work is a step: the thread opens the newest snapshot, brings every affected materialisation to its version,
 //! builds the pokes, and hands the frames to the sockets' queues; the ends of pokes wait until what they stand on is durable.
 //!
+//! Several nodes share the CVR database; each serves the client groups that it owns (`ownership`).
+//!
 //! Where to look: `connections`, `join` and `transform` take what clients and the API server say; `step` moves everything from
 //! version to version; `materialisations`, `lineage` and `tidy` keep what queries have; `deliver` and `catch_up` decide what a
-//! client is sent; `store` makes it durable.
+//! client is sent; `store` makes it durable, `drain` ends it.
 //!
 //! Must not know: sockets, HTTP, Postgres' replication, how rows are stored. Knows SQL only in `store`.
 //!
@@ -24,6 +26,7 @@ mod connections;
 mod convert;
 mod core;
 mod deliver;
+mod drain;
 mod encode;
 mod group;
 mod hydrate;
@@ -35,6 +38,7 @@ mod materialisations;
 pub mod metrics;
 mod mutations;
 mod outgoing;
+mod ownership;
 mod row_id;
 mod step;
 pub mod store;

@@ -23,6 +23,16 @@ pub struct Limits {
     pub merge_interval: Duration,
     /// How often what nobody can come back for is looked for.
     pub purge_interval: Duration,
+    /// How often a node says in the CVR database that it lives, and learns what others took over.
+    pub heartbeat: Duration,
+    /// A node that was not seen for so long has no say in who keeps a contested group. Nothing else depends on it.
+    pub node_live: Duration,
+    /// The longest that a node keeps a group against connections to others; the shortest is a sixteenth of it.
+    pub contested_max: Duration,
+    /// A node that was not seen for so long is struck off: it stops when it finds out, and its histories are cleared away.
+    pub node_dead: Duration,
+    /// How long a client waits for a replica that is behind what it has seen, before it is sent elsewhere.
+    pub behind: Duration,
 }
 
 impl Default for Limits {
@@ -38,6 +48,21 @@ impl Default for Limits {
             merge_deltas: 64,
             merge_interval: Duration::from_secs(30),
             purge_interval: Duration::from_secs(600),
+            heartbeat: Duration::from_secs(1),
+            node_live: Duration::from_secs(3),
+            contested_max: Duration::from_secs(8),
+            node_dead: Duration::from_secs(15 * 60),
+            behind: Duration::from_secs(5),
         }
+    }
+}
+
+impl Limits {
+    /// The budgets for a process that may use so many bytes: a sixteenth for payloads and for what waits each, since graphs,
+    /// sockets and SQLite need theirs, within sensible bounds.
+    #[must_use]
+    pub fn for_memory(bytes: usize) -> Limits {
+        let budget = (bytes / 16).clamp(8 << 20, 1 << 30);
+        Limits { payload_bytes: budget, held_bytes: budget, ..Limits::default() }
     }
 }

@@ -34,7 +34,7 @@ pub struct Materialisations {
     pool: Pool,
     next_id: u64,
     next_lineage: LineageId,
-    /// Lineages in the CVR database by key.
+    /// Lineages that this node has begun, by key.
     known: FxHashMap<String, LineageId>,
     /// The version the views were at when a job was submitted; its snapshot is at least as new.
     jobs: FxHashMap<MaterialisationId, Version>,
@@ -59,7 +59,7 @@ pub struct Advanced {
 }
 
 impl Materialisations {
-    pub fn new(pool: Pool, next_lineage: LineageId, known: Vec<(String, LineageId)>, metrics: Metrics) -> Self {
+    pub fn new(pool: Pool, next_lineage: LineageId, metrics: Metrics) -> Self {
         Materialisations {
             by_id: BTreeMap::new(),
             by_key: FxHashMap::default(),
@@ -68,7 +68,7 @@ impl Materialisations {
             pool,
             next_id: 1,
             next_lineage,
-            known: known.into_iter().collect(),
+            known: FxHashMap::default(),
             jobs: FxHashMap::default(),
             failed: Vec::new(),
             ring: VecDeque::new(),

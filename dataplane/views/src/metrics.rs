@@ -1,6 +1,10 @@
 //! Metrics of the views. Handles are resolved once; names and help texts live here and nowhere else.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets,
+    register_histogram_with_registry as histogram, register_int_counter_vec_with_registry as counters,
+    register_int_counter_with_registry as counter, register_int_gauge_with_registry as gauge,
+};
 
 /// The product's promise: from the commit in Postgres to the frame that carries it on its way to the socket.
 pub const COMMIT_TO_POKE: &str = "zero_commit_to_poke_seconds";
@@ -11,6 +15,8 @@ pub struct Metrics {
     pub materialisations: IntGauge,
     pub subscriptions: IntGauge,
     pub client_groups: IntGauge,
+    pub owned_groups: IntGauge,
+    pub draining_groups: IntGauge,
     pub active_connections: IntGauge,
     pub payload_bytes: IntGauge,
     pub hydrations: IntCounter,
@@ -22,71 +28,100 @@ pub struct Metrics {
     pub poked_rows: IntCounter,
     pub cvr_flush_seconds: Histogram,
     pub cvr_flush_failures: IntCounter,
+    pub cvr_flushes_fenced: IntCounter,
+    pub take_overs: IntCounter,
+    pub rehomes: IntCounterVec,
     pub transforms_failed: IntCounter,
+}
+
+/// Half a millisecond to 16 seconds, doubling.
+fn seconds(name: &str, help: &str) -> Result<HistogramOpts, prometheus::Error> {
+    Ok(HistogramOpts::new(name, help).buckets(exponential_buckets(0.0005, 2.0, 16)?))
 }
 
 impl Metrics {
     pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let metric = IntCounter::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let metric = IntGauge::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let histogram = |name: &str, help: &str| -> Result<Histogram, prometheus::Error> {
-            // Half a millisecond to 16 seconds, doubling.
-            let buckets = prometheus::exponential_buckets(0.0005, 2.0, 16)?;
-            let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
         Ok(Metrics {
-            commit_to_poke_seconds: histogram(
-                COMMIT_TO_POKE,
-                "From the commit in Postgres to the end of the poke that carries it",
+            commit_to_poke_seconds: histogram!(
+                seconds(COMMIT_TO_POKE, "From the commit in Postgres to the end of the poke that carries it")?,
+                registry
             )?,
-            materialisations: gauge(
+            materialisations: gauge!(
                 "zero_materialisations",
                 "Queries maintained on this node, each once whoever asks for it",
+                registry
             )?,
-            subscriptions: gauge("zero_subscriptions", "Queries of client groups served from the materialisations")?,
-            client_groups: gauge("zero_client_groups", "Client groups in memory")?,
-            active_connections: gauge("zero_active_connections", "Connections that receive pokes")?,
-            payload_bytes: gauge(
+            subscriptions: gauge!(
+                "zero_subscriptions",
+                "Queries of client groups served from the materialisations",
+                registry
+            )?,
+            client_groups: gauge!("zero_client_groups", "Client groups in memory", registry)?,
+            owned_groups: gauge!("zero_owned_client_groups", "Client groups that this node owns", registry)?,
+            draining_groups: gauge!(
+                "zero_draining_client_groups",
+                "Client groups that a drain has still to send away",
+                registry
+            )?,
+            active_connections: gauge!("zero_active_connections", "Connections that receive pokes", registry)?,
+            payload_bytes: gauge!(
                 "zero_payload_bytes",
                 "Encoded hydrations kept for clients that connect later, bytes",
+                registry
             )?,
-            hydrations: counter("zero_hydrations_total", "Queries run from scratch")?,
-            rehydrations: counter(
+            hydrations: counter!("zero_hydrations_total", "Queries run from scratch", registry)?,
+            rehydrations: counter!(
                 "zero_rehydrations_total",
                 "Materialisations renewed because that was cheaper than, or the only way of, following the changes",
+                registry
             )?,
-            hydration_seconds: histogram(
-                "zero_hydration_seconds",
-                "Time to run a query from scratch and encode its rows",
+            hydration_seconds: histogram!(
+                seconds("zero_hydration_seconds", "Time to run a query from scratch and encode its rows")?,
+                registry
             )?,
-            advance_seconds: histogram("zero_advance_seconds", "Time to bring one materialisation over one batch")?,
-            step_seconds: histogram(
-                "zero_step_seconds",
-                "Time to bring all materialisations and client groups to a version",
+            advance_seconds: histogram!(
+                seconds("zero_advance_seconds", "Time to bring one materialisation over one batch")?,
+                registry
             )?,
-            pokes: counter("zero_pokes_total", "Pokes queued for sockets")?,
-            poked_rows: counter(
+            step_seconds: histogram!(
+                seconds("zero_step_seconds", "Time to bring all materialisations and client groups to a version")?,
+                registry
+            )?,
+            pokes: counter!("zero_pokes_total", "Pokes queued for sockets", registry)?,
+            poked_rows: counter!(
                 "zero_poked_rows_total",
                 "Row operations queued for sockets, cached bodies counted once",
+                registry
             )?,
-            cvr_flush_seconds: histogram("zero_cvr_flush_seconds", "Time of one commit to the CVR database")?,
-            cvr_flush_failures: counter(
+            cvr_flush_seconds: histogram!(
+                seconds("zero_cvr_flush_seconds", "Time of one commit to the CVR database")?,
+                registry
+            )?,
+            cvr_flush_failures: counter!(
                 "zero_cvr_flush_failures_total",
                 "Commits to the CVR database that failed and were retried",
+                registry
             )?,
-            transforms_failed: counter(
+            cvr_flushes_fenced: counter!(
+                "zero_cvr_flushes_fenced_total",
+                "Commits to the CVR database that were refused because another node took a client group over",
+                registry
+            )?,
+            take_overs: counter!(
+                "zero_client_group_take_overs_total",
+                "Client groups that this node took from another one that had not given them up",
+                registry
+            )?,
+            rehomes: counters!(
+                "zero_rehomes_total",
+                "Clients that were told to connect elsewhere",
+                &["reason"],
+                registry
+            )?,
+            transforms_failed: counter!(
                 "zero_transforms_failed_total",
                 "Queries that the API server refused or could not transform",
+                registry
             )?,
         })
     }

@@ -124,6 +124,11 @@ pub fn now_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// Milliseconds since the Unix epoch.
+pub fn now_ms() -> u64 {
+    u64::try_from(now_us() / 1_000).unwrap_or(0)
+}
+
 /// Whether `at` has come.
 pub fn due(at: Option<Instant>, now: Instant) -> bool {
     at.is_some_and(|at| at <= now)

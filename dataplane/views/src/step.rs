@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::error::{ErrorBody, Kind};
 use rows::Version;
@@ -33,15 +33,19 @@ impl Core {
         let previous = std::mem::replace(&mut self.version, version);
         self.distribute(&advanced);
         self.retry_behind();
+        if std::mem::take(&mut self.any_behind) {
+            self.serve_all_reached();
+        }
         let mark = (version > previous).then_some(Mark { commit_time_us: self.commit_time_us });
         let pokes = self.tell_groups(mark)?;
-        let needs = self.submit_flush();
+        let needs = self.submit_flush(!pokes.is_empty());
         for poke in pokes {
             // Parts may leave before the flush: a client applies nothing before the end of the poke.
             let end = (needs, poke.end, poke.mark);
             self.send(poke.connection, poke.frames.into_iter().map(|f| (0, f, None)).chain([end]));
         }
         self.reader.end();
+        self.free_leaving();
         timer.observe_duration();
         for event in others {
             self.event(event);
@@ -190,19 +194,6 @@ impl Core {
         };
         let ready: Vec<ConnectionId> = self.behind.iter().copied().filter(reached).collect();
         for id in ready {
-            self.resume(id);
-        }
-    }
-
-    /// Ends the patience with connections whose cookie the replica does not reach.
-    pub(crate) fn give_up_waiting(&mut self, now: Instant) {
-        const PATIENCE: Duration = Duration::from_secs(5);
-        let hopeless = |id: &ConnectionId| {
-            let since = self.connections.get(id).and_then(|c| c.behind_since);
-            since.is_none_or(|since| now - since > PATIENCE)
-        };
-        let hopeless: Vec<ConnectionId> = self.behind.iter().copied().filter(hopeless).collect();
-        for id in hopeless {
             self.resume(id);
         }
     }

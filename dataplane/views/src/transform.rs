@@ -14,7 +14,7 @@ use crate::core::{Core, Event};
 use crate::group::record::Definition;
 use crate::group::{Asked, GroupId, QueryRun};
 use crate::materialisation::MaterialisationId;
-use crate::outgoing::due;
+use crate::outgoing::{due, now_ms};
 
 /// What the API server said.
 pub enum Answer {
@@ -275,10 +275,16 @@ impl Core {
             }
             return;
         }
-        let holding = group.record.queries.get(hash).and_then(|q| q.holding.as_ref());
-        if run.held.is_none() && holding.is_some_and(|h| h.lineage == materialisation.lineage) {
-            // Known from before a restart: clients hold rows of this very history.
+        let holding = group.record.queries.get_mut(hash).and_then(|q| q.holding.as_mut());
+        if run.held.is_none()
+            && let Some(holding) = holding.filter(|h| *h.key == *materialisation.key)
+        {
+            // Clients hold rows of this very query, be it from another node.
             run.held = Some(id);
+            if holding.continue_with(materialisation.lineage, now_ms()) {
+                group.pending.record = true;
+                self.dirty.insert(group_id);
+            }
             if let Some(dropped) = run.coming.take().filter(|dropped| *dropped != id) {
                 self.release(group_id, dropped, now);
             }
@@ -348,7 +354,7 @@ impl Core {
         let mut retransform = Vec::new();
         let mut expired = Vec::new();
         for group in self.groups.values_mut() {
-            if group.connections.is_empty() || !group.loaded {
+            if group.connections.is_empty() || !group.is_served() {
                 continue;
             }
             let clock_ms = group.clock_ms(now);

@@ -199,7 +199,8 @@ async fn what_nobody_can_come_back_for_is_purged() {
     let cvr = world.cvr().await;
     cvr.batch_execute(&format!(
         "UPDATE \"{schema}\".groups SET last_active = now() - interval '3 days' WHERE id = 'old';
-         UPDATE \"{schema}\".lineages SET last_active = now() - interval '9 days'"
+         UPDATE \"{schema}\".lineages SET last_active = now() - interval '9 days';
+         UPDATE \"{schema}\".nodes SET seen = now() - interval '3 days'"
     ))
     .await
     .unwrap();

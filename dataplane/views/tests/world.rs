@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ivm::Graph;
 use protocol::ast::Ast;
@@ -18,6 +18,7 @@ use views::api::{
 };
 use views::limits::Limits;
 use views::metrics::Metrics;
+use views::store::Copy;
 use views::{Options, Started};
 
 use crate::client::{Client, Store, key_text};
@@ -129,6 +130,8 @@ pub struct World {
     pub revalidate: Duration,
     pub retransform: Duration,
     pub limits: Limits,
+    pub cvr_connections_max: usize,
+    pub copy: Copy,
 }
 
 pub fn identity() -> Identity {
@@ -159,15 +162,20 @@ impl World {
     }
 
     pub fn stopped(cvr_url: &str) -> World {
+        World::of_copy(cvr_url, "copy-1", 10)
+    }
+
+    /// Over a copy of the (empty) upstream database that was made at a version.
+    pub fn of_copy(cvr_url: &str, copy: &str, version: u64) -> World {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replica.db");
         let description = Description {
             identity: identity(),
-            replica_id: "copy-1".into(),
+            replica_id: copy.into(),
             slot: "slot".into(),
-            initial_version: Version::ZERO,
+            initial_version: Version::new(version),
         };
-        Loader::create(&path, description, data::tables()).unwrap().finish(Version::new(10)).unwrap();
+        Loader::create(&path, description, data::tables()).unwrap().finish(Version::new(version)).unwrap();
         let Opened::Usable(opened) = Replica::open(&path, &identity()).unwrap() else { panic!("no replica") };
         World {
             writer: opened.writer().unwrap(),
@@ -178,10 +186,13 @@ impl World {
             api: Api::default(),
             life: None,
             model: BTreeMap::new(),
-            version: 10,
+            version,
             revalidate: Duration::from_secs(300),
             retransform: Duration::from_secs(300),
-            limits: Limits::default(),
+            // The only node: one that was killed must not count as living for a while.
+            limits: Limits { node_live: Duration::ZERO, ..Limits::default() },
+            cvr_connections_max: 2,
+            copy: Copy { id: copy.into(), version: Version::new(version) },
         }
     }
 
@@ -198,6 +209,9 @@ impl World {
                 let url = url.clone();
                 Box::pin(async move { postgres::connect(&url).await.map_err(|e| format!("{e:#}")) })
             }),
+            cvr_connections_max: self.cvr_connections_max,
+            copy: self.copy.clone(),
+            memory_bytes: None,
             cvr_purge_hours: 48,
             hydrators: 2,
             open_reader: Arc::new(move || Reader::open(&path)),
@@ -221,7 +235,7 @@ impl World {
     pub async fn drain(&mut self) {
         let life = self.life.take().unwrap();
         let (done, drained) = tokio::sync::oneshot::channel();
-        life.started.handle.commands.send(Command::Drain { done }).unwrap();
+        life.started.handle.commands.send(Command::Drain { done, within: Duration::ZERO }).unwrap();
         tokio::time::timeout(Duration::from_secs(20), drained).await.expect("drained").unwrap();
         assert_eq!(life.started.ended.await.unwrap(), "drained");
         life.runtime.shutdown_background();
@@ -229,6 +243,18 @@ impl World {
 
     pub fn metrics(&self) -> &Metrics {
         &self.life.as_ref().unwrap().metrics
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// Why the views ended, once they have.
+    pub async fn ended(&mut self) -> String {
+        let life = self.life.take().unwrap();
+        let reason = tokio::time::timeout(Duration::from_secs(20), life.started.ended).await.unwrap().unwrap();
+        life.runtime.shutdown_background();
+        reason
     }
 
     pub fn handle(&self) -> views::api::Handle {
@@ -334,6 +360,19 @@ impl World {
 
     /// Connects without a message.
     pub fn socket(&self, group: &str, client: &str, store: Store, user: Option<&str>, limit: usize) -> Client {
+        self.socket_accepted(group, client, store, user, limit, Instant::now())
+    }
+
+    /// Connects without a message, after the socket waited for a while.
+    pub fn socket_accepted(
+        &self,
+        group: &str,
+        client: &str,
+        store: Store,
+        user: Option<&str>,
+        limit: usize,
+        accepted_at: Instant,
+    ) -> Client {
         let (outbox, receiver) = Outbox::new(limit);
         let connection = ConnectionId(CONNECTIONS.fetch_add(1, Ordering::Relaxed));
         let handle = self.handle();
@@ -345,6 +384,7 @@ impl World {
             profile_id: "p".into(),
             base_cookie: store.cookie.clone(),
             protocol_version: 51,
+            accepted_at,
             context: context(user).into(),
             outbox,
         };

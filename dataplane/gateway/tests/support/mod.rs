@@ -32,6 +32,7 @@ pub fn options() -> Options {
     let mut options = Options::new("zero");
     options.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     options.limits.drain_timeout = Duration::from_secs(5);
+    options.limits.drain_lead = Duration::ZERO;
     options
 }
 

@@ -41,15 +41,35 @@ pub struct Asked {
     pub by: ConnectionId,
 }
 
+/// Whether this node may serve the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No connection that could be served has asked for it.
+    Unclaimed,
+    /// Asked for, not answered.
+    Claimed,
+    /// Owned, but the replica has not reached yet what its clients may have seen.
+    Behind {
+        since: Instant,
+    },
+    Served,
+}
+
 pub struct Group {
     pub id: GroupId,
     pub name: String,
+    pub standing: Standing,
+    /// Of this node's ownership; 0 before there is any.
+    pub epoch: i64,
+    /// The greatest epoch that this node is known to have lost.
+    pub lost_epoch: i64,
+    /// When its newest connection was accepted.
+    pub connected_at: Instant,
     pub record: Record,
     /// Whether the database knows the group.
     pub known: bool,
-    pub loaded: bool,
     pub keys: Arc<KeyChoice>,
-    /// The greatest cookie any client of the group was sent, and beyond what any could have been sent before a restart.
+    /// The greatest cookie any client of the group was sent, here or by former owners.
     pub cookie: Cookie,
     pub connections: Vec<ConnectionId>,
     pub queries: BTreeMap<String, QueryRun>,
@@ -121,9 +141,12 @@ impl Group {
         Group {
             id,
             name,
+            standing: Standing::Unclaimed,
+            epoch: 0,
+            lost_epoch: 0,
+            connected_at: Instant::now(),
             record: Record::default(),
             known: false,
-            loaded: false,
             keys: Arc::default(),
             cookie: Cookie::EMPTY,
             connections: Vec::new(),
@@ -138,13 +161,16 @@ impl Group {
         }
     }
 
+    pub fn is_served(&self) -> bool {
+        self.standing == Standing::Served
+    }
+
     /// Takes over what the database had. Every cookie handed out from here on exceeds any that was handed out before, because
-    /// clients cannot have been sent row changes beyond `version`.
-    pub fn load(&mut self, record: Option<Record>, version: Version) {
-        self.loaded = true;
+    /// former owners told no client of row changes beyond `bound`.
+    pub fn take(&mut self, record: Option<Record>, bound: Version) {
         if let Some(record) = record {
             self.known = true;
-            self.cookie = record.cookie.max(Cookie::new(version, 0));
+            self.cookie = record.cookie.max(Cookie::new(bound, 0));
             self.keys = Arc::new(record.client_schema.as_ref().map(KeyChoice::of).unwrap_or_default());
             self.record = record;
             self.may_expire = true;
@@ -229,10 +255,10 @@ mod tests {
     }
 
     #[test]
-    fn cookies_after_a_restart_exceed_all_before() {
+    fn cookies_of_the_next_owner_exceed_all_before() {
         let mut group = Group::new(GroupId(1), "g".into());
         let record = Record { cookie: Cookie::new(Version::new(10), 2), ..Record::default() };
-        group.load(Some(record), Version::new(20));
+        group.take(Some(record), Version::new(20));
         assert!(group.next_cookie(Version::new(20)) > Cookie::new(Version::new(20), 0));
         assert_eq!(group.next_cookie(Version::new(21)), Cookie::new(Version::new(21), 0));
     }

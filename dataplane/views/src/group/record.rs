@@ -20,6 +20,8 @@ pub const TTL_DEFAULT_MS: u64 = 300_000;
 pub const TTL_MAX_MS: u64 = 600_000;
 /// Removed queries and desires remembered for clients that come back with an older cookie.
 const REMOVED_MAX: usize = 256;
+/// Nodes that served a query remembered for the same purpose. A client from before the last so many moves starts over.
+const EARLIER_MAX: usize = 32;
 /// Most queries of one group; a client that wants more is mistaken or hostile.
 pub const QUERIES_MAX: usize = 5_000;
 /// Most clients (tabs that were not deleted) of one group.
@@ -61,10 +63,42 @@ pub enum Definition {
 /// Which row history serves a got query.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
+    /// The materialisation's key: equal key, equal rows at equal versions, on whatever node.
+    pub key: String,
     pub lineage: LineageId,
+    /// What served it before, on other nodes, newest first. A client with a cookie from before the beginning of `lineage` is
+    /// caught up from one of these.
+    pub earlier: VecDeque<Earlier>,
     /// The cookie of the poke that delivered the query's rows.
     #[serde(with = "cookie_text")]
     pub got_at: Cookie,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    pub lineage: LineageId,
+    /// When another took its place, milliseconds since the Unix epoch.
+    pub until_ms: u64,
+}
+
+impl Holding {
+    /// Goes on with another history of the same query. Returns whether that is a change.
+    pub fn continue_with(&mut self, lineage: LineageId, now_ms: u64) -> bool {
+        let before = std::mem::replace(&mut self.lineage, lineage);
+        if before == lineage {
+            return false;
+        }
+        self.earlier.retain(|earlier| earlier.lineage != lineage);
+        self.earlier.push_front(Earlier { lineage: before, until_ms: now_ms });
+        self.earlier.truncate(EARLIER_MAX);
+        true
+    }
+
+    /// All histories, the present one first.
+    #[must_use]
+    pub fn lineages(&self) -> Vec<LineageId> {
+        std::iter::once(self.lineage).chain(self.earlier.iter().map(|earlier| earlier.lineage)).collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +112,8 @@ pub struct Desire {
 pub struct Removed {
     pub hash: String,
     pub holding: Holding,
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
     #[serde(with = "cookie_text")]
     pub removed_at: Cookie,
 }
@@ -221,7 +257,7 @@ impl Record {
     pub fn lineages(&self) -> Vec<LineageId> {
         let held = self.queries.values().filter_map(|q| q.holding.as_ref());
         let all: BTreeSet<LineageId> =
-            held.chain(self.removed.iter().map(|r| &r.holding)).map(|holding| holding.lineage).collect();
+            held.chain(self.removed.iter().map(|r| &r.holding)).flat_map(Holding::lineages).collect();
         all.into_iter().collect()
     }
 
@@ -240,9 +276,21 @@ impl Record {
         self.queries.values().any(|q| q.expires_at_ms().is_some())
     }
 
+    /// Drops what was remembered for clients that were away since before `since_ms`: it would keep histories of nodes that are
+    /// long gone.
+    pub fn forget_before(&mut self, since_ms: u64) {
+        while let Some(cut) = self.removed.pop_front_if(|removed| removed.at_ms < since_ms) {
+            self.floor = self.floor.max(cut.removed_at);
+        }
+        let removed = self.removed.iter_mut().map(|removed| &mut removed.holding);
+        for holding in self.queries.values_mut().filter_map(|query| query.holding.as_mut()).chain(removed) {
+            while holding.earlier.pop_back_if(|earlier| earlier.until_ms < since_ms).is_some() {}
+        }
+    }
+
     /// Remembers that `hash` was served from `holding` until `at`.
-    pub fn remember_removed(&mut self, hash: &str, holding: Holding, at: Cookie) {
-        self.removed.push_back(Removed { hash: hash.to_owned(), holding, removed_at: at });
+    pub fn remember_removed(&mut self, hash: &str, holding: Holding, at: Cookie, now_ms: u64) {
+        self.removed.push_back(Removed { hash: hash.to_owned(), holding, at_ms: now_ms, removed_at: at });
         while self.removed.len() > REMOVED_MAX {
             if let Some(cut) = self.removed.pop_front() {
                 self.floor = self.floor.max(cut.removed_at);
@@ -314,6 +362,37 @@ mod tests {
         }
     }
 
+    fn holding(lineage: LineageId, got_at: Cookie) -> Holding {
+        Holding { key: "k".into(), lineage, earlier: VecDeque::new(), got_at }
+    }
+
+    #[test]
+    fn histories_of_former_nodes_are_remembered_for_a_while() {
+        let at = Cookie::new(rows::Version::new(5), 0);
+        let mut moved = holding(1, at);
+        assert!(moved.continue_with(2, 100));
+        assert!(!moved.continue_with(2, 150));
+        assert!(moved.continue_with(3, 200));
+        assert_eq!(moved.lineages(), [3, 2, 1]);
+        let mut record = Record::default();
+        record.desire("a", vec![put("q", 100)], 0).unwrap();
+        record.queries.get_mut("q").unwrap().holding = Some(moved.clone());
+        record.remember_removed("r", holding(9, at), at, 100);
+        assert_eq!(record.lineages(), [1, 2, 3, 9]);
+        record.forget_before(100);
+        assert_eq!(record.lineages(), [1, 2, 3, 9]);
+        record.forget_before(101);
+        assert_eq!(record.lineages(), [2, 3]);
+        assert_eq!(record.floor, at, "a client from before may hold rows that nobody can name");
+        // Back where it was: once is enough.
+        assert!(moved.continue_with(1, 300));
+        assert_eq!(moved.lineages(), [1, 3, 2]);
+        for n in 10..100 {
+            moved.continue_with(n, 300);
+        }
+        assert_eq!(moved.lineages().len(), 33);
+    }
+
     fn del(hash: &str) -> UpQueryOp {
         UpQueryOp::Del { hash: hash.into() }
     }
@@ -378,9 +457,9 @@ mod tests {
         let mut record = Record { cookie: Cookie::new(rows::Version::new(77), 3), ..Record::default() };
         record.ensure_client("a").unwrap();
         record.desire("a", vec![put("q", 100)], 0).unwrap();
-        record.queries.get_mut("q").unwrap().holding = Some(Holding { lineage: 4, got_at: record.cookie });
+        record.queries.get_mut("q").unwrap().holding = Some(holding(4, record.cookie));
         let holding = record.queries["q"].holding.clone().unwrap();
-        record.remember_removed("q", holding, record.cookie.bump_config());
+        record.remember_removed("q", holding, record.cookie.bump_config(), 1);
         let text = serde_json::to_string(&record).unwrap();
         let read: Record = serde_json::from_str(&text).unwrap();
         assert_eq!(read.removed, record.removed);
@@ -392,7 +471,7 @@ mod tests {
         let mut record = Record::default();
         for n in 0..300_u64 {
             let at = Cookie::new(rows::Version::new(n), 0);
-            record.remember_removed("q", Holding { lineage: 1, got_at: at }, at);
+            record.remember_removed("q", holding(1, at), at, 1);
         }
         assert_eq!(record.removed.len(), 256);
         assert_eq!(record.floor, Cookie::new(rows::Version::new(43), 0));

@@ -1,16 +1,22 @@
 //! Answers questions and tidies up.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, Interval, MissedTickBehavior};
-use tokio_postgres::Error;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Error, GenericClient};
 use tracing::{info, warn};
 
-use super::connection::{Connection, Connector, describe};
+use super::connection::Connection;
 use super::history::{Delta, History, as_i64, as_version};
-use super::{Event, LineageId, Request, Touched, sql};
+use super::write::as_ms;
+use super::{Claim, Event, LineageId, NodeId, Question, Request, Tenure, Touched, Verdict, sql};
 use crate::limits::Limits;
+
+/// Questions that one read of a history answers.
+const BATCH_MAX: usize = 256;
 
 /// Ticks for the first time after one period.
 fn interval_after(period: Duration) -> Interval {
@@ -21,51 +27,38 @@ fn interval_after(period: Duration) -> Interval {
 
 /// The task that reads.
 pub(super) struct Answerer<E> {
-    connection: Connection,
-    schema: String,
-    purge_hours: i32,
-    limits: Limits,
-    durable: watch::Receiver<u64>,
-    events: Arc<E>,
+    pub connection: Connection,
+    pub node: NodeId,
+    pub schema: String,
+    pub purge_hours: i32,
+    pub limits: Limits,
+    pub durable: watch::Receiver<u64>,
+    pub events: Arc<E>,
 }
 
 impl<E: Fn(Event)> Answerer<E> {
-    pub(super) fn new(
-        connector: Connector,
-        schema: String,
-        purge_hours: i32,
-        limits: Limits,
-        durable: watch::Receiver<u64>,
-        events: Arc<E>,
-    ) -> Answerer<E> {
-        Answerer { connection: Connection::new(connector), schema, purge_hours, limits, durable, events }
-    }
-
     pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<(u64, Request)>) {
         let mut merge = interval_after(self.limits.merge_interval);
         let mut purge = interval_after(self.limits.purge_interval);
+        // Requests that were looked at because one before them is of the same kind.
+        let mut queued: VecDeque<(u64, Request)> = VecDeque::new();
         loop {
+            if let Some((after, request)) = queued.pop_front() {
+                if self.durable.wait_for(|durable| *durable >= after).await.is_err() {
+                    return;
+                }
+                self.take(request, &mut queued, &mut requests).await;
+                continue;
+            }
             tokio::select! {
                 biased;
-                request = requests.recv() => {
-                    let Some((after, request)) = request else { return };
-                    if self.durable.wait_for(|durable| *durable >= after).await.is_err() {
-                        return;
-                    }
-                    loop {
-                        match self.answer(&request).await {
-                            Ok(event) => {
-                                (self.events)(event);
-                                break;
-                            }
-                            Err(error) => self.connection.broken("read", &describe(&error)).await,
-                        }
-                    }
-                    self.connection.succeeded();
-                }
+                request = requests.recv() => match request {
+                    Some(request) => queued.push_back(request),
+                    None => return,
+                },
                 _ = merge.tick() => {
                     if let Err(error) = self.merge_fragmented().await {
-                        self.connection.broken("tidy up", &describe(&error)).await;
+                        self.connection.broken("tidy up", &error).await;
                     }
                 }
                 _ = purge.tick() => (self.events)(Event::PurgeDue),
@@ -73,65 +66,156 @@ impl<E: Fn(Event)> Answerer<E> {
         }
     }
 
+    /// Answers a request, and with it others about the same history.
+    async fn take(
+        &mut self,
+        request: Request,
+        queued: &mut VecDeque<(u64, Request)>,
+        requests: &mut mpsc::UnboundedReceiver<(u64, Request)>,
+    ) {
+        let mut questions = Vec::new();
+        if let Request::Touched(question) = &request {
+            while queued.len() < BATCH_MAX
+                && let Ok(more) = requests.try_recv()
+            {
+                queued.push_back(more);
+            }
+            let durable = *self.durable.borrow();
+            let lineages = question.lineages.clone();
+            questions.push(question.clone());
+            queued.retain(|(after, other)| match other {
+                Request::Touched(other) if other.lineages == lineages && *after <= durable => {
+                    questions.push(other.clone());
+                    false
+                }
+                _ => true,
+            });
+        }
+        loop {
+            let result = match &request {
+                Request::Touched(_) => self.touched(&questions).await,
+                other => self.answer(other).await.map(|event| vec![event]),
+            };
+            match result {
+                Ok(events) => {
+                    events.into_iter().for_each(|event| (self.events)(event));
+                    break;
+                }
+                Err(error) => self.connection.broken("read", &error).await,
+            }
+        }
+        self.connection.succeeded();
+    }
+
     async fn answer(&mut self, request: &Request) -> Result<Event, Error> {
         Ok(match request {
-            Request::Group { id } => {
-                let (client, statement) = self.connection.prepared(&sql::load_group(&self.schema)).await;
-                let row = client.query_opt(&statement, &[id]).await?;
-                Event::Group { id: id.clone(), record: row.map(|r| r.get(0)) }
-            }
+            Request::Claim(claim) => Event::Claimed { id: claim.group.clone(), verdict: self.claim(claim).await? },
             Request::RowSet { lineage } => {
                 let rows = self.history(*lineage).await?.and_then(|history| history.latest(*lineage));
                 Event::RowSet { lineage: *lineage, rows }
             }
-            Request::Touched { lineage, since, held } => {
-                let rows =
-                    self.history(*lineage).await?.and_then(|history| history.touched(*lineage, since.version, *held));
-                Event::Touched(Touched { lineage: *lineage, since: *since, held: *held, rows })
-            }
-            Request::Purge { lineages, groups } => Event::Purged { lineages: self.purge(lineages, groups).await? },
+            Request::Touched(_) => unreachable!("answered in batches"),
+            Request::Purge { lineages } => Event::Purged { lineages: self.purge(lineages).await? },
         })
     }
 
-    async fn history(&mut self, lineage: LineageId) -> Result<Option<History>, Error> {
-        let (client, statement) = self.connection.prepared(&sql::load_base(&self.schema)).await;
-        let Some(row) = client.query_opt(&statement, &[&lineage]).await? else {
-            return Ok(None);
-        };
-        let base_version = as_version(row.get(0));
-        let base: Vec<u8> = row.get(1);
-        let hours = self.purge_hours;
-        let (client, statement) = self.connection.prepared(&sql::load_deltas(&self.schema)).await;
-        let deltas = client
-            .query(&statement, &[&lineage, &hours])
-            .await?
-            .into_iter()
-            .map(|row| Delta { version: as_version(row.get(0)), entries: row.get(1), old: row.get(2) })
-            .collect();
-        Ok(Some(History { base_version, base, deltas }))
+    async fn claim(&mut self, claim: &Claim) -> Result<Verdict, Error> {
+        let text = sql::claim(&self.schema);
+        let (node, version) = (self.node, as_i64(claim.version));
+        let (live, keep) = (as_ms(self.limits.node_live), as_ms(self.limits.contested_max));
+        loop {
+            let client = self.connection.client().await;
+            let age = as_ms(claim.connected_at.elapsed());
+            let row = client
+                .query_typed_one(
+                    &text,
+                    &[
+                        (&claim.group, Type::TEXT),
+                        (&node, Type::INT8),
+                        (&version, Type::INT8),
+                        (&age, Type::INT8),
+                        (&live, Type::INT8),
+                        (&keep, Type::INT8),
+                    ],
+                )
+                .await?;
+            let tenure = || Tenure { group: claim.group.clone(), epoch: row.get(2) };
+            return Ok(match row.get(0) {
+                // The owner changed in between.
+                "again" => continue,
+                "owned" => Verdict::Owned {
+                    tenure: tenure(),
+                    record: row.get(1),
+                    bound: as_version(row.get(3)),
+                    is_taken_over: row.get::<_, Option<i64>>(4).is_some(),
+                },
+                "reset" => Verdict::Reset { tenure: tenure() },
+                "elsewhere" => {
+                    Verdict::Elsewhere { wait: Duration::from_millis(u64::try_from(row.get::<_, i64>(5)).unwrap_or(0)) }
+                }
+                "older" => Verdict::NewerCopy,
+                "unknown" => Verdict::Unknown,
+                _ => Verdict::Gone,
+            });
+        }
     }
 
-    async fn purge(&mut self, lineages: &[LineageId], groups: &[String]) -> Result<Vec<LineageId>, Error> {
-        let hours = self.purge_hours;
-        let (client, statement) = self.connection.prepared(&sql::touch_groups(&self.schema)).await;
-        client.execute(&statement, &[&groups]).await?;
-        let (client, statement) = self.connection.prepared(&sql::touch_lineages(&self.schema)).await;
-        client.execute(&statement, &[&lineages]).await?;
-        let (client, statement) = self.connection.prepared(&sql::purge_groups(&self.schema)).await;
-        let groups = client.execute(&statement, &[&hours]).await?;
-        let (client, statement) = self.connection.prepared(&sql::purge_lineages(&self.schema)).await;
-        let gone: Vec<LineageId> =
-            client.query(&statement, &[&hours]).await?.into_iter().map(|row| row.get(0)).collect();
-        if groups > 0 || !gone.is_empty() {
-            info!(groups, lineages = gone.len(), "forgot what was away too long");
+    async fn touched(&mut self, questions: &[Question]) -> Result<Vec<Event>, Error> {
+        let Some(first) = questions.first() else { return Ok(Vec::new()) };
+        let present = first.lineages.first().copied().unwrap_or_default();
+        let mut left: Vec<&Question> = questions.iter().collect();
+        let mut events = Vec::new();
+        for &lineage in &first.lineages {
+            if left.is_empty() {
+                break;
+            }
+            let Some(history) = self.history(lineage).await? else { continue };
+            let mut answers = Vec::new();
+            left.retain(|question| match history.touched(lineage, question.since.version, question.held) {
+                Some(rows) => {
+                    answers.push(((*question).clone(), Some(rows)));
+                    false
+                }
+                None => true,
+            });
+            if answers.is_empty() {
+                continue;
+            }
+            // What changed after the end of another node's history shows by comparison.
+            let latest = if lineage == present { Some(None) } else { history.latest(lineage).map(Some) };
+            match latest {
+                Some(latest) => events.push(Event::Touched(Touched { answers, latest })),
+                None => left.extend(questions.iter().filter(|q| answers.iter().any(|(a, _)| a == *q))),
+            }
         }
-        Ok(gone)
+        if !left.is_empty() {
+            let answers = left.into_iter().map(|question| (question.clone(), None)).collect();
+            events.push(Event::Touched(Touched { answers, latest: None }));
+        }
+        Ok(events)
+    }
+
+    async fn history(&mut self, lineage: LineageId) -> Result<Option<History>, Error> {
+        let (schema, hours) = (self.schema.clone(), self.purge_hours);
+        load(&*self.connection.client().await, &schema, lineage, hours).await
+    }
+
+    async fn purge(&mut self, lineages: &[LineageId]) -> Result<Vec<LineageId>, Error> {
+        let (schema, hours) = (self.schema.clone(), self.purge_hours);
+        let unseen = self.limits.node_dead;
+        let client = self.connection.client().await;
+        client.execute_typed(&sql::touch_lineages(&schema), &[(&lineages, Type::INT8_ARRAY)]).await?;
+        purge(&client, &schema, hours, unseen).await
     }
 
     async fn merge_fragmented(&mut self) -> Result<(), Error> {
-        let least = self.limits.merge_deltas;
-        let (client, statement) = self.connection.prepared(&sql::fragmented(&self.schema)).await;
-        let lineages: Vec<i64> = client.query(&statement, &[&least]).await?.into_iter().map(|r| r.get(0)).collect();
+        let (least, node) = (self.limits.merge_deltas, self.node);
+        let text = sql::fragmented(&self.schema);
+        let lineages: Vec<i64> = {
+            let client = self.connection.client().await;
+            let rows = client.query_typed(&text, &[(&least, Type::INT8), (&node, Type::INT8)]).await?;
+            rows.into_iter().map(|row| row.get(0)).collect()
+        };
         for lineage in lineages {
             self.merge(lineage).await?;
         }
@@ -139,7 +223,15 @@ impl<E: Fn(Event)> Answerer<E> {
     }
 
     async fn merge(&mut self, lineage: LineageId) -> Result<(), Error> {
-        let Some(history) = self.history(lineage).await? else {
+        let (schema, hours) = (self.schema.clone(), self.purge_hours);
+        let mut client = self.connection.client().await;
+        let transaction = client.transaction().await?;
+        // Should this process stop here, others must not wait for it.
+        transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '10s'").await?;
+        if transaction.query_typed_opt(&sql::lock_lineage(&schema), &[(&lineage, Type::INT8)]).await?.is_none() {
+            return Ok(());
+        }
+        let Some(history) = load(&transaction, &schema, lineage, hours).await? else {
             return Ok(());
         };
         let (merged, rebased) = match (history.merged(), history.rebased()) {
@@ -149,20 +241,81 @@ impl<E: Fn(Event)> Answerer<E> {
                 return Ok(());
             }
         };
-        let Some((client, _)) = &mut self.connection.open else { return Ok(()) };
-        let transaction = client.transaction().await?;
+        let delete = sql::delete_deltas(&schema);
         if let Some(merged) = merged {
             let first = as_i64(history.deltas[merged.from].version);
             // The newest of those that were read: newer ones may have come since.
             let last = history.deltas.last().map_or(first, |d| as_i64(d.version));
-            transaction.execute(&sql::delete_deltas(&self.schema), &[&lineage, &first, &last]).await?;
-            transaction.execute(&sql::insert_delta(&self.schema), &[&lineage, &last, &merged.entries]).await?;
+            transaction
+                .execute_typed(&delete, &[(&lineage, Type::INT8), (&first, Type::INT8), (&last, Type::INT8)])
+                .await?;
+            transaction
+                .execute_typed(
+                    &sql::insert_delta(&schema),
+                    &[(&lineage, Type::INT8), (&last, Type::INT8), (&merged.entries, Type::BYTEA)],
+                )
+                .await?;
         }
         if let Some((version, base)) = rebased {
             let version = as_i64(version);
-            transaction.execute(&sql::delete_deltas(&self.schema), &[&lineage, &0_i64, &version]).await?;
-            transaction.execute(&sql::rebase(&self.schema), &[&lineage, &version, &base]).await?;
+            transaction
+                .execute_typed(&delete, &[(&lineage, Type::INT8), (&0_i64, Type::INT8), (&version, Type::INT8)])
+                .await?;
+            transaction
+                .execute_typed(
+                    &sql::rebase(&schema),
+                    &[(&lineage, Type::INT8), (&version, Type::INT8), (&base, Type::BYTEA)],
+                )
+                .await?;
         }
         transaction.commit().await
     }
+}
+
+async fn load(
+    client: &impl GenericClient,
+    schema: &str,
+    lineage: LineageId,
+    hours: i32,
+) -> Result<Option<History>, Error> {
+    let rows = client.query_typed(&sql::load_history(schema), &[(&lineage, Type::INT8), (&hours, Type::INT4)]).await?;
+    let mut base = None;
+    let mut deltas = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (version, entries) = (as_version(row.get(0)), row.get(1));
+        if row.get(3) {
+            base = Some((version, entries));
+        } else {
+            deltas.push(Delta { version, entries, old: row.get(2) });
+        }
+    }
+    // A union promises no order.
+    deltas.sort_by_key(|delta| delta.version);
+    Ok(base.map(|(base_version, base)| History { base_version, base, deltas }))
+}
+
+/// Forgets nodes that are no more, then what nobody can come back for.
+pub(super) async fn purge(
+    client: &tokio_postgres::Client,
+    schema: &str,
+    hours: i32,
+    unseen: Duration,
+) -> Result<Vec<LineageId>, Error> {
+    let unseen_ms = as_ms(unseen);
+    let dead = client.query_typed(&sql::unseen(schema), &[(&unseen_ms, Type::INT8)]).await?;
+    for row in &dead {
+        let node: NodeId = row.get(0);
+        client.query_typed(&sql::retire(schema), &[(&node, Type::INT8), (&unseen_ms, Type::INT8)]).await?;
+    }
+    let groups = client.execute_typed(&sql::purge_groups(schema), &[(&hours, Type::INT4)]).await?;
+    let gone: Vec<LineageId> = client
+        .query_typed(&sql::purge_lineages(schema), &[(&hours, Type::INT4)])
+        .await?
+        .into_iter()
+        .map(|row| row.get(0))
+        .collect();
+    if groups > 0 || !gone.is_empty() || !dead.is_empty() {
+        info!(nodes = dead.len(), groups, lineages = gone.len(), "forgot what was away too long");
+    }
+    Ok(gone)
 }

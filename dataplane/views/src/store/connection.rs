@@ -5,56 +5,58 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
-use tokio_postgres::{Client, Error, Statement};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error};
 use tracing::warn;
 
 /// Opens a connection to the CVR database; the error is for a log line and has no secrets.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, String>> + Send>> + Send + Sync>;
 
+/// A value for a statement, with its type: asking the server for the type would take a prepared statement.
+pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// A connection that is opened on first use and again after it broke.
+/// A connection that is opened on first use and again after it broke. Two tasks may share one, in turns.
 pub(super) struct Connection {
     connector: Connector,
-    pub(super) open: Option<(Client, FxHashMap<String, Statement>)>,
+    open: Arc<Mutex<Option<Client>>>,
     retry: Duration,
 }
 
 impl Connection {
     pub(super) fn new(connector: Connector) -> Connection {
-        Connection { connector, open: None, retry: RETRY_MIN }
+        Connection { connector, open: Arc::default(), retry: RETRY_MIN }
     }
 
-    /// The client and the prepared form of `text`; waits until the database is there.
-    pub(super) async fn prepared(&mut self, text: &str) -> (&Client, Statement) {
-        loop {
-            if let Some((client, statements)) = &mut self.open {
-                if let Some(statement) = statements.get(text) {
-                    let statement = statement.clone();
-                    // Borrowed anew because of the early return inside the loop.
-                    let client = &self.open.as_ref().expect("checked above").0;
-                    return (client, statement);
-                }
-                match client.prepare(text).await {
-                    Ok(statement) => {
-                        statements.insert(text.to_owned(), statement);
-                        continue;
-                    }
-                    Err(error) => self.broken("prepare a statement", &error.to_string()).await,
-                }
-            }
+    /// Another user of the same connection.
+    pub(super) fn share(&self) -> Connection {
+        Connection { connector: Arc::clone(&self.connector), open: Arc::clone(&self.open), retry: RETRY_MIN }
+    }
+
+    /// The client, for one transaction; waits until the database is there.
+    pub(super) async fn client(&mut self) -> MappedMutexGuard<'_, Client> {
+        let mut open = self.open.lock().await;
+        // Whoever shares the connection waits for the same database.
+        while open.as_ref().is_none_or(Client::is_closed) {
             match (self.connector)().await {
-                Ok(client) => self.open = Some((client, FxHashMap::default())),
-                Err(error) => self.broken("connect", &error).await,
+                Ok(client) => *open = Some(client),
+                Err(error) => {
+                    warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot connect, will retry");
+                    tokio::time::sleep(self.retry).await;
+                    self.retry = (self.retry * 2).min(RETRY_MAX);
+                }
             }
         }
+        MutexGuard::map(open, |open| open.as_mut().expect("opened above"))
     }
 
-    pub(super) async fn broken(&mut self, what: &str, error: &str) {
+    pub(super) async fn broken(&mut self, what: &str, error: &Error) {
+        let error = describe(error);
         warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot {what}, will retry");
-        self.open = None;
+        *self.open.lock().await = None;
         tokio::time::sleep(self.retry).await;
         self.retry = (self.retry * 2).min(RETRY_MAX);
     }

@@ -1,34 +1,47 @@
-//! The CVR database: what must survive a restart so that a client with a cookie is sent the difference only.
+//! The CVR database: what must survive a restart so that a client with a cookie is sent the difference only, on any node.
 //!
-//! * `groups`: one record per client group: clients, desired queries, which lineage each got query is served from. Written
-//!   when these change, never per poke.
-//! * `lineages`: one per materialisation: a base row set at a version. `deltas`: what changed since, one row per version in
-//!   which the materialisation changed, appended for all materialisations of the node in one statement per flush.
+//! * `nodes`: one row per running process. `groups`: one record per client group: clients, desired queries, which lineage each
+//!   got query is served from. Written when these change, never per poke. At most one node owns a group.
+//! * `lineages`: one per materialisation of a node, written by that node only: a base row set at a version. `deltas`: what
+//!   changed since, one row per version in which the materialisation changed, appended for all materialisations of the node in
+//!   one statement per flush. Others read them to catch up clients that were served from them.
 //!
 //! Cost is by distinct query and by changed row, never by (groups x rows).
 //!
-//! Invariant: flushes are applied in order and each is one transaction; [`Event::Flushed`] is reported after the
-//! commit. While the database is away, flushes wait and are retried: nothing is dropped, and nothing that depends on them is sent.
+//! Connections: one that writes and one that reads, or a single one in turns if no more are allowed; one more for a moment at
+//! the start. Everything works through a pooler that gives each transaction another connection.
+//!
+//! Invariants:
+//! * Flushes are applied in order and each is one transaction; [`Event::Flushed`] is reported after the commit. While the
+//!   database is away, flushes wait and are retried: nothing is dropped, and nothing that depends on them is sent.
+//! * No flush is stored after a group was taken from the node before that was reported by [`Event::Lost`].
 
 mod answer;
 mod connection;
 mod history;
 mod sql;
+mod tables;
 mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rows::{Cookie, Version};
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
+use tokio_postgres::types::Type;
 
 use crate::limits::Limits;
 use crate::row_id::RowId;
 
+use connection::Connection;
+
 pub use connection::Connector;
-pub use sql::prepare;
 pub use write::Metrics;
+
+/// One process, registered in the database; never used twice.
+pub type NodeId = i64;
 
 /// Identifies the stored history of one materialisation.
 pub type LineageId = i64;
@@ -36,18 +49,35 @@ pub type LineageId = i64;
 /// One unit of durability: everything a set of pokes depends on.
 #[derive(Debug, Default)]
 pub struct Flush {
+    /// The newest version that any client is told of on the strength of this flush.
+    pub version: Version,
     /// New lineages, or lineages whose history starts anew.
     pub lineages: Vec<Lineage>,
     pub deltas: Vec<Delta>,
     /// Group records, as JSON text.
     pub groups: Vec<GroupRow>,
+    /// Groups that this node gives up, after everything else is stored.
+    pub released: Vec<Tenure>,
+    /// The last flush of the node: whatever it owns is free.
+    pub leave: bool,
 }
 
 impl Flush {
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lineages.is_empty() && self.deltas.is_empty() && self.groups.is_empty()
+        self.lineages.is_empty()
+            && self.deltas.is_empty()
+            && self.groups.is_empty()
+            && self.released.is_empty()
+            && !self.leave
     }
+}
+
+/// One node's ownership of a group; the epoch grows with every change of the owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    pub group: String,
+    pub epoch: i64,
 }
 
 #[derive(Debug)]
@@ -69,7 +99,10 @@ pub struct Delta {
 #[derive(Debug)]
 pub struct GroupRow {
     pub id: String,
+    pub epoch: i64,
     pub record: String,
+    /// When the newest of its connections was accepted.
+    pub connected_at: Instant,
     /// Every lineage that the record names, which keeps them from being purged.
     pub lineages: Vec<LineageId>,
 }
@@ -81,10 +114,14 @@ pub enum Event {
     Flushed {
         up_to: u64,
     },
-    Group {
+    Claimed {
         id: String,
-        record: Option<String>,
+        verdict: Verdict,
     },
+    /// Another node owns the group; no flush that is reported from now on stored anything for it.
+    Lost(Tenure),
+    /// This node was taken for dead: everything it owned is free or another's, its histories may be gone.
+    Gone,
     /// The latest row set of a lineage; `None` when it is unknown or damaged.
     RowSet {
         lineage: LineageId,
@@ -106,36 +143,72 @@ pub struct RowSet {
     pub rows: FxHashMap<RowId, Version>,
 }
 
-/// Rows of a lineage that a client at `since` may hold in another state than the present one.
+/// Asks for the rows that a client at `since` may hold in another state than the present one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// The lineage that serves the query now, then those that did before on other nodes, newest first. The first that
+    /// reaches back far enough is taken: a query has the same rows at the same version on every node.
+    pub lineages: Vec<LineageId>,
+    pub since: Cookie,
+    /// Also all rows that were in the set at `since`.
+    pub held: bool,
+}
+
+/// Answers that come from one lineage.
 #[derive(Debug)]
 pub struct Touched {
-    pub lineage: LineageId,
-    pub since: Cookie,
-    pub held: bool,
-    /// `None`: the stored history does not reach back so far.
-    pub rows: Option<Vec<RowId>>,
+    /// `None`: no stored history reaches back so far.
+    pub answers: Vec<(Question, Option<Vec<RowId>>)>,
+    /// Where the history ends, if it is another node's: what changed after that shows by comparison.
+    pub latest: Option<RowSet>,
+}
+
+/// Asks to own a group.
+#[derive(Debug)]
+pub struct Claim {
+    pub group: String,
+    /// When the connection that asks for the group was accepted: one that waited for long must not take a group from one that
+    /// came later.
+    pub connected_at: Instant,
+    /// The replica's version here.
+    pub version: Version,
+}
+
+#[derive(Debug)]
+pub enum Verdict {
+    /// The node owns the group.
+    Owned {
+        tenure: Tenure,
+        /// `None`: it was forgotten before.
+        record: Option<String>,
+        /// No client of the group was sent a plain cookie beyond this version.
+        bound: Version,
+        is_taken_over: bool,
+    },
+    /// The node owns the group and what was known of it is void: it was of a copy of the database that is no more.
+    Reset { tenure: Tenure },
+    /// Nobody knows the group: the first record that is stored makes its node the owner.
+    Unknown,
+    /// Another node keeps it, for so long at least.
+    Elsewhere { wait: Duration },
+    /// The group is served from a newer copy of the database than this node has.
+    NewerCopy,
+    /// This node is not registered any more.
+    Gone,
 }
 
 /// Questions of the views, answered by an [`Event`] each, in order. An answer shows everything that was handed over for a flush
 /// before the question.
 #[derive(Debug)]
 pub enum Request {
-    Group {
-        id: String,
-    },
+    Claim(Claim),
     RowSet {
         lineage: LineageId,
     },
-    /// Rows that changed after `since`; with `held`, also all rows that were in the set then.
-    Touched {
-        lineage: LineageId,
-        since: Cookie,
-        held: bool,
-    },
+    Touched(Question),
     /// Removes what nobody can come back for, except these.
     Purge {
         lineages: Vec<LineageId>,
-        groups: Vec<String>,
     },
 }
 
@@ -163,22 +236,58 @@ impl Store {
     }
 }
 
-/// Starts the tasks on the current runtime. Groups that were away for `purge_hours` are forgotten.
-pub fn spawn(
-    connector: Connector,
-    schema: String,
-    purge_hours: i32,
-    limits: &Limits,
-    metrics: Metrics,
-    events: impl Fn(Event) + Send + Sync + 'static,
-) -> Store {
+/// The copy of the upstream database that a node's replica began with.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// Names it; a new copy has a new one.
+    pub id: String,
+    pub version: Version,
+}
+
+/// What the store needs to know.
+pub struct Settings {
+    pub connector: Connector,
+    pub schema: String,
+    /// Groups that were away for so long are forgotten.
+    pub purge_hours: i32,
+    /// Most connections that may be open at once.
+    pub connections_max: usize,
+    pub copy: Copy,
+    pub limits: Limits,
+    pub metrics: Metrics,
+}
+
+/// Creates what is missing, forgets what is too old and registers this process.
+pub async fn register(settings: &Settings) -> Result<NodeId, String> {
+    let client = (settings.connector)().await?;
+    let schema = &settings.schema;
+    let copy_version = history::as_i64(settings.copy.version);
+    let registering = async {
+        client.batch_execute(&tables::create(schema)).await?;
+        answer::purge(&client, schema, settings.purge_hours, settings.limits.node_dead).await?;
+        let row = client
+            .query_typed_one(&sql::register(schema), &[(&settings.copy.id, Type::TEXT), (&copy_version, Type::INT8)])
+            .await?;
+        Ok(row.get(0))
+    };
+    registering
+        .await
+        .map_err(|e: tokio_postgres::Error| format!("prepare the CVR tables: {}", connection::describe(&e)))
+}
+
+/// Starts the tasks on the current runtime.
+pub fn spawn(settings: Settings, node: NodeId, events: impl Fn(Event) + Send + Sync + 'static) -> Store {
+    let Settings { connector, schema, purge_hours, connections_max, limits, metrics, .. } = settings;
     let events = Arc::new(events);
     let (flushes, flush_receiver) = mpsc::unbounded_channel();
     let (requests, request_receiver) = mpsc::unbounded_channel();
     let (durable, durable_receiver) = watch::channel(0);
-    let writer = write::Writer::new(Arc::clone(&connector), &schema, metrics, durable, Arc::clone(&events));
+    let writing = Connection::new(Arc::clone(&connector));
+    let reading = if connections_max < 2 { writing.share() } else { Connection::new(connector) };
+    let writer = write::Writer::new(writing, node, &schema, limits.clone(), metrics, durable, Arc::clone(&events));
     tokio::spawn(writer.run(flush_receiver));
-    let answerer = answer::Answerer::new(connector, schema, purge_hours, limits.clone(), durable_receiver, events);
+    let answerer =
+        answer::Answerer { connection: reading, node, schema, purge_hours, limits, durable: durable_receiver, events };
     tokio::spawn(answerer.run(request_receiver));
     Store { flushes, requests, handed_over: Arc::default() }
 }
