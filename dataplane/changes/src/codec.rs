@@ -223,7 +223,11 @@ struct Reader<'a> {
     specs: Vec<Arc<TableSpec>>,
 }
 
-const SHORT: CodecError = CodecError("it ends too early");
+const SHORT: CodecError = CodecError::SHORT;
+
+impl CodecError {
+    pub(crate) const SHORT: CodecError = CodecError("it ends too early");
+}
 
 impl<'a> Reader<'a> {
     #[inline]

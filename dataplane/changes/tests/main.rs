@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
 
+mod owners;
+mod pages;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use changes::{Error, Log, Options, Owner};
+use changes::{Error, Log, Options, Owner, Purged};
 use rows::schema::ColumnSpec;
 use rows::{Cell, Change, ColumnType, TableSpec, Transaction, Version};
+use testkit::pgbouncer::PgBouncer;
 use testkit::postgres::{Postgres, Version as Server};
 use upstream::App;
 
@@ -20,6 +24,14 @@ fn start() -> Fixture {
     let postgres = Postgres::start(Server::V15).unwrap();
     let options = Options { address: postgres.url("postgres").parse().unwrap(), app: App::new("zero", 0).unwrap() };
     Fixture { postgres, options }
+}
+
+/// The same behind a pooler in transaction mode that has fewer connections than there are clients.
+fn start_pooled() -> (Fixture, PgBouncer) {
+    let mut fixture = start();
+    let pooler = PgBouncer::start(&fixture.postgres, 2).unwrap();
+    fixture.options.address = pooler.url("postgres").parse().unwrap();
+    (fixture, pooler)
 }
 
 fn owner(id: &str) -> Owner {
@@ -67,7 +79,16 @@ async fn read_all(log: &Log, mut after: Version) -> Vec<Transaction> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_appended_is_read_from_any_version() {
-    let fixture = start();
+    check_reading(&start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_is_read_through_a_pooler() {
+    let (fixture, _pooler) = start_pooled();
+    check_reading(&fixture).await;
+}
+
+async fn check_reading(fixture: &Fixture) {
     let mut log = Log::open(&fixture.options).await.unwrap();
     assert!(log.lineage().await.unwrap().is_none());
     assert!(matches!(log.read_after(v(1)).await, Err(Error::Empty)));
@@ -113,7 +134,16 @@ async fn an_append_can_be_repeated_and_never_goes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_previous_owner_is_fenced_off() {
-    let fixture = start();
+    check_fencing(&start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_previous_owner_is_fenced_off_through_a_pooler() {
+    let (fixture, _pooler) = start_pooled();
+    check_fencing(&fixture).await;
+}
+
+async fn check_fencing(fixture: &Fixture) {
     let table = table();
     let mut a = Log::open(&fixture.options).await.unwrap();
     a.begin(v(10), &owner("a")).await.unwrap();
@@ -144,14 +174,15 @@ async fn purging_keeps_what_is_needed_and_some_more() {
     for n in 11..31 {
         log.append(&[transaction(&table, n, 10, &"x".repeat(100))]).await.unwrap();
     }
-    assert_eq!(log.purge(v(30), 1 << 30).await.unwrap(), 0);
-    assert_eq!(log.purge(v(20), 0).await.unwrap(), 10);
+    let purged = |pages, start| Purged { pages, start: v(start) };
+    assert_eq!(log.purge(v(30), 1 << 30).await.unwrap(), purged(0, 10));
+    assert_eq!(log.purge(v(20), 0).await.unwrap(), purged(10, 20));
     assert!(matches!(log.read_after(v(19)).await, Err(Error::TooOld { .. })));
     assert_eq!(read_all(&log, v(20)).await.len(), 10);
     // About three pages are kept although nobody needs them.
-    assert_eq!(log.purge(v(30), 4000).await.unwrap(), 7);
+    assert_eq!(log.purge(v(30), 4000).await.unwrap(), purged(7, 27));
     assert_eq!(log.lineage().await.unwrap().unwrap().start, v(27));
-    assert_eq!(log.purge(v(30), 0).await.unwrap(), 3);
+    assert_eq!(log.purge(v(30), 0).await.unwrap(), purged(3, 30));
     assert!(read_all(&log, v(30)).await.is_empty());
 }
 

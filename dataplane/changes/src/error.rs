@@ -1,0 +1,45 @@
+//! Errors by what the caller does next.
+
+use rows::Version;
+
+use crate::codec::CodecError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Connect(#[from] upstream::Error),
+    /// Retry with back-off; an append that may or may not have happened can be repeated.
+    #[error("cannot {doing} in the change database: {reason}")]
+    Statement { doing: &'static str, reason: String, source: Option<tokio_postgres::Error> },
+    /// Stop: another process streams from the slot now.
+    #[error("another process has taken the change log over")]
+    NotOwner,
+    /// The reader needs a newer copy to start from.
+    #[error("the change log begins after {start} and was asked for what follows {after}")]
+    TooOld { after: Version, start: Version },
+    /// There is no log: start with an initial copy.
+    #[error("the change database holds no log")]
+    Empty,
+    /// A programming error of the caller; nothing was stored.
+    #[error("transactions must ascend: {next} follows {last}")]
+    OutOfOrder { last: Version, next: Version },
+    #[error(transparent)]
+    Unreadable(#[from] CodecError),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+const UNDEFINED_TABLE: &str = "42P01";
+
+/// Turns a failed statement into an error; `doing` completes "cannot ...".
+pub(crate) fn failed(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
+    move |error| {
+        let reason = match error.as_db_error() {
+            // A reader creates nothing; before the first owner came there is no table.
+            Some(db) if db.code().code() == UNDEFINED_TABLE => return Error::Empty,
+            Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+            None => error.to_string(),
+        };
+        Error::Statement { doing, reason, source: Some(error) }
+    }
+}
