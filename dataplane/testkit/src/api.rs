@@ -4,12 +4,17 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+
+/// A database that restarts is waited for, as applications do.
+const DATABASE_AWAY_MAX: Duration = Duration::from_secs(15);
+const RETRY: Duration = Duration::from_millis(100);
 
 /// How the server behaves until told otherwise.
 #[derive(Clone, Debug, Default)]
@@ -190,9 +195,10 @@ impl Shared {
         let target = request.split(' ').nth(1).context("a request line has a target")?;
         let (path, parameters) = target.split_once('?').unwrap_or((target, ""));
         let body: Value = serde_json::from_slice(body).context("parse the request body")?;
-        match path {
-            "/query" => Ok(self.transform(&body)),
-            "/mutate" => {
+        // Applications choose the path before it.
+        match path.rsplit('/').next() {
+            Some("query") => Ok(self.transform(&body)),
+            Some("mutate") => {
                 let schema = parameters
                     .split('&')
                     .find_map(|pair| pair.strip_prefix("schema="))
@@ -226,7 +232,6 @@ impl Shared {
 
     async fn mutate(&self, body: &Value, schema: &str) -> Result<Value> {
         let url = self.app.upstream.as_deref().context("this app has no upstream for mutations")?;
-        let mut client = crate::postgres::connect(url).await?;
         let group = body["clientGroupID"].as_str().context("clientGroupID is text")?;
         let mut results = Vec::new();
         for mutation in body["mutations"].as_array().context("mutations is a list")? {
@@ -241,44 +246,72 @@ impl Shared {
                 Some(make) => make(&mutation["args"][0]),
                 None => Err(format!("unknown mutator {name}")),
             };
-            let transaction = client.transaction().await?;
-            let counted: i64 = transaction
-                .query_one(
-                    &format!(
-                        r#"INSERT INTO "{schema}".clients AS c ("clientGroupID", "clientID", "lastMutationID") VALUES ($1, $2, 1)
-                           ON CONFLICT ("clientGroupID", "clientID") DO UPDATE SET "lastMutationID" = c."lastMutationID" + 1
-                           RETURNING "lastMutationID""#
-                    ),
-                    &[&group, &client_id],
-                )
-                .await?
-                .get(0);
-            let result = if counted > id {
-                transaction.rollback().await?;
-                json!({"error": "alreadyProcessed"})
-            } else if counted < id {
-                transaction.rollback().await?;
-                json!({"error": "oooMutation"})
-            } else {
-                let result = match sql {
-                    Ok(sql) => {
-                        transaction.batch_execute(&sql).await.context("run the mutator's SQL")?;
-                        json!({})
+            let mutation = Mutation { schema, group, client_id, id, sql };
+            let deadline = tokio::time::Instant::now() + DATABASE_AWAY_MAX;
+            let result = loop {
+                match mutation.run(url).await {
+                    Err(error) if is_away(&error) && tokio::time::Instant::now() < deadline => {
+                        tokio::time::sleep(RETRY).await
                     }
-                    Err(message) => {
-                        let result = json!({"error": "app", "message": message});
-                        let insert = format!(
-                            r#"INSERT INTO "{schema}".mutations ("clientGroupID", "clientID", "mutationID", "result") VALUES ($1, $2, $3, $4)"#
-                        );
-                        transaction.execute(&insert, &[&group, &client_id, &id, &result]).await?;
-                        result
-                    }
-                };
-                transaction.commit().await?;
-                result
+                    result => break result?,
+                }
             };
             results.push(json!({"id": {"id": id, "clientID": client_id}, "result": result}));
         }
         Ok(json!({"kind": "MutateResponse", "userID": "u1", "mutations": results}))
+    }
+}
+
+/// Whether the database is not there at the moment.
+fn is_away(error: &anyhow::Error) -> bool {
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+    // Connections that failed, were ended by an operator's command, or are too many.
+    cause.is_some_and(|cause| {
+        cause.code().is_none_or(|code| ["08", "53", "57"].iter().any(|class| code.code().starts_with(class)))
+    })
+}
+
+/// A mutation and what it means.
+struct Mutation<'a> {
+    schema: &'a str,
+    group: &'a str,
+    client_id: &'a str,
+    id: i64,
+    sql: Result<String, String>,
+}
+
+impl Mutation<'_> {
+    /// Runs it in one transaction with the counting of mutations. May be repeated after a failure: one that was committed is then
+    /// found to be processed.
+    async fn run(&self, url: &str) -> Result<Value> {
+        let Mutation { schema, group, client_id, id, sql } = self;
+        let mut client = crate::postgres::connect(url).await?;
+        let transaction = client.transaction().await?;
+        let count = format!(
+            r#"INSERT INTO "{schema}".clients AS c ("clientGroupID", "clientID", "lastMutationID") VALUES ($1, $2, 1)
+               ON CONFLICT ("clientGroupID", "clientID") DO UPDATE SET "lastMutationID" = c."lastMutationID" + 1
+               RETURNING "lastMutationID""#
+        );
+        let counted: i64 = transaction.query_one(&count, &[group, client_id]).await?.get(0);
+        if counted != *id {
+            transaction.rollback().await?;
+            return Ok(json!({"error": if counted > *id { "alreadyProcessed" } else { "oooMutation" }}));
+        }
+        let result = match sql {
+            Ok(sql) => {
+                transaction.batch_execute(sql).await.context("run the mutator's SQL")?;
+                json!({})
+            }
+            Err(message) => {
+                let result = json!({"error": "app", "message": message});
+                let insert = format!(
+                    r#"INSERT INTO "{schema}".mutations ("clientGroupID", "clientID", "mutationID", "result") VALUES ($1, $2, $3, $4)"#
+                );
+                transaction.execute(&insert, &[group, client_id, id, &result]).await?;
+                result
+            }
+        };
+        transaction.commit().await?;
+        Ok(result)
     }
 }
