@@ -1,15 +1,17 @@
 //! Keeps the WAL short. The writer copies it into the file piece by piece; SQLite starts it over when no reader needs it. When
-//! readers overlap for so long that it never starts over, new ones are held off for a moment.
+//! readers overlap for so long that it never starts over, new ones are held off for a moment. Whoever copies the WAL elsewhere is
+//! asked before it is cut.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rows::Version;
 use rusqlite::Connection;
 
 use crate::connection;
 use crate::error::Fault;
 use crate::gate::CommitGate;
+use crate::keeper::{WalEnd, WalKeeper};
 
 /// Copy after so many pages (32 MiB of 4 KiB pages): rows that change often are then copied once for many changes.
 const STEP: u32 = 8 << 10;
@@ -21,26 +23,50 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
-    /// Pages in the WAL after the last commit.
-    pages: Arc<AtomicU32>,
+    end: Arc<WalEnd>,
     due: u32,
     warned: bool,
+    keeper: Option<Box<dyn WalKeeper>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Cut {
+    Done,
+    /// Somebody reads from the WAL.
+    InUse,
+    /// It is not yet copied elsewhere.
+    Kept,
 }
 
 impl Checkpointer {
     /// Replaces SQLite's automatic checkpoints.
     pub(crate) fn install(conn: &mut Connection) -> Result<Checkpointer, Fault> {
-        let pages = Arc::new(AtomicU32::new(0));
-        let seen = Arc::clone(&pages);
+        let end = Arc::new(WalEnd::default());
+        let seen = Arc::clone(&end);
         conn.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, n: std::ffi::c_int| {
-            seen.store(u32::try_from(n).unwrap_or(0), Ordering::Relaxed);
+            seen.committed(u32::try_from(n).unwrap_or(0));
             Ok(())
         }))?;
-        Ok(Checkpointer { pages, due: STEP, warned: false })
+        Ok(Checkpointer { end, due: STEP, warned: false, keeper: None })
+    }
+
+    pub(crate) fn end(&self) -> Arc<WalEnd> {
+        Arc::clone(&self.end)
+    }
+
+    /// Asks `keeper` from now on. Cuts once, after which the end of the WAL is known even before the first commit.
+    pub(crate) fn keep(
+        &mut self,
+        conn: &Connection,
+        gate: &CommitGate,
+        keeper: Box<dyn WalKeeper>,
+    ) -> Result<(), Fault> {
+        self.keeper = Some(keeper);
+        self.truncate(conn, gate).map(drop)
     }
 
     pub(crate) fn after_commit(&mut self, conn: &Connection, gate: &CommitGate) {
-        let pages = self.pages.load(Ordering::Relaxed);
+        let pages = self.end.frames();
         if pages < STEP {
             self.due = STEP;
             self.warned = false;
@@ -52,10 +78,10 @@ impl Checkpointer {
         let result = if pages < LONG {
             run(conn, "PASSIVE").map(drop)
         } else if pages < TOO_LONG {
-            gate.quiet(|| cut(conn, Duration::ZERO)).map(drop)
+            gate.quiet(|version| self.cut(conn, version, Duration::ZERO)).map(drop)
         } else {
-            gate.quiet(|| cut(conn, PATIENCE)).map(|cut| {
-                if !cut && !self.warned {
+            gate.quiet(|version| self.cut(conn, version, PATIENCE)).map(|cut| {
+                if cut == Cut::InUse && !self.warned {
                     self.warned = true;
                     tracing::warn!(pages, "the WAL keeps growing because a read transaction stays open");
                 }
@@ -67,22 +93,37 @@ impl Checkpointer {
         }
     }
 
-    /// Copies everything and cuts the WAL, waiting so long for readers.
+    /// Copies everything and cuts the WAL, waiting so long for readers. Whether it was cut.
     pub(crate) fn truncate(&mut self, conn: &Connection, gate: &CommitGate) -> Result<bool, Fault> {
-        gate.quiet(|| cut(conn, PATIENCE))
+        Ok(gate.quiet(|version| self.cut(conn, version, PATIENCE))? == Cut::Done)
+    }
+
+    fn cut(&mut self, conn: &Connection, version: Version, patience: Duration) -> Result<Cut, Fault> {
+        let Some(keeper) = &mut self.keeper else { return truncate(conn, &self.end, patience) };
+        if !keeper.release(version) {
+            run(conn, "PASSIVE")?;
+            return Ok(Cut::Kept);
+        }
+        let result = truncate(conn, &self.end, patience);
+        keeper.resume();
+        result
     }
 }
 
-/// Whether the WAL was cut.
-fn cut(conn: &Connection, patience: Duration) -> Result<bool, Fault> {
+fn truncate(conn: &Connection, end: &WalEnd, patience: Duration) -> Result<Cut, Fault> {
     conn.busy_timeout(patience)?;
     let result = run(conn, "TRUNCATE");
     conn.busy_timeout(connection::BUSY_TIMEOUT)?;
-    result
+    let (is_complete, frames) = result?;
+    if let Some(frames) = frames {
+        end.checkpointed(frames);
+    }
+    Ok(if is_complete { Cut::Done } else { Cut::InUse })
 }
 
-/// Whether the checkpoint did all it was asked for.
-fn run(conn: &Connection, mode: &str) -> Result<bool, Fault> {
-    let busy: i64 = conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(0))?;
-    Ok(busy == 0)
+/// Whether the checkpoint did all it was asked for, and the number of frames that the WAL holds now.
+fn run(conn: &Connection, mode: &str) -> Result<(bool, Option<u32>), Fault> {
+    let (busy, frames): (i64, i64) =
+        conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok((busy == 0, u32::try_from(frames).ok()))
 }

@@ -36,10 +36,10 @@ impl CommitGate {
         Ok(())
     }
 
-    /// Runs `f` while nobody opens a read transaction.
-    pub(crate) fn quiet<T>(&self, f: impl FnOnce() -> T) -> T {
-        let _held = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        f()
+    /// Runs `f` at the present version while nobody opens a read transaction.
+    pub(crate) fn quiet<T>(&self, f: impl FnOnce(Version) -> T) -> T {
+        let held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        f(*held)
     }
 }
 

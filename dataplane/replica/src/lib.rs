@@ -18,6 +18,7 @@ mod connection;
 mod error;
 mod estimate;
 mod gate;
+mod keeper;
 mod layout;
 mod like;
 mod load;
@@ -30,8 +31,9 @@ mod writer;
 
 pub use error::Error;
 pub use gate::{CommitGate, Pin};
+pub use keeper::{WalEnd, WalKeeper};
 pub use load::Loader;
-pub use meta::{Description, Identity};
+pub use meta::{Description, Identity, VERSION_QUERY};
 pub use open::{Opened, Replica};
 pub use reader::Reader;
 pub use writer::Writer;

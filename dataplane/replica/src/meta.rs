@@ -16,6 +16,9 @@ pub(crate) const APPLICATION_ID: i32 = 0x5a52_6570;
 /// Layout of the file; a release refuses files with a larger number.
 pub(crate) const FORMAT: i32 = 1;
 
+/// Asks a replica file for its version, in whatever transaction it is asked.
+pub const VERSION_QUERY: &str = "SELECT version FROM _zero_replica";
+
 /// Whose data a file holds. A file of another app or shard is never touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -13,6 +13,7 @@ use crate::checkpoint::Checkpointer;
 use crate::connection;
 use crate::error::{At, Error, Fault};
 use crate::gate::CommitGate;
+use crate::keeper::{WalEnd, WalKeeper};
 use crate::layout::{Catalog, Layout};
 use crate::meta::{self, State};
 use crate::net::Net;
@@ -205,6 +206,17 @@ impl Writer {
         .map_err(|fault| self.undo(fault))?;
         self.checkpointer.after_commit(&self.conn, &self.gate);
         Ok(true)
+    }
+
+    /// Has `keeper` asked before the WAL is cut, from now on.
+    pub fn keep_wal(&mut self, keeper: Box<dyn WalKeeper>) -> Result<(), Error> {
+        self.checkpointer.keep(&self.conn, &self.gate, keeper).at(&self.path, "find the end of the WAL")
+    }
+
+    /// Where the WAL ends; what it says is known once [`Writer::keep_wal`] was called.
+    #[must_use]
+    pub fn wal_end(&self) -> Arc<WalEnd> {
+        self.checkpointer.end()
     }
 
     /// Moves everything from the WAL into the file, as far as readers allow; for a clean end.

@@ -14,6 +14,7 @@ pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod s3;
 pub mod slot;
 pub mod tab;
 

@@ -1,0 +1,484 @@
+//! The backup of one replica by its owner, as long as the process runs.
+//!
+//! ```text
+//! begin:  look at what is there --> snapshot --> follow
+//! follow: every interval, or when much waits: take --> encode --> upload --> confirm --> progress
+//!         beside it, one at a time: snapshot, merger of a level, sweep
+//! broken: begin again
+//! ```
+//!
+//! A thread moves frames from the WAL into memory all the time; it is what the writer would otherwise wait for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use replica::Writer;
+use rows::Version;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::capture::{Capture, PENDING_DUE};
+use crate::error::Error;
+use crate::maintenance::{Done, Maintenance};
+use crate::metrics::Metrics;
+use crate::name::{Name, Txid};
+use crate::plan::{self, File};
+use crate::restore::stated_version;
+use crate::store::Note;
+use crate::target::{Lineage, Target};
+use crate::view::View;
+use crate::{now_ms, upload};
+
+/// Between two looks at the WAL. Short, because the writer waits for what is left when it cuts the WAL.
+const POLL: Duration = Duration::from_millis(50);
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Tries to write the last increment when the process ends.
+const LAST_TRIES: u32 = 3;
+
+/// How far the backup is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The newest version that can be restored, as seen in the store; `None` if there is none of this lineage.
+    pub restorable_version: Option<Version>,
+    /// When everything that was committed was last in the store.
+    pub last_success: Option<Instant>,
+    /// Written by this process.
+    pub uploaded_bytes: u64,
+    /// Whether this process's own chain is restorable; before, only a former one may be.
+    pub is_complete: bool,
+    /// What went wrong since the last success.
+    pub failure: Option<String>,
+}
+
+/// A backup under way. Dropping it ends it without the last increment.
+#[derive(Debug)]
+pub struct Running {
+    pub progress: watch::Receiver<Progress>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), Error>>,
+    capture: Arc<Capture>,
+}
+
+impl Running {
+    /// Writes what is not in the store yet, and ends. Call it after the last commit, and before the writer is dropped. May take
+    /// as long as the store takes; the caller limits it.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        if let Some(stop) = self.stop.take() {
+            // The task may have ended by itself; then it says so.
+            let _ = stop.send(());
+        }
+        (&mut self.task).await.unwrap_or(Err(Error::Cancelled))
+    }
+
+    /// Waits for an end that was not asked for: another owner writes to the path.
+    pub async fn ended(&mut self) -> Error {
+        match (&mut self.task).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) | Err(_) => Error::Cancelled,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.capture.close();
+    }
+}
+
+/// Starts to back up the file of `writer`, before it applies anything more. `epoch` is the number of this ownership: greater than
+/// that of every former owner.
+pub fn start(
+    target: Target,
+    writer: &mut Writer,
+    epoch: u64,
+    lineage: Lineage,
+    metrics: Metrics,
+) -> Result<Running, Error> {
+    if epoch >= Txid::EPOCH_END {
+        let reason = format!("epoch {epoch} is too large; epochs are less than {}", Txid::EPOCH_END);
+        return Err(Error::Refused { at: target.location(), reason });
+    }
+    let capture = Capture::new(writer.path(), writer.gate(), writer.wal_end());
+    writer.keep_wal(capture.keeper())?;
+    let due = Arc::new(Notify::new());
+    let pump = Pump::start(Arc::clone(&capture), Arc::clone(&due))?;
+    let (progress, receiver) = watch::channel(Progress::default());
+    let (stop, stopped) = oneshot::channel();
+    let service = Service {
+        target,
+        capture: Arc::clone(&capture),
+        epoch,
+        lineage,
+        metrics,
+        progress,
+        due,
+        files: Vec::new(),
+        next: Txid::ZERO,
+        chain: None,
+        encoding: None,
+        unsent: None,
+        maintenance: Maintenance::default(),
+        _pump: pump,
+    };
+    let task = tokio::spawn(service.run(stopped));
+    Ok(Running { progress: receiver, stop: Some(stop), task, capture })
+}
+
+/// The thread that empties the WAL.
+struct Pump(Arc<AtomicBool>);
+
+impl Pump {
+    fn start(capture: Arc<Capture>, due: Arc<Notify>) -> Result<Pump, Error> {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stopped);
+        let run = move || {
+            while !seen.load(Ordering::Relaxed) {
+                capture.pump();
+                if capture.pending_bytes() >= PENDING_DUE as u64 {
+                    due.notify_one();
+                }
+                std::thread::sleep(POLL);
+            }
+        };
+        let started = std::thread::Builder::new().name("backup-capture".to_owned()).spawn(run);
+        started.map_err(|e| Error::Local { path: "/".into(), action: "start a thread", cause: e.to_string() })?;
+        Ok(Pump(stopped))
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// An increment on its way.
+#[derive(Clone, Debug)]
+struct Unsent {
+    name: Name,
+    bytes: Bytes,
+    version: Option<Version>,
+}
+
+/// What a blocking thread makes of what is captured.
+#[derive(Debug, Default)]
+struct Encoded {
+    unsent: Option<Unsent>,
+    /// Of the version after the increment, where a snapshot was asked for.
+    view: Option<View>,
+}
+
+/// What this process has written and what it is based on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chain {
+    /// Its newest snapshot.
+    pub snapshot: Name,
+    /// Its first transaction.
+    pub from: Txid,
+}
+
+struct Service {
+    target: Target,
+    capture: Arc<Capture>,
+    epoch: u64,
+    lineage: Lineage,
+    metrics: Metrics,
+    progress: watch::Sender<Progress>,
+    due: Arc<Notify>,
+    /// What is in the store, as far as is known here.
+    files: Vec<File>,
+    /// The number of the next transaction; zero before the store was looked at.
+    next: Txid,
+    chain: Option<Chain>,
+    encoding: Option<JoinHandle<Result<Encoded, Error>>>,
+    unsent: Option<Unsent>,
+    maintenance: Maintenance,
+    _pump: Pump,
+}
+
+impl Service {
+    async fn run(mut self, mut stop: oneshot::Receiver<()>) -> Result<(), Error> {
+        let mut pause = RETRY_MIN;
+        loop {
+            let began = Instant::now();
+            let failure = tokio::select! {
+                failure = self.follow() => failure,
+                _ = &mut stop => return self.finish().await,
+            };
+            if let Error::Superseded { .. } = failure {
+                error!(error = %failure, "the backup ends");
+                self.capture.close();
+                self.fail(&failure);
+                return Err(failure);
+            }
+            self.fail(&failure);
+            // What worked for a while starts with a short pause again.
+            pause = if began.elapsed() > RETRY_MAX { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
+            warn!(error = %failure, retry_ms = pause.as_millis() as u64, "the backup failed, will retry");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = &mut stop => return self.finish().await,
+            }
+        }
+    }
+
+    fn fail(&self, failure: &Error) {
+        self.metrics.failures.inc();
+        self.progress.send_modify(|p| p.failure = Some(failure.to_string()));
+    }
+
+    /// Goes on until something fails.
+    async fn follow(&mut self) -> Error {
+        let failure = async {
+            if self.next == Txid::ZERO {
+                self.look().await?;
+            }
+            let mut interval = tokio::time::interval(self.target.options.interval);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                if !self.capture.is_following() {
+                    self.begin().await?;
+                }
+                self.flush().await?;
+                if let Some(chain) = self.chain {
+                    self.maintenance.start(&self.target, &self.files, chain, self.note());
+                }
+                tokio::select! {
+                    _ = interval.tick() => {}
+                    () = self.due.notified() => {}
+                    done = self.maintenance.done() => self.settle(done)?,
+                }
+            }
+        };
+        let failure: Result<std::convert::Infallible, Error> = failure.await;
+        match failure {
+            Err(error) => error,
+            Ok(never) => match never {},
+        }
+    }
+
+    /// Learns what is in the store.
+    async fn look(&mut self) -> Result<(), Error> {
+        let files = self.target.files().await?;
+        let last = files.iter().max_by_key(|f| f.name.max);
+        if let Some(last) = last
+            && last.name.max.epoch() > self.epoch
+        {
+            return Err(Error::Superseded { at: self.target.location(), name: last.name });
+        }
+        let former = plan::restore(&files, Txid::ZERO, &Default::default());
+        if let (Some(snapshot), Some(last)) = (former.first(), former.last()) {
+            let note = self.target.store.note(snapshot.name).await?;
+            if note.and_then(|n| n.lineage).is_some_and(|l| l == self.lineage.to_string()) {
+                let version = stated_version(&self.target, last).await?;
+                self.progress.send_modify(|p| p.restorable_version = version);
+            }
+        }
+        let after_last = last.map_or(Txid::ZERO, |f| f.name.max.next());
+        self.next = Txid::first_of(self.epoch).max(after_last);
+        self.files = files;
+        Ok(())
+    }
+
+    /// Begins a chain with a snapshot.
+    async fn begin(&mut self) -> Result<(), Error> {
+        if let Some(reason) = self.capture.take_broken() {
+            self.metrics.broken_chains.inc();
+            warn!(reason, "the increments of the backup cannot be continued; a new snapshot begins");
+        }
+        (self.chain, self.encoding, self.unsent) = (None, None, None);
+        self.metrics.is_complete.set(0);
+        self.progress.send_modify(|p| p.is_complete = false);
+        self.maintenance.cancel();
+        let began = Instant::now();
+        let capture = Arc::clone(&self.capture);
+        let view = tokio::task::spawn_blocking(move || capture.begin()).await.unwrap_or(Err(Error::Cancelled))?;
+        let (version, bytes) = (view.version, view.byte_count());
+        let from = self.next;
+        self.next = from.next();
+        info!(%version, bytes, location = self.target.location(), "writing a snapshot to the backup");
+        let written = upload::snapshot(&self.target, view, from, self.note()).await;
+        let file = match written {
+            Ok(file) => file,
+            Err(error) => {
+                // Without its snapshot nothing that is captured is of use.
+                self.capture.close();
+                return Err(error);
+            }
+        };
+        let elapsed = began.elapsed();
+        info!(%version, size = file.size, elapsed_ms = elapsed.as_millis() as u64, "the snapshot is in the backup");
+        self.metrics.snapshot_seconds.observe(elapsed.as_secs_f64());
+        self.metrics.snapshots.inc();
+        self.metrics.is_complete.set(1);
+        self.chain = Some(Chain { snapshot: file.name, from });
+        self.maintenance.began();
+        self.wrote(&file, Some(version));
+        self.progress.send_modify(|p| p.is_complete = true);
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn note(&self) -> Note {
+        Note { timestamp_ms: now_ms(), lineage: Some(self.lineage.to_string()) }
+    }
+
+    /// Writes everything that is captured, and starts a snapshot of it if one is due.
+    async fn flush(&mut self) -> Result<(), Error> {
+        let interval = self.target.options.snapshot_interval;
+        let mut wants_view = self.maintenance.is_idle() && self.maintenance.is_snapshot_due(interval);
+        while wants_view || self.capture.pending_bytes() > 0 || self.encoding.is_some() || self.unsent.is_some() {
+            if self.unsent.is_none() && self.encoding.is_none() {
+                let (capture, txid) = (Arc::clone(&self.capture), self.next);
+                self.next = txid.next();
+                let encode = move || encode(&capture, txid, wants_view);
+                self.encoding = Some(tokio::task::spawn_blocking(encode));
+                wants_view = false;
+            }
+            // Both stay where they are if this is given up at an await.
+            if let Some(encoding) = &mut self.encoding {
+                let made = encoding.await.unwrap_or(Err(Error::Cancelled));
+                self.encoding = None;
+                let Encoded { unsent, view } = made?;
+                if unsent.is_none() {
+                    // The number was not used.
+                    self.next = Txid::new(self.next.as_u64() - 1);
+                }
+                self.unsent = unsent;
+                if let Some(view) = view {
+                    let max = Txid::new(self.next.as_u64() - 1);
+                    self.maintenance.snapshot(&self.target, view, max, self.note());
+                }
+            }
+            self.send().await?;
+        }
+        if !self.capture.is_behind() && self.capture.is_following() {
+            self.metrics.last_success_timestamp_seconds.set(i64::try_from(now_ms() / 1000).unwrap_or(i64::MAX));
+            self.progress.send_modify(|p| {
+                p.last_success = Some(Instant::now());
+                p.failure = None;
+            });
+        }
+        self.metrics.pending_bytes.set(i64::try_from(self.capture.pending_bytes()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    async fn send(&mut self) -> Result<(), Error> {
+        let Some(unsent) = &self.unsent else { return Ok(()) };
+        let began = Instant::now();
+        let file = upload::whole(&self.target, unsent.name, unsent.bytes.clone(), self.note()).await?;
+        self.metrics.upload_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.increments.inc();
+        let version = unsent.version;
+        self.unsent = None;
+        self.wrote(&file, version);
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// A file of the chain's end has been seen in the store.
+    fn wrote(&self, file: &File, version: Option<Version>) {
+        self.metrics.uploaded_bytes.inc_by(file.size);
+        self.progress.send_modify(|p| {
+            p.uploaded_bytes += file.size;
+            p.restorable_version = version.or(p.restorable_version);
+        });
+    }
+
+    fn settle(&mut self, done: Result<Done, Error>) -> Result<(), Error> {
+        match done {
+            Ok(Done::Snapshot(file)) => {
+                info!(file = %file.name, size = file.size, "a snapshot is in the backup");
+                self.metrics.snapshots.inc();
+                self.metrics.uploaded_bytes.inc_by(file.size);
+                if let Some(chain) = &mut self.chain {
+                    chain.snapshot = file.name;
+                }
+                self.files.push(file);
+            }
+            Ok(Done::Merged(file)) => {
+                self.metrics.compactions.inc();
+                self.metrics.uploaded_bytes.inc_by(file.size);
+                self.files.push(file);
+            }
+            Ok(Done::Swept { found, deleted, lost }) => {
+                self.metrics.deleted_files.inc_by(deleted.len() as u64);
+                self.files.retain(|f| !deleted.contains(&f.name) && !lost.contains(&f.name));
+                let new: Vec<File> =
+                    found.into_iter().filter(|f| !self.files.iter().any(|g| g.name == f.name)).collect();
+                self.files.extend(new.into_iter().filter(|f| !deleted.contains(&f.name)));
+                let later = self.files.iter().find(|f| f.name.max.epoch() > self.epoch);
+                if let Some(later) = later {
+                    return Err(Error::Superseded { at: self.target.location(), name: later.name });
+                }
+                if let Some(lost) = lost.first() {
+                    self.break_chain(&format!("{lost} is gone from the store"));
+                }
+            }
+            Err(error @ (Error::Damaged { .. } | Error::Missing { .. })) => {
+                self.metrics.failures.inc();
+                self.break_chain(&error.to_string());
+            }
+            Err(error) => {
+                self.metrics.failures.inc();
+                warn!(%error, "tidying the backup failed, will retry");
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in the store cannot be relied on: only a new snapshot mends it.
+    fn break_chain(&mut self, reason: &str) {
+        self.metrics.broken_chains.inc();
+        warn!(reason, "the backup in the store is damaged; a new snapshot begins");
+        self.capture.close();
+    }
+
+    /// The last increment.
+    async fn finish(mut self) -> Result<(), Error> {
+        self.maintenance.cancel();
+        let mut tries = 0;
+        let result = loop {
+            let capture = Arc::clone(&self.capture);
+            let pumped = tokio::task::spawn_blocking(move || capture.pump()).await;
+            let result = match pumped {
+                Ok(()) if self.capture.is_following() && self.chain.is_some() => self.flush().await,
+                // The chain has not begun: a former one, and the log of changes, is what there is.
+                _ => break Ok(()),
+            };
+            match result {
+                Ok(()) if !self.capture.is_behind() => break Ok(()),
+                Ok(()) => {}
+                Err(error) if tries == LAST_TRIES => break Err(error),
+                Err(error) => {
+                    warn!(%error, "writing the last increment failed");
+                    tries += 1;
+                    tokio::time::sleep(RETRY_MIN).await;
+                }
+            }
+        };
+        self.capture.close();
+        result
+    }
+}
+
+fn encode(capture: &Capture, txid: Txid, wants_view: bool) -> Result<Encoded, Error> {
+    let (increment, view) = if wants_view {
+        match capture.split()? {
+            Some((increment, view)) => (increment, Some(view)),
+            None => (None, None),
+        }
+    } else {
+        (capture.take(), None)
+    };
+    let Some(increment) = increment else { return Ok(Encoded { unsent: None, view }) };
+    let version = increment.version;
+    let bytes = increment.encode(txid)?.into();
+    let name = Name { level: 0, min: txid, max: txid };
+    Ok(Encoded { unsent: Some(Unsent { name, bytes, version }), view })
+}

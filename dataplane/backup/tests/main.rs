@@ -1,0 +1,7 @@
+//! Tests of the backup against a real writer, real files and a real S3 server.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+mod codec;
+mod fixture;
+mod follow;
