@@ -1,0 +1,117 @@
+//! What this node is with regard to the change log, as the composition root sees it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::fanout::Fanout;
+use crate::wire::Refusal;
+
+#[derive(Clone)]
+pub enum Role {
+    /// Not able to serve yet.
+    Starting,
+    /// Able to take over; `owner` is where the present owner can be reached, empty if that is unknown.
+    Standby {
+        owner: String,
+        /// What the readiness probe says.
+        is_ready: bool,
+    },
+    /// Serves subscribers from this log.
+    Owner(Fanout),
+    /// For good.
+    Draining,
+}
+
+/// Set by the composition root, read by the port. Changing the role ends the streams that it does not cover.
+#[derive(Clone)]
+pub struct Gate {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    role: watch::Sender<Role>,
+    /// Requests for the stream that came while another node owned the log, or nobody.
+    wanted: watch::Sender<u64>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Gate {
+        Gate { inner: Arc::new(Inner { role: watch::Sender::new(Role::Starting), wanted: watch::Sender::new(0) }) }
+    }
+
+    /// Changes the role. Draining is final.
+    pub fn set(&self, role: Role) {
+        self.inner.role.send_if_modified(|current| {
+            let is_final = matches!(current, Role::Draining);
+            if !is_final {
+                *current = role;
+            }
+            !is_final
+        });
+    }
+
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.inner.role.borrow().clone()
+    }
+
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(&*self.inner.role.borrow(), Role::Owner(_) | Role::Standby { is_ready: true, .. })
+    }
+
+    /// Completes when a subscriber asks for the stream although this node does not own the log: traffic is routed here, so it is
+    /// time to take over.
+    pub async fn wanted(&self) {
+        let mut wanted = self.inner.wanted.subscribe();
+        wanted.borrow_and_update();
+        // The sender lives as long as self.
+        let _ = wanted.changed().await;
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(&*self.inner.role.borrow(), Role::Draining)
+    }
+
+    pub(crate) async fn draining(&self) {
+        let mut role = self.inner.role.subscribe();
+        // The sender lives as long as self.
+        let _ = role.wait_for(|role| matches!(role, Role::Draining)).await;
+    }
+
+    /// What serves subscribers now, or what they are told.
+    pub(crate) fn fanout(&self) -> Result<Fanout, Refusal> {
+        let role = self.inner.role.borrow();
+        match &*role {
+            Role::Owner(fanout) => Ok(fanout.clone()),
+            other => {
+                if matches!(other, Role::Standby { .. }) {
+                    self.inner.wanted.send_modify(|n| *n += 1);
+                }
+                Err(refusal(other))
+            }
+        }
+    }
+
+    /// Completes when `fanout` does not serve subscribers any more, with what they are told.
+    pub(crate) async fn left(&self, fanout: &Fanout) -> Refusal {
+        let mut role = self.inner.role.subscribe();
+        let is_other = |role: &Role| !matches!(role, Role::Owner(current) if current.is(fanout));
+        match role.wait_for(is_other).await {
+            Ok(role) => refusal(&role),
+            // The sender lives as long as self.
+            Err(_) => Refusal::Draining,
+        }
+    }
+}
+
+fn refusal(role: &Role) -> Refusal {
+    match role {
+        Role::Starting => Refusal::Starting,
+        Role::Standby { owner, .. } => Refusal::NotOwner { owner: owner.clone() },
+        // The log was begun anew under the same owner.
+        Role::Owner(_) => Refusal::Busy { reason: "the change log begins anew".to_owned() },
+        Role::Draining => Refusal::Draining,
+    }
+}

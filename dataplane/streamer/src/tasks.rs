@@ -1,0 +1,63 @@
+//! A set of tasks that can be counted and waited for. A panic inside one is logged and does not leave the set hanging.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Tasks {
+    live: Arc<watch::Sender<usize>>,
+}
+
+/// Counts as long as it lives.
+pub(crate) struct Member {
+    live: Arc<watch::Sender<usize>>,
+    name: &'static str,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(task = self.name, "task panicked");
+        }
+        self.live.send_modify(|n| *n -= 1);
+    }
+}
+
+impl Tasks {
+    pub(crate) fn new() -> Tasks {
+        Tasks { live: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Counts a member unless there are `max` already.
+    pub(crate) fn admit(&self, name: &'static str, max: usize) -> Option<Member> {
+        let admitted = self.live.send_if_modified(|n| {
+            let is_free = *n < max;
+            *n += usize::from(is_free);
+            is_free
+        });
+        admitted.then(|| Member { live: Arc::clone(&self.live), name })
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        *self.live.borrow()
+    }
+
+    /// Returns when no member is left.
+    pub(crate) async fn finished(&self) {
+        let mut live = self.live.subscribe();
+        // The sender lives as long as self.
+        let _ = live.wait_for(|n| *n == 0).await;
+    }
+}
+
+impl Member {
+    /// Runs a task that counts as this member.
+    pub(crate) fn spawn(self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(async move {
+            let _member = self;
+            task.await;
+        });
+    }
+}

@@ -1,0 +1,153 @@
+//! Reaching the owner: an address, a TCP connection, TLS where the address says so.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use url::Url;
+
+use crate::error::{Error, Result};
+use crate::server::prepare;
+
+/// Where the owner's port is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) is_tls: bool,
+    /// Before the paths of the change stream; empty or without a slash at its end.
+    pub(crate) prefix: String,
+}
+
+impl Target {
+    /// `ws://`, `wss://`, `http://` and `https://` addresses; without a scheme `ws://` is meant.
+    pub(crate) fn parse(uri: &str) -> Result<Target> {
+        let wrong = |reason: &str| {
+            Error::configuration(format!(
+                "the change stream's address is not usable: {reason} (expected ws://host:4849, see ZERO_CHANGE_STREAMER_URI)"
+            ))
+        };
+        let with_scheme = if uri.contains("://") { uri.to_owned() } else { format!("ws://{uri}") };
+        let url = Url::parse(with_scheme.trim()).map_err(|error| wrong(&error.to_string()))?;
+        let is_tls = match url.scheme() {
+            "ws" | "http" => false,
+            "wss" | "https" => true,
+            other => return Err(wrong(&format!("its scheme is {other}"))),
+        };
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("it names no host"))?;
+        let port = url.port().unwrap_or(if is_tls { 443 } else { 80 });
+        Ok(Target { host: host.to_owned(), port, is_tls, prefix: url.path().trim_end_matches('/').to_owned() })
+    }
+
+    pub(crate) fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Connects; `tls` replaces the system's certificates.
+    pub(crate) async fn connect(&self, tls: Option<&Arc<ClientConfig>>) -> Result<Connection> {
+        let authority = self.authority();
+        let failed =
+            |error: io::Error| Error::transient(format!("cannot reach the change stream at {authority}: {error}"));
+        let stream = TcpStream::connect(&authority).await.map_err(failed)?;
+        prepare(&stream);
+        if !self.is_tls {
+            return Ok(Connection::Plain(stream));
+        }
+        let config = match tls {
+            Some(config) => Arc::clone(config),
+            None => Arc::new(system_config()?),
+        };
+        let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned())
+            .map_err(|_| Error::configuration(format!("{} is no name that a certificate can be for", self.host)))?;
+        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
+        Ok(Connection::Tls(Box::new(stream)))
+    }
+}
+
+fn system_config() -> Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::configuration(format!("cannot set TLS up: {error}")))?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(Error::configuration(
+            "the change stream's address asks for TLS and the system has no root certificates: install ca-certificates or set SSL_CERT_FILE",
+        ));
+    }
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[derive(Debug)]
+pub(crate) enum Connection {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Connection::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Connection::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Connection::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Connection::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Connection::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_addresses() {
+        let target = |host: &str, port, is_tls, prefix: &str| Target {
+            host: host.to_owned(),
+            port,
+            is_tls,
+            prefix: prefix.to_owned(),
+        };
+        for (uri, expected) in [
+            ("ws://rm:4849", target("rm", 4849, false, "")),
+            ("http://rm:4849/", target("rm", 4849, false, "")),
+            ("rm:4849", target("rm", 4849, false, "")),
+            ("10.0.0.7:4849", target("10.0.0.7", 4849, false, "")),
+            ("wss://rm.example/zero/", target("rm.example", 443, true, "/zero")),
+            ("https://[::1]:7", target("[::1]", 7, true, "")),
+        ] {
+            assert_eq!(Target::parse(uri).unwrap(), expected, "{uri}");
+        }
+        for bad in ["", "ftp://x", "ws://", "ws://x:99999", "::"] {
+            assert!(matches!(Target::parse(bad), Err(Error::Configuration { .. })), "{bad}");
+        }
+    }
+}
