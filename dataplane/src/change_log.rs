@@ -1,116 +1,120 @@
-//! The change log of this node: opened or begun at start, then fed by one task.
+//! The change log of a node that replicates: one task stores what arrives and hands it to those who follow.
 //!
-//! Invariant: a transaction is reported as stored only after the commit in the change database; upstream is acknowledged, and
-//! clients are told, only after that.
+//! Invariant: a transaction is reported as stored, and published to followers, only after the commit in the change database.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use changes::{Error, Log, Owner};
-use replica::Writer;
-use rows::{Transaction, Version};
+use anyhow::{Context, Result};
+use changes::{Batch, Error, Log};
+use rows::Transaction;
+use streamer::Fanout;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
-/// What is kept for readers that come back; older pages are purged.
+/// What is kept for readers that come back, beyond what is known to be needed; older pages are purged.
 const BYTES_KEPT: u64 = 256 << 20;
-const PURGE_PERIOD: Duration = Duration::from_secs(60);
+const PURGE_PERIOD: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// What the log at start means for the replica.
-pub enum Opened {
-    /// The replica holds everything that is stored.
-    Ready { log: Box<Log>, last: Version },
-    /// The log and the replica do not belong together.
-    Reset(String),
+pub enum Order {
+    /// Transactions to store, and whom to tell.
+    Append { transactions: Arc<Vec<Transaction>>, stored: oneshot::Sender<()> },
+    /// Answered with whether this node still owns the log, once the database says so.
+    CheckOwnership(oneshot::Sender<bool>),
 }
 
-/// Opens the log for a replica that descends from the copy at `initial`, and applies to the replica what only the log holds.
-pub async fn open(
-    options: &changes::Options,
-    owner: &Owner,
-    initial: Version,
-    mut writer: Writer,
-) -> Result<(Opened, Writer)> {
-    let mut log = Log::open(options).await.context("change database")?;
-    match log.lineage().await.context("change database")? {
-        Some(lineage) if lineage.replica == initial => {}
-        other if writer.version() == initial => {
-            if let Some(other) = other {
-                info!(copy = %other.replica, "the change log belongs to an older copy and begins anew");
+/// How the task ended without a failure.
+pub enum Ended {
+    /// Nobody can give orders any more.
+    Idle(Box<Log>),
+    /// Another process has taken the log over: this node must not go on.
+    SteppedDown,
+}
+
+/// Carries orders out, in turn, until the queue ends. While the database is away it retries; upstream then waits.
+pub async fn run(mut log: Log, fanout: Fanout, mut orders: mpsc::Receiver<Order>) -> Result<Ended> {
+    let mut tick = tokio::time::interval(PURGE_PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order,
+            _ = tick.tick() => {
+                purge(&mut log, &fanout).await;
+                continue;
             }
-            log.begin(initial, owner).await.context("change database")?;
-            return Ok((Opened::Ready { log: Box::new(log), last: initial }, writer));
-        }
-        other => {
-            let have = other.map_or_else(|| "there is none".to_owned(), |l| format!("it descends from {}", l.replica));
-            return Ok((
-                Opened::Reset(format!("the change log does not fit the replica of {initial}: {have}")),
-                writer,
-            ));
-        }
-    }
-    let lineage = log.take_over(owner).await.context("change database")?;
-    while writer.version() < lineage.last {
-        let missing = match log.read_after(writer.version()).await {
-            Ok(missing) => missing,
-            Err(error @ (Error::TooOld { .. } | Error::Unreadable(_))) => {
-                return Ok((Opened::Reset(error.to_string()), writer));
-            }
-            Err(error) => return Err(error).context("change database"),
         };
-        if missing.is_empty() {
-            bail!("the change log ends before the version {} that it says it holds", lineage.last);
-        }
-        info!(transactions = missing.len(), "applying stored changes that the replica lacks");
-        writer = tokio::task::spawn_blocking(move || writer.apply(&missing).map(|_| writer))
-            .await
-            .context("the thread that applies changes failed")??;
-    }
-    Ok((Opened::Ready { log: Box::new(log), last: lineage.last }, writer))
-}
-
-/// Transactions to store, and whom to tell.
-pub struct Append {
-    pub transactions: Arc<Vec<Transaction>>,
-    pub stored: oneshot::Sender<()>,
-}
-
-/// Stores what arrives, in order, until the queue ends. While the database is away it retries; upstream then waits. An error means
-/// that this node must not go on.
-pub async fn run(mut log: Log, mut queue: mpsc::Receiver<Append>) -> Result<()> {
-    let mut purged = Instant::now();
-    while let Some(Append { transactions, stored }) = queue.recv().await {
-        let mut pause = RETRY_MIN;
-        loop {
-            match log.append(&transactions).await {
-                Ok(()) => break,
-                Err(error @ (Error::NotOwner | Error::OutOfOrder { .. } | Error::Unreadable(_) | Error::Empty)) => {
-                    return Err(error).context("change database");
+        match order {
+            None => return Ok(Ended::Idle(Box::new(log))),
+            Some(Order::Append { transactions, stored }) => {
+                let batch = Batch::encode(&transactions).context("encode changes")?;
+                if !append(&mut log, &batch).await? {
+                    return Ok(Ended::SteppedDown);
                 }
-                Err(error) => {
-                    warn!(%error, retry_ms = pause.as_millis() as u64, "cannot store changes, will retry");
+                fanout.publish(&batch);
+                // The receiver is gone only when the process ends.
+                let _ = stored.send(());
+            }
+            Some(Order::CheckOwnership(answer)) => {
+                let is_owner = check(&mut log).await?;
+                let _ = answer.send(is_owner);
+                if !is_owner {
+                    return Ok(Ended::SteppedDown);
                 }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_MAX);
-            if let Err(error) = log.reconnect().await {
-                warn!(%error, "cannot reach the change database");
-            }
-        }
-        // The receiver is gone only when the process ends.
-        let _ = stored.send(());
-        if purged.elapsed() >= PURGE_PERIOD {
-            purged = Instant::now();
-            if let Some(last) = transactions.last().map(|t| t.version)
-                && let Err(error) = log.purge(last, BYTES_KEPT).await
-            {
-                warn!(%error, "cannot purge old changes");
             }
         }
     }
-    Ok(())
+}
+
+/// `false`: another process owns the log.
+async fn append(log: &mut Log, batch: &Batch) -> Result<bool> {
+    let mut pause = RETRY_MIN;
+    loop {
+        match log.append_batch(batch).await {
+            Ok(()) => return Ok(true),
+            Err(Error::NotOwner) => return Ok(false),
+            Err(error @ (Error::OutOfOrder { .. } | Error::Unreadable(_) | Error::Empty)) => {
+                return Err(error).context("change database");
+            }
+            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot store changes, will retry"),
+        }
+        reconnect(log, &mut pause).await;
+    }
+}
+
+async fn check(log: &mut Log) -> Result<bool> {
+    let mut pause = RETRY_MIN;
+    loop {
+        match log.check_ownership().await {
+            Ok(()) => return Ok(true),
+            Err(Error::NotOwner) => return Ok(false),
+            Err(error @ Error::Empty) => return Err(error).context("change database"),
+            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot read who owns the change log"),
+        }
+        reconnect(log, &mut pause).await;
+    }
+}
+
+async fn reconnect(log: &mut Log, pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(RETRY_MAX);
+    if let Err(error) = log.reconnect().await {
+        warn!(%error, "cannot reach the change database");
+    }
+}
+
+async fn purge(log: &mut Log, fanout: &Fanout) {
+    match log.purge(fanout.floor(), BYTES_KEPT).await {
+        Ok(purged) => {
+            fanout.purged(purged.start);
+            if purged.pages > 0 {
+                info!(pages = purged.pages, start = %purged.start, "purged old changes");
+            }
+        }
+        // The next append finds it out and ends the task.
+        Err(Error::NotOwner) => {}
+        Err(error) => warn!(%error, "cannot purge old changes"),
+    }
 }

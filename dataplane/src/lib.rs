@@ -3,14 +3,24 @@
 //!
 //! Wiring only: nothing here decides what a client sees.
 
+mod address;
 pub mod admin;
 mod change_log;
+pub mod command;
 pub mod config;
 mod copy;
+mod feed;
+mod follower;
 pub mod logging;
+mod manager;
+mod memory;
 pub mod metrics;
+mod node;
 mod options;
+mod origin;
 #[cfg(test)]
 mod reference_page;
 mod replicate;
 pub mod root;
+mod serving;
+mod standby;

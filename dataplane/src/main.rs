@@ -3,13 +3,18 @@
 use std::process::ExitCode;
 
 use dataplane::config::{self, Config, exit};
-use dataplane::{logging, root};
+use dataplane::root::{self, Ending};
+use dataplane::{command, logging};
 
 /// SQLite's allocations go through it as well, so that memory of a large copy or sort returns to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(("backup", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return ExitCode::from(backup(rest));
+    }
     let config = match config::from_process() {
         Ok(config) => config,
         Err(refusal) => {
@@ -20,15 +25,38 @@ fn main() -> ExitCode {
     ExitCode::from(start(config))
 }
 
+fn backup(arguments: &[String]) -> u8 {
+    use_one_tls();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start the runtime: {error}");
+            return exit::ERROR;
+        }
+    };
+    match runtime.block_on(command::backup(arguments)) {
+        Ok(true) => exit::OK,
+        Ok(false) => exit::FAULT,
+        Err(error) => {
+            eprintln!("{error:#}");
+            exit::ERROR
+        }
+    }
+}
+
+/// One TLS implementation for every connection of the process; a second call would be an error and there is none.
+fn use_one_tls() {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+}
+
 fn start(config: Config) -> u8 {
     if let Err(error) = logging::start(config.logging) {
         eprintln!("cannot start logging: {error}");
         return exit::ERROR;
     }
-    // One TLS implementation for every connection of the process; a second call would be an error and there is none.
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        tracing::debug!("a TLS provider was installed already");
-    }
+    use_one_tls();
     // Returns freed memory to the system without waiting for the next allocation.
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         tracing::debug!(%error, "the allocator has no background thread");
@@ -42,7 +70,8 @@ fn start(config: Config) -> u8 {
         }
     };
     match runtime.block_on(root::run(config)) {
-        Ok(()) => exit::OK,
+        Ok(Ending::Stopped) => exit::OK,
+        Ok(Ending::SteppedDown) => exit::STOPPED,
         Err(error) => {
             tracing::error!("{error:#}");
             exit::ERROR

@@ -1,12 +1,16 @@
 //! From the configuration to each part's own options.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gateway::{ApiOptions, AuthOptions, Limits, Secret};
 use upstream::{Address, App};
 
-use crate::config::{ApiServer, Config, TokenKey};
+use crate::config::{self, ApiServer, Config, TokenKey};
+
+/// Snapshots stay for so long after a newer one is due.
+const SNAPSHOT_GRACE: Duration = Duration::from_secs(6 * 3600);
 
 pub fn upstream(config: &Config) -> Result<upstream::Options> {
     let address: Address = config.upstream.db.expose().parse().context("ZERO_UPSTREAM_DB")?;
@@ -36,6 +40,48 @@ pub fn gateway(config: &Config) -> gateway::Options {
         development: config.admin.development,
         limits: Limits { payload_bytes_max: config.network.websocket_max_payload_bytes, ..Limits::default() },
         ..gateway::Options::new(config.app.id.clone())
+    }
+}
+
+/// Where this node keeps its own backup; `None` without `ZERO_LITESTREAM_BACKUP_URL`.
+pub fn own_backup(config: &Config) -> Option<backup::Options> {
+    config.backup.url.as_deref().map(|url| backup(&config.backup, url))
+}
+
+/// The backup at `url`, reached as this node is configured.
+pub fn backup(settings: &config::Backup, url: &str) -> backup::Options {
+    backup::Options {
+        endpoint: settings.endpoint.clone(),
+        region: settings.region.clone(),
+        interval: settings.interval,
+        snapshot_interval: settings.snapshot_interval,
+        retention: settings.snapshot_interval + SNAPSHOT_GRACE,
+        restore_parallelism: settings.restore_parallelism,
+        multipart_size: settings.multipart_bytes,
+        multipart_concurrency: settings.multipart_concurrency,
+        ..backup::Options::new(url)
+    }
+}
+
+/// What nodes show each other; `None` only in development without a password.
+pub fn token(config: &Config) -> Result<Option<streamer::Token>> {
+    let token = config.change_stream.token.as_ref().map(config::Secret::expose);
+    let password = config.admin.password.as_ref().map(config::Secret::expose);
+    streamer::Token::from_config(token, password).context("ZERO_CHANGE_STREAMER_TOKEN")
+}
+
+pub fn stream_port(config: &Config, token: Option<streamer::Token>) -> streamer::ServerOptions {
+    if token.is_none() {
+        tracing::warn!(
+            port = config.change_stream.port,
+            "neither ZERO_CHANGE_STREAMER_TOKEN nor ZERO_ADMIN_PASSWORD is set: the change stream is open to everybody who can reach the port"
+        );
+    }
+    streamer::ServerOptions {
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.change_stream.port)),
+        token,
+        stall_max: config.change_stream.slow_subscriber_grace,
+        ..streamer::ServerOptions::default()
     }
 }
 

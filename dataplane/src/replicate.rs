@@ -1,35 +1,34 @@
 //! From the replication stream to the change log, the replica and the views.
 //!
 //! ```text
-//! stream --> collect --+--> change log (a task)      stored --+
+//! stream --> collect --+--> change log (a task)      stored --+--> followers
 //!                      |                                      v
 //!                      +--> replica (a thread)  applied --> acknowledge, publish
 //! ```
 //!
 //! Storing and applying go on at the same time; the replica's commit waits for the log's, so that nothing is acknowledged upstream
-//! or shown to clients that is not stored. While one is under way the next transactions are collected, so that a busy upstream is handled in few large commits and a quiet one
-//! without delay.
+//! or shown to clients that is not stored. While one is under way the next transactions are collected, so that a busy upstream is
+//! handled in few large commits and a quiet one without delay.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use changes::Log;
 use replica::Writer;
-use rows::{Transaction, Version};
+use rows::Version;
+use streamer::Fanout;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
-use upstream::{Acks, Error, Event, Resume, Stream};
-use views::Batches;
+use tokio::task::JoinHandle;
+use tracing::{error, warn};
+use upstream::{Error, Event, Resume, Stream};
 
-use crate::change_log::{self, Append};
+use crate::change_log::{self, Order};
+use crate::feed::{Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
 
-/// Changes collected for one commit.
-const CHANGES_PER_COMMIT_MAX: usize = 10_000;
-/// Collected commits that may wait for the log and for the thread that applies.
-const COMMITS_QUEUED: usize = 2;
+/// Orders that may wait for the log.
+const ORDERS_QUEUED: usize = 2;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -38,50 +37,79 @@ pub struct Start {
     pub source: upstream::Options,
     /// Version of the copy that the replica descends from.
     pub initial: Version,
-    pub writer: Writer,
     pub log: Log,
     /// The last version in the log. The replica may be ahead of it: what follows then comes again and is skipped there.
     pub stored: Version,
+    pub fanout: Fanout,
+    pub metrics: Metrics,
 }
 
-/// Replicates until the replica must be rebuilt, and says why. Upstream's absence and its misconfiguration are waited out, because
-/// clients are served meanwhile; a failure of the replica or the loss of the log to another process is an error.
-pub async fn run(start: Start, batches: Batches, metrics: Metrics) -> Result<String> {
-    let Start { source, initial, writer, log, stored } = start;
-    let (appends, append_queue) = mpsc::channel(COMMITS_QUEUED);
-    let (commits, commit_queue) = mpsc::channel(COMMITS_QUEUED);
-    let runtime = tokio::runtime::Handle::current();
-    let mut storing = tokio::spawn(change_log::run(log, append_queue));
-    let counted = metrics.clone();
-    let done = Arc::new(AtomicU64::new(stored.as_u64()));
-    let applied = Arc::clone(&done);
-    let mut applying =
-        tokio::task::spawn_blocking(move || apply(writer, commit_queue, &batches, &runtime, &applied, &counted));
-    let mut follower = Follower { source, initial, after: stored, done, appends, commits, metrics, pause: RETRY_MIN };
-    loop {
-        let failure = tokio::select! {
-            failure = follower.follow() => failure,
-            ended = &mut storing => {
-                ended.context("the task that stores changes failed")??;
-                bail!("the task that stores changes ended");
-            }
-            ended = &mut applying => match ended.context("the thread that applies changes failed")?? {
-                Some(reason) => return Ok(reason),
-                None => bail!("the thread that applies changes ended"),
-            },
+pub enum Ended {
+    /// The replica must be rebuilt, for this reason.
+    Reset(String),
+    /// Another process replicates now.
+    SteppedDown,
+}
+
+pub struct Replication {
+    follower: Follower,
+    feed: Feed,
+    /// `None` once it has ended.
+    storing: Option<JoinHandle<Result<change_log::Ended>>>,
+}
+
+impl Replication {
+    pub fn start(start: Start, feed: Feed) -> Replication {
+        let Start { source, initial, log, stored, fanout, metrics } = start;
+        let (orders, queue) = mpsc::channel(ORDERS_QUEUED);
+        let storing = Some(tokio::spawn(change_log::run(log, fanout, queue)));
+        let follower = Follower {
+            source,
+            initial,
+            after: stored,
+            orders,
+            commits: feed.commits.clone(),
+            applied: feed.applied.clone(),
+            metrics,
+            pause: RETRY_MIN,
         };
-        let retry_ms = follower.pause.as_millis() as u64;
-        match failure {
-            Error::ResetRequired { message } => return Ok(message),
-            Error::Transient { .. } | Error::SlotInUse { .. } => {
-                warn!(error = %failure, retry_ms, "the replication stream ended, will retry");
-            }
-            Error::Configuration { .. } => {
-                error!(error = %failure, retry_ms, "replication cannot go on; clients are served what is here");
+        Replication { follower, feed, storing }
+    }
+
+    /// Replicates until that cannot go on. Upstream's absence and its misconfiguration are waited out, because clients are served
+    /// meanwhile. Dropping the future loses nothing.
+    pub async fn run(&mut self) -> Result<Ended> {
+        loop {
+            let Some(storing) = &mut self.storing else { bail!("the task that stores changes has ended") };
+            let turn = tokio::select! {
+                turn = self.follower.turn() => turn,
+                ended = storing => {
+                    self.storing = None;
+                    match ended.context("the task that stores changes failed")?? {
+                        change_log::Ended::SteppedDown => return Ok(Ended::SteppedDown),
+                        change_log::Ended::Idle(_) => bail!("the task that stores changes ended"),
+                    }
+                }
+                reason = self.feed.failed() => return Ok(Ended::Reset(reason?)),
+            };
+            if let Some(message) = turn {
+                return Ok(Ended::Reset(message));
             }
         }
-        tokio::time::sleep(follower.pause).await;
-        follower.pause = (follower.pause * 2).min(RETRY_MAX);
+    }
+
+    /// Stores and applies what was collected. The log, unless another process owns it, and the writer, unless it has failed.
+    pub async fn finish(self) -> Result<(Option<Log>, Option<Writer>)> {
+        let Replication { follower, feed, storing } = self;
+        drop(follower);
+        let log = match storing {
+            Some(storing) => match storing.await.context("the task that stores changes failed")?? {
+                change_log::Ended::Idle(log) => Some(*log),
+                change_log::Ended::SteppedDown => None,
+            },
+            None => None,
+        };
+        Ok((log, feed.finish().await?))
     }
 }
 
@@ -90,15 +118,44 @@ struct Follower {
     initial: Version,
     /// The last version handed on.
     after: Version,
-    /// The last version that is stored and applied.
-    done: Arc<AtomicU64>,
-    appends: mpsc::Sender<Append>,
+    orders: mpsc::Sender<Order>,
     commits: mpsc::Sender<Commit>,
+    applied: Applied,
     metrics: Metrics,
     pause: Duration,
 }
 
 impl Follower {
+    /// One stream, and the pause before the next. `Some` is why the replica must be rebuilt.
+    async fn turn(&mut self) -> Option<String> {
+        let failure = self.follow().await;
+        // A successor that made a new copy has dropped our slot: that is no reason to make one as well.
+        self.check_ownership().await;
+        let retry_ms = self.pause.as_millis() as u64;
+        match failure {
+            Error::ResetRequired { message } => return Some(message),
+            Error::Transient { .. } | Error::SlotInUse { .. } => {
+                warn!(error = %failure, retry_ms, "the replication stream ended, will retry");
+            }
+            Error::Configuration { .. } => {
+                error!(error = %failure, retry_ms, "replication cannot go on; clients are served what is here");
+            }
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+        None
+    }
+
+    /// Does not return if another process owns the log.
+    async fn check_ownership(&self) {
+        let (answer, is_owner) = oneshot::channel();
+        let is_asked = self.orders.send(Order::CheckOwnership(answer)).await.is_ok();
+        if !is_asked || is_owner.await != Ok(true) {
+            // The task that stores has ended; `run` sees how.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Follows one stream to its end.
     async fn follow(&mut self) -> Error {
         let resume = Resume { replica: self.initial, after: self.after, confirmed: self.after };
@@ -107,6 +164,10 @@ impl Follower {
             Err(error) => return error,
         };
         let acks = stream.acks();
+        let acknowledge: Arc<dyn Fn(Version) + Send + Sync> = {
+            let acks = acks.clone();
+            Arc::new(move |version| acks.ack(version))
+        };
         loop {
             let mut transactions = Vec::new();
             let mut changes = 0;
@@ -119,7 +180,7 @@ impl Follower {
                     }
                     // What upstream wrote without concerning us can be recycled, once everything before it is stored here.
                     Ok(Event::Keepalive { lsn }) => {
-                        if transactions.is_empty() && self.done.load(Ordering::Acquire) == self.after.as_u64() {
+                        if transactions.is_empty() && self.applied.version() >= self.after {
                             acks.ack(lsn);
                         }
                     }
@@ -133,9 +194,9 @@ impl Follower {
             let bytes = version.as_u64().saturating_sub(self.after.as_u64());
             let transactions = Arc::new(transactions);
             let (stored, is_stored) = oneshot::channel();
-            let append = Append { transactions: Arc::clone(&transactions), stored };
-            let commit = Commit { transactions, is_stored, acks: acks.clone(), bytes };
-            let is_sent = self.appends.send(append).await.is_ok() && self.commits.send(commit).await.is_ok();
+            let append = Order::Append { transactions: Arc::clone(&transactions), stored };
+            let commit = Commit { transactions, is_stored, acknowledge: Arc::clone(&acknowledge), bytes };
+            let is_sent = self.orders.send(append).await.is_ok() && self.commits.send(commit).await.is_ok();
             if !is_sent {
                 // One of the two failed; `run` sees which and why.
                 std::future::pending::<()>().await;
@@ -144,47 +205,4 @@ impl Follower {
             self.metrics.replica_version_lag.add(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
-}
-
-struct Commit {
-    transactions: Arc<Vec<Transaction>>,
-    is_stored: oneshot::Receiver<()>,
-    acks: Acks,
-    /// Upstream's log from the commit before to this one.
-    bytes: u64,
-}
-
-/// Applies until the queue ends (`None`) or the replica turns out to be unusable (`Some` reason).
-fn apply(
-    mut writer: Writer,
-    mut commits: mpsc::Receiver<Commit>,
-    batches: &Batches,
-    runtime: &tokio::runtime::Handle,
-    done: &AtomicU64,
-    metrics: &Metrics,
-) -> Result<Option<String>> {
-    while let Some(Commit { transactions, is_stored, acks, bytes }) = commits.blocking_recv() {
-        let timer = metrics.apply.start_timer();
-        // What is not stored is neither shown nor acknowledged. The sender is dropped when the log failed or the process ends.
-        let batch = match writer.apply_when(&transactions, || is_stored.blocking_recv().is_ok()) {
-            Ok(batch) => batch,
-            Err(replica::Error::Withheld) => break,
-            Err(error @ replica::Error::Resync { .. }) => return Ok(Some(error.to_string())),
-            Err(error) => return Err(error).context("apply changes to the replica"),
-        };
-        timer.observe_duration();
-        if let Some(version) = transactions.last().map(|t| t.version) {
-            acks.ack(version);
-            done.store(version.as_u64(), Ordering::Release);
-        }
-        metrics.transactions.inc_by(transactions.len() as u64);
-        metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());
-        metrics.replica_version_lag.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
-        if let Some(batch) = batch {
-            runtime.block_on(batches.publish(batch));
-        }
-    }
-    info!("nothing more to apply");
-    writer.checkpoint().context("fold the write-ahead log into the replica")?;
-    Ok(None)
 }

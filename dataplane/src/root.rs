@@ -1,46 +1,47 @@
-//! The composition root of a single node: builds the parts, joins them, and owns their end.
+//! The composition root: builds the parts of a node's role, joins them, and owns their end.
 //!
 //! ```text
-//! upstream --copy/stream--> replicate --apply--> replica --batches--> views --frames--> gateway
+//! upstream --copy/stream--> manager --change log--> feed --batches--> views --frames--> gateway
+//!                              |                     ^
+//!                              +--change stream--> follower (on other nodes)
 //! ```
 //!
 //! A replica that can no longer be continued is rebuilt in place: clients are sent away politely, everything is taken down, and
-//! the parts are built again over a fresh copy.
+//! the parts are built again over a new replica.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use gateway::Server;
-use replica::{Identity, Replica, Writer};
-use rows::Version;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
-use upstream::Address;
 
 use crate::admin::Statz;
-use crate::change_log::Opened;
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::metrics::Metrics;
-use crate::{change_log, copy, options, replicate};
+use crate::node::{Life, Node};
+use crate::{follower, manager, options};
 
-/// How a life of the parts ended.
-enum Life {
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
     /// The stop signal.
-    Over,
-    /// The replica must be rebuilt.
-    Reset,
+    Stopped,
+    /// Another process replicates now.
+    SteppedDown,
 }
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> Result<()> {
+/// Runs until SIGTERM or SIGINT, or until another process takes over.
+pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
     loop {
         match live(&config, stop.clone()).await? {
-            Life::Over => return Ok(()),
+            Life::Over => return Ok(Ending::Stopped),
+            Life::SteppedDown => return Ok(Ending::SteppedDown),
             Life::Reset => {
-                if !config.replica.auto_reset {
+                // A node that follows only gets what the replication-manager has already.
+                if !config.replica.auto_reset && config.role != Role::ViewSyncer {
                     bail!(
                         "the replica must be rebuilt and ZERO_AUTO_RESET is false: delete {} to do it",
                         config.replica.file.display()
@@ -53,156 +54,140 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
-    let started = Instant::now();
-    let metrics = Metrics::new(&config.server_version, "single-node")?;
-    let view_metrics = views::metrics::Metrics::register(&metrics.registry)?;
-    let facts = [("version", &config.server_version), ("taskID", &config.task_id)];
-    let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value.as_str().into())).collect();
+    let role = match config.role {
+        Role::SingleNode => "single-node",
+        Role::ReplicationManager => "replication-manager",
+        Role::ViewSyncer => "view-syncer",
+    };
+    let metrics = Metrics::new(&config.server_version, role)?;
+    let stream_metrics = streamer::Metrics::register(&metrics.registry)?;
+    let token = options::token(config)?;
+    let facts = [("version", config.server_version.as_str()), ("taskID", &config.task_id), ("role", role)];
+    let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let status =
         Statz::default().with_own_groups(facts, config.replica.file.clone(), metrics.registry.clone()).into_status();
-    let server = Server::build(options::gateway(config), metrics.registry.clone(), status).await?;
-    let (address, gate, transformer) = (server.address(), server.gate(), server.transformer());
-    info!(%address, "listening; not ready yet");
-    let (shut, mut shutting) = watch::channel(false);
-    let serving = tokio::spawn(server.run(async move {
-        // An error means that the sender is gone, which is a reason to stop as well.
-        let _ = shutting.wait_for(|on| *on).await;
-    }));
-    let parts = Parts { config, metrics, view_metrics, gate, transformer, stop };
-    let life = parts.live(started).await;
-    shut.send_replace(true);
-    let outcome = serving.await.context("the server's task failed")?;
-    if matches!(life, Ok(Life::Over)) {
-        info!(graceful = outcome.is_graceful, "stopped");
-    }
-    life
-}
-
-/// What one life is built from.
-struct Parts<'a> {
-    config: &'a Config,
-    metrics: Metrics,
-    view_metrics: views::metrics::Metrics,
-    gate: gateway::Gate,
-    transformer: Arc<dyn views::api::Transformer>,
-    stop: watch::Receiver<bool>,
-}
-
-impl Parts<'_> {
-    async fn live(self, started: Instant) -> Result<Life> {
-        let mut stop = self.stop.clone();
-        let source = options::upstream(self.config)?;
-        let opened = tokio::select! {
-            opened = self.replica(&source) => opened,
-            _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
-        };
-        let (writer, copy) = match opened {
-            Err(error) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
-            opened => opened?,
-        };
-        let initial = copy.version;
-        let owner = changes::Owner { id: self.config.task_id.clone(), address: String::new() };
-        let opened = tokio::select! {
-            opened = self.change_log(&owner, initial, writer) => opened?,
-            _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
-        };
-        let (log, stored, writer) = match opened {
-            (Opened::Ready { log, last }, writer) => (*log, last, writer),
-            (Opened::Reset(reason), _) => return Ok(reset(&reason)),
-        };
-        let views = tokio::select! {
-            views = self.views(&writer, copy) => views?,
-            _ = stop.wait_for(|on| *on) => return Ok(Life::Over),
-        };
-        self.gate.open(Some(views.handle));
-        info!(after_ms = started.elapsed().as_millis() as u64, version = %writer.version(), "ready");
-        let start = replicate::Start { source, initial, writer, log, stored };
-        tokio::select! {
-            reason = replicate::run(start, views.batches, self.metrics.clone()) => Ok(reset(&reason?)),
-            reason = views.ended => bail!("the views ended: {}", reason.unwrap_or_else(|_| "their thread panicked".into())),
-            _ = stop.wait_for(|on| *on) => Ok(Life::Over),
+    let clients = gateway::Server::build(options::gateway(config), metrics.registry.clone(), status).await?;
+    let (client_gate, transformer) = (clients.gate(), clients.transformer());
+    info!(address = %clients.address(), "listening; not ready yet");
+    let followers = match config.role {
+        Role::ViewSyncer => None,
+        Role::SingleNode | Role::ReplicationManager => {
+            let options = options::stream_port(config, token.clone());
+            let server = streamer::Server::build(options, metrics.registry.clone(), stream_metrics.clone()).await?;
+            info!(address = %server.address(), "listening for other nodes");
+            Some(server)
         }
+    };
+    let (finish, finishing) = watch::channel(false);
+    let node = Node {
+        config,
+        backup_metrics: backup::metrics::Metrics::register(&metrics.registry)?,
+        view_metrics: views::metrics::Metrics::register(&metrics.registry)?,
+        metrics,
+        stream_metrics,
+        gate: client_gate,
+        transformer,
+        stream: followers.as_ref().map(streamer::Server::gate),
+        token,
+        finish: finishing,
+        started: Instant::now(),
+    };
+    let ports =
+        Ports::open(clients, followers, &node.gate, node.stream.as_ref(), config.network.keepalive_timeout, stop);
+    let ends = async {
+        let life = match config.role {
+            Role::ViewSyncer => follower::live(&node).await,
+            Role::SingleNode => manager::live(&node, true).await,
+            Role::ReplicationManager => manager::live(&node, false).await,
+        };
+        if matches!(life, Ok(Life::Over)) {
+            info!("stopped")
+        }
+        life
+    };
+    ports.serve_until(ends, &finish).await
+}
+
+/// The servers of the two ports, running.
+struct Ports {
+    clients: JoinHandle<gateway::Outcome>,
+    followers: Option<JoinHandle<streamer::Outcome>>,
+    /// Sends clients away.
+    leave: watch::Sender<bool>,
+    /// Sends followers away.
+    close: watch::Sender<bool>,
+}
+
+impl Ports {
+    fn open(
+        clients: gateway::Server,
+        followers: Option<streamer::Server>,
+        gate: &gateway::Gate,
+        stream: Option<&streamer::Gate>,
+        keepalive_timeout: Option<Duration>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Ports {
+        let (leave, mut leaving) = watch::channel(false);
+        let (close, mut closing) = watch::channel(false);
+        let (gate, stream) = (gate.clone(), stream.cloned());
+        let clients = tokio::spawn(clients.run(async move {
+            tokio::select! {
+                _ = stop.wait_for(|on| *on) => {}
+                _ = leaving.wait_for(|on| *on) => {}
+                () = silence(&gate, keepalive_timeout) => {}
+            }
+            // Followers look for a successor while clients are still led away.
+            if let Some(stream) = stream {
+                stream.set(streamer::Role::Draining);
+            }
+        }));
+        let followers = followers.map(|server| {
+            tokio::spawn(server.run(async move {
+                // A sender that is gone is a reason to stop as well.
+                let _ = closing.wait_for(|on| *on).await;
+            }))
+        });
+        Ports { clients, followers, leave, close }
     }
 
-    /// The writer of a usable replica, made by an initial copy if there is none, and that copy.
-    async fn replica(&self, source: &upstream::Options) -> Result<(Writer, views::store::Copy)> {
-        let path = &self.config.replica.file;
-        let identity = Identity { app: self.config.app.id.clone(), shard: self.config.app.shard_num };
-        let opened = match Replica::open(path, &identity)? {
-            replica::Opened::Usable(replica) => replica,
-            replica::Opened::Missing => {
-                copy::run(source, path, &identity).await?;
-                match Replica::open(path, &identity)? {
-                    replica::Opened::Usable(replica) => replica,
-                    replica::Opened::Missing => bail!("the initial copy left no replica at {}", path.display()),
-                }
+    /// Serves while `life` lasts. When clients were sent away by the stop signal, it is told to finish.
+    async fn serve_until(
+        mut self,
+        life: impl Future<Output = Result<Life>>,
+        finish: &watch::Sender<bool>,
+    ) -> Result<Life> {
+        tokio::pin!(life);
+        let (life, outcome) = tokio::select! {
+            life = &mut life => {
+                self.leave.send_replace(true);
+                (life, (&mut self.clients).await)
+            }
+            outcome = &mut self.clients => {
+                finish.send_replace(true);
+                (life.await, outcome)
             }
         };
-        let description = opened.description();
-        let copy = views::store::Copy { id: description.replica_id.clone(), version: description.initial_version };
-        Ok((opened.writer()?, copy))
-    }
-
-    async fn change_log(&self, owner: &changes::Owner, initial: Version, writer: Writer) -> Result<(Opened, Writer)> {
-        let options = options::changes(self.config)?;
-        await_database("ZERO_CHANGE_DB", &options.address).await?;
-        change_log::open(&options, owner, initial, writer).await
-    }
-
-    async fn views(&self, writer: &Writer, copy: views::store::Copy) -> Result<views::Started> {
-        let cvr: Address = self.config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;
-        await_database("ZERO_CVR_DB", &cvr).await?;
-        let path: PathBuf = writer.path().to_owned();
-        let connector: views::store::Connector = Arc::new(move || {
-            let cvr = cvr.clone();
-            Box::pin(async move { upstream::connect(&cvr, "zero-cvr").await.map_err(|e| e.to_string()) })
-        });
-        let shard = format!("{}_{}", self.config.app.id, self.config.app.shard_num);
-        views::start(views::Options {
-            clients_table: format!("{shard}.clients"),
-            mutations_table: format!("{shard}.mutations"),
-            cvr_schema: format!("{shard}/cvr"),
-            cvr: connector,
-            cvr_connections_max: 2,
-            copy,
-            memory_bytes: None,
-            cvr_purge_hours: i32::try_from(self.config.cvr.inactivity_threshold.as_secs() / 3600)
-                .unwrap_or(i32::MAX)
-                .max(1),
-            hydrators: self.config.engine.threads,
-            open_reader: Arc::new(move || replica::Reader::open(&path)),
-            schema: writer.schema(),
-            transformer: Arc::clone(&self.transformer),
-            revalidate: self.config.auth.revalidate_interval,
-            retransform: self.config.auth.retransform_interval,
-            metrics: self.view_metrics.clone(),
-        })
-        .await
-        .map_err(anyhow::Error::msg)
-    }
-}
-
-/// Whether a replica of ours is there but cannot be used.
-fn is_unusable(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(replica::Error::Resync { .. }))
-}
-
-fn reset(reason: &str) -> Life {
-    warn!(reason, "the replica will be rebuilt");
-    Life::Reset
-}
-
-/// Waits until a database answers; gives up at once on what waiting cannot mend.
-async fn await_database(what: &str, address: &Address) -> Result<()> {
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match upstream::connect(address, "zero-start").await {
-            Ok(_) => return Ok(()),
-            Err(error @ upstream::Error::Configuration { .. }) => return Err(error).with_context(|| what.to_owned()),
-            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "{what} is not there yet"),
+        let outcome = outcome.context("the task that serves clients failed")?;
+        self.close.send_replace(true);
+        if let Some(followers) = self.followers {
+            followers.await.context("the task that serves other nodes failed")?;
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
+        if !outcome.is_graceful {
+            warn!("not every client could be sent away in time");
+        }
+        life
+    }
+}
+
+/// Completes when a load balancer that asked for `/keepalive` has stopped asking for so long.
+async fn silence(gate: &gateway::Gate, timeout: Option<Duration>) {
+    let Some(timeout) = timeout else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(timeout / 4).await;
+        if gate.last_keepalive().is_some_and(|last| last.elapsed() >= timeout) {
+            warn!(timeout_ms = timeout.as_millis() as u64, "nobody asks for /keepalive any more: draining");
+            return;
+        }
     }
 }
 

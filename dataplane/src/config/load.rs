@@ -8,10 +8,11 @@ use super::option::{Effect, Kind};
 use super::problem::Refusal;
 use super::secret::SecretUrl;
 use super::{
-    Admin, ApiServer, App, Auth, Config, Cvr, Engine, LogFormat, Logging, Network, Notices, Replica, Role, TokenKey,
-    Upstream, env_file,
+    Admin, ApiServer, App, Auth, BackupSettings, Config, Cvr, Engine, LogFormat, Logging, Network, Notices, Replica,
+    Role, StreamSource, TokenKey, Upstream, env_file, nodes,
 };
 
+const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const POSTGRES: &[&str] = &["postgres", "postgresql"];
@@ -24,10 +25,20 @@ const APP_ID_BYTES_MAX: usize = 40;
 /// Reads the command line, the environment and the `.env` file of the working directory.
 pub fn from_process() -> Result<Config, Refusal> {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let environment: Environment = std::env::vars_os()
+    load(&arguments, &env_file::with_file(environment(), std::path::Path::new(".env")))
+}
+
+/// What commands about a backup need; everything else may be unset.
+pub fn backup_from_process() -> Result<BackupSettings, Refusal> {
+    let mut given = Given::gather(&[], &env_file::with_file(environment(), std::path::Path::new(".env")))?;
+    let settings = BackupSettings { app: app(&mut given), backup: nodes::backup(&mut given) };
+    if given.has_problems() { Err(Refusal::Problems(given.into_problems())) } else { Ok(settings) }
+}
+
+fn environment() -> Environment {
+    std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
-        .collect();
-    load(&arguments, &env_file::with_file(environment, std::path::Path::new(".env")))
+        .collect()
 }
 
 /// `arguments` are those after the program's name.
@@ -43,7 +54,8 @@ pub fn load(arguments: &[String], environment: &Environment) -> Result<Config, R
 /// `None` only together with a problem.
 pub(super) fn read(given: &mut Given) -> Option<Config> {
     let notices = notices(given);
-    let role = role(given);
+    let source = nodes::source(given);
+    let role = role(given, source.as_ref());
     let app = app(given);
     let upstream_db = upstream_db(given);
     let change_db = given.url("ZERO_CHANGE_DB", POSTGRES, POSTGRES_EXAMPLE).or_else(|| upstream_db.clone());
@@ -52,6 +64,8 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let query = query(given);
     let auth = auth(given);
     let network = network(given);
+    let change_stream = nodes::change_stream(given, source, network.port);
+    let backup = nodes::backup(given);
     compression_options(given);
     let admin = admin(given);
     let logging = logging(given);
@@ -64,17 +78,20 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let replication_slot_failover = given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER");
     let initial_sync_table_copy_workers = whole(given, "ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS");
+    let cvr_connections_max = whole(given, "ZERO_CVR_MAX_CONNS");
     let inactivity_threshold = span(given, "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", HOUR);
     Some(Config {
         role,
         app,
         upstream: Upstream { db: upstream_db?, replication_slot_failover, initial_sync_table_copy_workers },
         change_db: change_db?,
-        cvr: Cvr { db: cvr_db?, inactivity_threshold },
+        cvr: Cvr { db: cvr_db?, connections_max: cvr_connections_max, inactivity_threshold },
         mutate,
         query,
         auth,
         network,
+        change_stream,
+        backup,
         admin,
         logging,
         replica,
@@ -102,31 +119,21 @@ fn notices(given: &Given) -> Notices {
     notices
 }
 
-fn role(given: &mut Given) -> Role {
+fn role(given: &mut Given, source: Option<&StreamSource>) -> Role {
     let replicates = given.number("ZERO_NUM_SYNC_WORKERS") == Some(0.0);
-    let uri = given.url("ZERO_CHANGE_STREAMER_URI", &["ws", "wss", "http", "https"], "ws://replication-manager:4849/");
-    let discover = given.text("ZERO_CHANGE_STREAMER_MODE").as_deref() == Some("discover");
-    let subscribes = uri.is_some() || discover;
-    let (role, variable, how) = match (replicates, subscribes) {
-        (false, false) => return Role::SingleNode,
-        (true, true) => {
+    match (replicates, source) {
+        (false, None) => Role::SingleNode,
+        (true, None) => Role::ReplicationManager,
+        (false, Some(_)) => Role::ViewSyncer,
+        (true, Some(_)) => {
             given.problem(
                 "ZERO_NUM_SYNC_WORKERS",
                 "0 makes this a replication-manager, but the change streamer settings make it a view-syncer",
                 "unset one of ZERO_NUM_SYNC_WORKERS and ZERO_CHANGE_STREAMER_URI (or ZERO_CHANGE_STREAMER_MODE)",
             );
-            return Role::ReplicationManager;
+            Role::ReplicationManager
         }
-        (true, false) => (Role::ReplicationManager, "ZERO_NUM_SYNC_WORKERS", "0 makes this a replication-manager"),
-        (false, true) if uri.is_some() => (Role::ViewSyncer, "ZERO_CHANGE_STREAMER_URI", "it makes this a view-syncer"),
-        (false, true) => (Role::ViewSyncer, "ZERO_CHANGE_STREAMER_MODE", "discover makes this a view-syncer"),
-    };
-    given.problem(
-        variable,
-        format!("{how}, a role that is not available in this build"),
-        "unset it to run a single node, which replicates and serves clients in one process",
-    );
-    role
+    }
 }
 
 fn app(given: &mut Given) -> App {
@@ -280,11 +287,13 @@ fn auth(given: &mut Given) -> Auth {
 fn network(given: &mut Given) -> Network {
     let port = given.integer("ZERO_PORT", 1..=u32::from(u16::MAX)).and_then(|port| u16::try_from(port).ok());
     let port = port.unwrap_or_default();
-    // Not bound here, but two roles that share one machine's settings would fail later and less clearly.
-    if given.peek("ZERO_CHANGE_STREAMER_PORT").and_then(|text| text.trim().parse().ok()) == Some(port) {
-        given.problem("ZERO_CHANGE_STREAMER_PORT", format!("{port} is also ZERO_PORT"), "give two different ports");
-    }
-    Network { port, websocket_max_payload_bytes: whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES") }
+    let on_ecs = given.text("ECS_CONTAINER_METADATA_URI_V4").is_some();
+    let keepalive_timeout = match given.duration("ZERO_KEEPALIVE_TIMEOUT_MS", MILLISECOND) {
+        None if on_ecs => Some(20 * SECOND),
+        given => given,
+    };
+    let websocket_max_payload_bytes = whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES");
+    Network { port, websocket_max_payload_bytes, keepalive_timeout }
 }
 
 /// Not obeyed here, but a text that is not JSON is a mistake the original reports as well.
@@ -332,12 +341,12 @@ fn engine_threads(given: &mut Given) -> usize {
 }
 
 /// A span whose default is in the table; zero stands in for one that is already a problem.
-fn span(given: &mut Given, variable: &'static str, unit: Duration) -> Duration {
+pub(super) fn span(given: &mut Given, variable: &'static str, unit: Duration) -> Duration {
     given.duration(variable, unit).unwrap_or_default()
 }
 
 /// A whole number of at least one whose default is in the table.
-fn whole(given: &mut Given, variable: &'static str) -> usize {
+pub(super) fn whole(given: &mut Given, variable: &'static str) -> usize {
     given.integer(variable, 1..=u32::MAX).unwrap_or(1) as usize
 }
 

@@ -13,6 +13,7 @@ mod env_file;
 pub mod exit;
 mod given;
 mod load;
+mod nodes;
 pub mod option;
 mod problem;
 mod reference;
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use given::Environment;
-pub use load::{from_process, load};
+pub use load::{backup_from_process, from_process, load};
 pub use problem::{Problem, Refusal};
 pub use reference::reference;
 pub use secret::{Secret, SecretUrl};
@@ -53,6 +54,8 @@ pub struct Config {
     pub query: ApiServer,
     pub auth: Auth,
     pub network: Network,
+    pub change_stream: ChangeStream,
+    pub backup: Backup,
     pub admin: Admin,
     pub logging: Logging,
     pub replica: Replica,
@@ -82,6 +85,8 @@ pub struct Upstream {
 #[derive(Clone, Debug)]
 pub struct Cvr {
     pub db: SecretUrl,
+    /// Most connections to that database at once.
+    pub connections_max: usize,
     /// A client group that was not connected for so long may be forgotten.
     pub inactivity_threshold: Duration,
 }
@@ -133,6 +138,54 @@ pub enum TokenKey {
 pub struct Network {
     pub port: u16,
     pub websocket_max_payload_bytes: usize,
+    /// Drain and exit when calls to `/keepalive` stop for so long after having started.
+    pub keepalive_timeout: Option<Duration>,
+}
+
+/// How the nodes of a deployment reach each other.
+#[derive(Clone, Debug)]
+pub struct ChangeStream {
+    /// Where a view-syncer finds the replication-manager; `None` elsewhere.
+    pub source: Option<StreamSource>,
+    /// Shown by view-syncers and asked for by the port; `None`: it is derived from the admin password.
+    pub token: Option<Secret>,
+    /// Port of a node that replicates from upstream.
+    pub port: u16,
+    /// Address to register instead of this host's, with or without a scheme.
+    pub address: Option<String>,
+    /// `ws` or `wss`, for the registered address.
+    pub scheme: String,
+    pub startup_delay: Duration,
+    /// `None`: a subscriber that makes no progress is never cut off.
+    pub slow_subscriber_grace: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub enum StreamSource {
+    Uri(SecretUrl),
+    /// The address is read from the change database.
+    Discover,
+}
+
+/// What it takes to look at a backup without running a server.
+#[derive(Clone, Debug)]
+pub struct BackupSettings {
+    pub app: App,
+    pub backup: Backup,
+}
+
+/// The replica's backup in an object store.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    /// `s3://bucket/path`; `None`: there is no backup, or, on a view-syncer, the replication-manager names it.
+    pub url: Option<String>,
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub interval: Duration,
+    pub snapshot_interval: Duration,
+    pub restore_parallelism: usize,
+    pub multipart_bytes: usize,
+    pub multipart_concurrency: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -212,6 +265,8 @@ impl std::fmt::Debug for Shown<'_> {
             query,
             auth,
             network,
+            change_stream,
+            backup,
             admin,
             logging,
             replica,
@@ -230,6 +285,8 @@ impl std::fmt::Debug for Shown<'_> {
             .field("query", query)
             .field("auth", auth)
             .field("network", network)
+            .field("change_stream", change_stream)
+            .field("backup", backup)
             .field("admin", admin)
             .field("logging", logging)
             .field("replica", replica)

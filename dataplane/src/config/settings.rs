@@ -5,8 +5,6 @@ use super::option::{Setting, boolean, choice, list, number, text};
 
 const LEVELS: &[&str] = &["debug", "info", "warn", "error"];
 
-const BACKUP: &str = "backup and restore of the replica";
-const ROLES: &str = "the replication-manager and view-syncer roles";
 const CRUD: &str = "CRUD mutations";
 const OTLP: &str = "OTLP export (scrape /metrics instead)";
 const EVENTS: &str = "status events";
@@ -14,9 +12,9 @@ const SHADOW: &str = "rehearsals of the initial sync";
 const ENGINE: &str = "the query engine here has no such step";
 const STREAM: &str = "the change stream here needs no such tuning";
 const LITESTREAM: &str = "no litestream process is started";
+const FLOW: &str = "a slow view-syncer reads from the change log and holds up nobody";
 const CHANGE_LOG: &str = "the change log is written over one connection";
 const PURGE: &str = "forgotten client groups are purged hourly, all at once";
-const KEEPALIVE: &str = "the watch on calls to `/keepalive`";
 const PLATFORM: &str = "only labels the original's telemetry, which is never sent";
 
 /// All settings by section, in the order of `CONFIG.md`.
@@ -87,7 +85,7 @@ const CVR: &[Setting] = &[
     text("ZERO_CVR_DB", "URL of the Postgres database that holds client view records")
         .derived("`ZERO_UPSTREAM_DB`")
         .secret(),
-    number("ZERO_CVR_MAX_CONNS", "size of the CVR pool").default("30").inert("two connections serve the whole node"),
+    number("ZERO_CVR_MAX_CONNS", "most connections to the CVR database; two are used, or one in turns").default("30"),
     number("ZERO_CVR_MAX_CONNS_PER_WORKER", "share of one worker process").internal(),
     number(
         "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS",
@@ -180,8 +178,7 @@ const NETWORK: &[Setting] = &[
         "ZERO_KEEPALIVE_TIMEOUT_MS",
         "drain and exit when calls to `/keepalive` stop for so long after having started",
     )
-    .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set")
-    .not_built(KEEPALIVE),
+    .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set"),
     number(
         "ZERO_NUM_SYNC_WORKERS",
         "number of threads that run queries from scratch; 0 makes the node a replication-manager",
@@ -223,21 +220,34 @@ const LOGGING: &[Setting] = &[
 
 const CHANGE_STREAMER: &[Setting] = &[
     text("ZERO_CHANGE_STREAMER_URI", "address of the replication-manager; makes the node a view-syncer"),
-    choice("ZERO_CHANGE_STREAMER_MODE", &["dedicated", "discover"], "how the replication-manager is found")
-        .default("dedicated"),
-    number("ZERO_CHANGE_STREAMER_PORT", "port of the change stream").derived("`ZERO_PORT` + 1").not_built(ROLES),
-    text("ZERO_CHANGE_STREAMER_ADDRESS", "address registered in the change database").hidden().not_built(ROLES),
+    choice(
+        "ZERO_CHANGE_STREAMER_MODE",
+        &["dedicated", "discover"],
+        "`discover` reads the replication-manager's address from the change database and makes the node a view-syncer",
+    )
+    .default("dedicated"),
+    text(
+        "ZERO_CHANGE_STREAMER_TOKEN",
+        "secret that view-syncers show to the replication-manager; the same on all nodes",
+    )
+    .derived("made from `ZERO_ADMIN_PASSWORD`")
+    .secret(),
+    number("ZERO_CHANGE_STREAMER_PORT", "port of the change stream").derived("`ZERO_PORT` + 1"),
+    text("ZERO_CHANGE_STREAMER_ADDRESS", "address registered in the change database")
+        .derived("this host's address as the change database sees it")
+        .hidden(),
     choice("ZERO_CHANGE_STREAMER_PROTOCOL", &["ws", "wss"], "scheme registered in the change database")
         .default("ws")
-        .hidden()
-        .not_built(ROLES),
+        .hidden(),
     list("ZERO_CHANGE_STREAMER_DISCOVERY_INTERFACE_PREFERENCES", "preferred network interfaces, by name prefix")
         .default("eth,en")
         .hidden()
-        .not_built(ROLES),
-    number("ZERO_CHANGE_STREAMER_STARTUP_DELAY_MS", "wait before the stream is taken over from another instance")
-        .default("15000")
-        .not_built(ROLES),
+        .inert("the interface that leads to the change database is taken"),
+    number(
+        "ZERO_CHANGE_STREAMER_STARTUP_DELAY_MS",
+        "wait before the stream is taken over from an instance that still runs; a view-syncer that connects ends it",
+    )
+    .default("15000"),
     number("ZERO_CHANGE_STREAMER_BACK_PRESSURE_LIMIT_HEAP_PROPORTION", "share of the heap used to buffer the stream")
         .default("0.04")
         .inert(STREAM),
@@ -246,16 +256,15 @@ const CHANGE_STREAMER: &[Setting] = &[
         "extra wait for slow subscribers, relative",
     )
     .default("2.0")
-    .not_built(ROLES),
+    .inert(FLOW),
     number(
         "ZERO_CHANGE_STREAMER_FLOW_CONTROL_SLOW_SUBSCRIBER_GRACE_PERIOD_SECONDS",
-        "slow subscribers restart after so long",
+        "view-syncers that make no progress are cut off after so long",
     )
-    .default("30")
-    .not_built(ROLES),
+    .default("30"),
     number("ZERO_CHANGE_STREAMER_FLOW_CONTROL_CONSENSUS_PADDING_SECONDS", "extra wait for slow subscribers, absolute")
         .default("1")
-        .not_built(ROLES),
+        .inert(FLOW),
     choice(
         "ZERO_CHANGE_STREAMER_SQLITE_CHANGE_LOG_MODE",
         &["off", "write", "compare", "serve"],
@@ -299,9 +308,12 @@ const INITIAL_SYNC: &[Setting] = &[
 ];
 
 const LITESTREAM_SETTINGS: &[Setting] = &[
-    text("ZERO_LITESTREAM_BACKUP_URL", "destination of the replica's backup, `s3://bucket/path`").not_built(BACKUP),
-    text("ZERO_LITESTREAM_ENDPOINT", "endpoint of an S3-compatible store").not_built(BACKUP),
-    text("ZERO_LITESTREAM_REGION", "region of the store").not_built(BACKUP),
+    text(
+        "ZERO_LITESTREAM_BACKUP_URL",
+        "destination of the replica's backup, `s3://bucket/path`; view-syncers learn it from the replication-manager",
+    ),
+    text("ZERO_LITESTREAM_ENDPOINT", "endpoint of an S3-compatible store").derived("that of AWS"),
+    text("ZERO_LITESTREAM_REGION", "region of the store").derived("that of the `AWS_*` environment, else `us-east-1`"),
     text("ZERO_LITESTREAM_EXECUTABLE", "path of litestream 0.3").inert(LITESTREAM),
     text("ZERO_LITESTREAM_EXECUTABLE_V5", "path of litestream 0.5").inert(LITESTREAM),
     boolean("ZERO_LITESTREAM_RESTORE_USING_V5", "restore with litestream 0.5").default("true").inert(LITESTREAM),
@@ -326,17 +338,16 @@ const LITESTREAM_SETTINGS: &[Setting] = &[
     number("ZERO_LITESTREAM_MAX_CHECKPOINT_PAGE_COUNT", "pages that start a restart checkpoint")
         .derived("10 × the minimum")
         .inert(LITESTREAM),
-    number("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_MINUTES", "period of incremental backups")
+    number("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_MINUTES", "period of incremental backups with litestream 0.3")
         .default("5")
-        .not_built(BACKUP),
-    number("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", "period of incremental backups")
-        .default("15")
-        .not_built(BACKUP),
-    number("ZERO_LITESTREAM_SNAPSHOT_BACKUP_INTERVAL_HOURS", "period of full snapshots").default("4").not_built(BACKUP),
+        .inert("backups are continuous; see the period in seconds"),
+    number("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", "period of incremental backups; at most 10")
+        .default("5"),
+    number("ZERO_LITESTREAM_SNAPSHOT_BACKUP_INTERVAL_HOURS", "period of full snapshots").default("4"),
     number("ZERO_LITESTREAM_SNAPSHOT_RETENTION_INTERVAL_HOURS", "age at which snapshots are removed").internal(),
-    number("ZERO_LITESTREAM_RESTORE_PARALLELISM", "files fetched at the same time").default("48").not_built(BACKUP),
-    number("ZERO_LITESTREAM_MULTIPART_CONCURRENCY", "parts in flight").default("48").not_built(BACKUP),
-    number("ZERO_LITESTREAM_MULTIPART_SIZE", "bytes per part").default("16777216").not_built(BACKUP),
+    number("ZERO_LITESTREAM_RESTORE_PARALLELISM", "requests in flight while restoring").default("48"),
+    number("ZERO_LITESTREAM_MULTIPART_CONCURRENCY", "parts in flight while a snapshot is written").default("48"),
+    number("ZERO_LITESTREAM_MULTIPART_SIZE", "bytes per part").default("16777216"),
 ];
 
 const EVENT_SETTINGS: &[Setting] = &[
@@ -362,9 +373,8 @@ const OLD_SPELLINGS: &[Setting] = &[
 
 const ENVIRONMENT: &[Setting] = &[
     text("NODE_ENV", "`development` relaxes the admin password; anything else is production").no_flag(),
-    text("ECS_CONTAINER_METADATA_URI_V4", "where the platform describes the task")
-        .no_flag()
-        .inert("the task ID is not looked up there; set `ZERO_TASK_ID`"),
+    text("ECS_CONTAINER_METADATA_URI_V4", "where the platform describes the task; set `ZERO_TASK_ID` for its name")
+        .no_flag(),
     text("ZERO_ENABLE_STARTUP_MESSAGE", "print a product notice").no_flag().inert("there is no notice"),
     number("ZERO_PG_SOCKET_INACTIVITY_TIMEOUT", "reset a Postgres socket without traffic")
         .default("120000")

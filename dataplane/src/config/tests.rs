@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::given::Given;
 use super::option::Effect;
-use super::{Config, Environment, LogFormat, Refusal, Role, TokenKey, load, settings};
+use super::{Config, Environment, LogFormat, Refusal, Role, StreamSource, TokenKey, load, settings};
 
 const UPSTREAM: (&str, &str) = ("ZERO_UPSTREAM_DB", "postgres://u:hunter2@db/zero");
 const PASSWORD: (&str, &str) = ("ZERO_ADMIN_PASSWORD", "hunter2");
@@ -143,10 +143,9 @@ fn what_is_refused() {
         ("ZERO_SHARD_ID", "0", &["use ZERO_APP_ID"]),
         ("ZERO_APP_PUBLICATIONS", "ok,_zero_public_0", &["\"_zero_public_0\" begins with an underscore"]),
         ("ZERO_APP_PUBLICATIONS", "a,,b", &["is empty"]),
-        ("ZERO_NUM_SYNC_WORKERS", "0", &["replication-manager", "not available in this build"]),
-        ("ZERO_CHANGE_STREAMER_URI", "ws://rm:4849/", &["view-syncer", "not available in this build"]),
         ("ZERO_CHANGE_STREAMER_URI", "rm:4849", &["the scheme \"rm\" is not ws or wss"]),
-        ("ZERO_CHANGE_STREAMER_MODE", "discover", &["view-syncer", "not available in this build"]),
+        ("ZERO_LITESTREAM_BACKUP_URL", "gs://bucket/path", &["the scheme \"gs\" is not s3", "s3://bucket/path"]),
+        ("ZERO_LITESTREAM_BACKUP_URL", "s3:///path", &["names no bucket"]),
         ("ZERO_UPSTREAM_TYPE", "custom", &["custom change sources"]),
         ("ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", "0", &["0 is out of range", "at least 1"]),
         ("ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS", "-5", &["-5 is not a span of time"]),
@@ -208,16 +207,36 @@ fn old_spellings_are_mapped_with_a_warning() {
 }
 
 #[test]
+fn the_role_follows_from_the_settings() {
+    assert_eq!(config(&[("ZERO_NUM_SYNC_WORKERS", "0")]).role, Role::ReplicationManager);
+    assert_eq!(config(&[("ZERO_CHANGE_STREAMER_MODE", "discover")]).role, Role::ViewSyncer);
+    let syncer = config(&[("ZERO_CHANGE_STREAMER_URI", "ws://manager:4849/"), ("ZERO_PORT", "4850")]);
+    assert_eq!(syncer.role, Role::ViewSyncer);
+    assert!(
+        matches!(&syncer.change_stream.source, Some(StreamSource::Uri(uri)) if uri.expose() == "ws://manager:4849/")
+    );
+    assert_eq!(syncer.change_stream.port, 4851);
+}
+
+#[test]
+fn a_backup_is_never_further_behind_than_ten_seconds() {
+    let url = ("ZERO_LITESTREAM_BACKUP_URL", "s3://bucket/generation/7");
+    let config = config(&[url, ("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", "900")]);
+    assert_eq!(config.backup.url.as_deref(), Some("s3://bucket/generation/7"));
+    assert_eq!(config.backup.interval, Duration::from_secs(10));
+}
+
+#[test]
 fn settings_without_effect_are_named() {
     let config = config(&[
         ("ZERO_YIELD_THRESHOLD_MS", "20"),
-        ("ZERO_LITESTREAM_BACKUP_URL", "s3://bucket/generation"),
+        ("ZERO_SHADOW_SYNC_ENABLED", "true"),
         ("ZERO_ENABLE_CRUD_MUTATIONS", "false"),
         ("ZERO_UPSTREAM_MAX_CONNS_PER_WORKER", "nonsense"),
         ("ZERO_UNKNOWN", "1"),
     ]);
     assert_eq!(config.notices.no_effect, ["ZERO_YIELD_THRESHOLD_MS"]);
-    assert_eq!(config.notices.not_built, ["ZERO_LITESTREAM_BACKUP_URL"]);
+    assert_eq!(config.notices.not_built, ["ZERO_SHADOW_SYNC_ENABLED"]);
 }
 
 /// A setting is read exactly when the table says so, so that `CONFIG.md` cannot claim otherwise.
@@ -249,6 +268,7 @@ fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
             super::option::Kind::Text => match setting.variable {
                 "ZERO_CHANGE_STREAMER_URI" | "ZERO_SHARD_ID" => continue,
                 "ZERO_APP_ID" => "zero",
+                "ZERO_LITESTREAM_BACKUP_URL" => "s3://bucket/path",
                 "ZERO_AUTH_JWK" | "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
                 _ => "https://example.com/",
             },

@@ -10,7 +10,8 @@ const HEAD: &str = "\
 
 Generated from the registry; `UPDATE_REFERENCE=1 cargo test -p zero-cache --lib` writes it anew. Do not edit it by hand.
 
-`GET /metrics` on the client port answers in Prometheus's text format. Histograms have the series `_bucket`, `_sum` and
+`GET /metrics` on the client port and on the port of the change stream answers in Prometheus's text format; a node shows what
+its role has. Histograms have the series `_bucket`, `_sum` and
 `_count`. Metrics beginning with `process_` are the usual ones of a process.
 
 | name | kind | labels | meaning |
@@ -70,10 +71,16 @@ mod tests {
     /// Everything a node can show: labelled families appear once a label value has been used.
     fn everything() -> Registry {
         let registry = Metrics::new("0.0.0", "single-node").unwrap().registry;
-        views::metrics::Metrics::register(&registry).unwrap();
+        let views = views::metrics::Metrics::register(&registry).unwrap();
+        backup::metrics::Metrics::register(&registry).unwrap();
+        let stream = streamer::Metrics::register(&registry).unwrap();
+        stream.subscribers.with_label_values(&["any"]).set(0);
         let gateway = gateway::metrics::Metrics::register(&registry).unwrap();
         gateway.open_connections.with_label_values(&["51"]).set(0);
         for labelled in [
+            &views.rehomes,
+            &stream.refusals,
+            &stream.endings,
             &gateway.connection_failures,
             &gateway.disconnects,
             &gateway.messages_received,
@@ -102,6 +109,8 @@ mod tests {
         for source in [
             include_str!("../../views/src/metrics.rs"),
             include_str!("../../gateway/src/metrics.rs"),
+            include_str!("../../streamer/src/metrics.rs"),
+            include_str!("../../backup/src/metrics.rs"),
             include_str!("names.rs"),
         ] {
             let names: Vec<_> =

@@ -36,6 +36,7 @@ pub use copy::{CopyMessage, CopyPlan, initial_copy};
 pub use error::Error;
 pub use options::{App, Options};
 pub use shard::decommission;
+pub use slot::is_streamed;
 pub use stream::{Acks, Event, Resume, Stream};
 
 pub type Result<T> = std::result::Result<T, Error>;

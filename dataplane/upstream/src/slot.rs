@@ -5,12 +5,12 @@ use std::time::Duration;
 use rows::Version;
 use tokio_postgres::Client;
 
-use crate::connect::{quote_identifier, quote_literal};
+use crate::connect::{connect, quote_identifier, quote_literal};
 use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::requirements::Server;
 use crate::wire::Connection;
-use crate::{Error, Result};
+use crate::{Error, Result, shard};
 
 const NO_FREE_SLOT: &str = "53400";
 const NOT_PERMITTED: &str = "42501";
@@ -163,6 +163,20 @@ pub(crate) async fn state(client: &Client, slot: &str) -> Result<State> {
         (pid, row.get::<_, Option<String>>(1).filter(|a| !a.is_empty()).unwrap_or_else(|| "unknown".to_owned()))
     });
     Ok(State { active, confirmed })
+}
+
+/// Whether a process streams from the slot of the newest replica. `false` if there is none, or if it has no usable slot.
+pub async fn is_streamed(options: &Options) -> Result<bool> {
+    let client = connect(&options.address, "zero-change-source").await?;
+    if shard::configured_publications(&client, &options.app).await?.is_none() {
+        return Ok(false);
+    }
+    let Some(replica) = shard::newest_replica(&client, &options.app).await? else { return Ok(false) };
+    match state(&client, &replica.slot).await {
+        Ok(state) => Ok(state.active.is_some()),
+        Err(Error::ResetRequired { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the slot free: fails with [`Error::SlotInUse`], or ends the process that streams from it.

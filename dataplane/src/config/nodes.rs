@@ -1,0 +1,72 @@
+//! Settings of deployments of several nodes: the change stream between them and the backup that new ones start from.
+
+use std::time::Duration;
+
+use super::given::Given;
+use super::load::{span, whole};
+use super::{Backup, ChangeStream, StreamSource};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+/// What may be lost with the machine that writes the backup.
+const BACKUP_INTERVAL_MAX: Duration = Duration::from_secs(10);
+
+pub(super) fn source(given: &mut Given) -> Option<StreamSource> {
+    let discover = given.text("ZERO_CHANGE_STREAMER_MODE").as_deref() == Some("discover");
+    let example = "ws://replication-manager:4849/";
+    match given.url("ZERO_CHANGE_STREAMER_URI", &["ws", "wss", "http", "https"], example) {
+        Some(uri) => Some(StreamSource::Uri(uri)),
+        None => discover.then_some(StreamSource::Discover),
+    }
+}
+
+pub(super) fn change_stream(given: &mut Given, source: Option<StreamSource>, client_port: u16) -> ChangeStream {
+    let port = given.integer("ZERO_CHANGE_STREAMER_PORT", 1..=u32::from(u16::MAX));
+    let port = port.and_then(|port| u16::try_from(port).ok()).unwrap_or_else(|| client_port.saturating_add(1));
+    if port == client_port {
+        given.problem("ZERO_CHANGE_STREAMER_PORT", format!("{port} is also ZERO_PORT"), "give two different ports");
+    }
+    let grace = given.number("ZERO_CHANGE_STREAMER_FLOW_CONTROL_SLOW_SUBSCRIBER_GRACE_PERIOD_SECONDS");
+    ChangeStream {
+        source,
+        token: given.secret("ZERO_CHANGE_STREAMER_TOKEN"),
+        port,
+        address: given.text("ZERO_CHANGE_STREAMER_ADDRESS"),
+        scheme: given.text("ZERO_CHANGE_STREAMER_PROTOCOL").unwrap_or_default(),
+        startup_delay: span(given, "ZERO_CHANGE_STREAMER_STARTUP_DELAY_MS", MILLISECOND),
+        slow_subscriber_grace: grace.filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok()),
+    }
+}
+
+pub(super) fn backup(given: &mut Given) -> Backup {
+    let variable = "ZERO_LITESTREAM_BACKUP_URL";
+    let url = given.text(variable);
+    if let Some(text) = &url
+        && let Err(fault) = bucket(text)
+    {
+        given.problem(variable, fault, "give a URL such as s3://bucket/path");
+    }
+    Backup {
+        url,
+        endpoint: given
+            .url("ZERO_LITESTREAM_ENDPOINT", &["https", "http"], "https://storage.example.com")
+            .map(|url| url.expose().to_owned()),
+        region: given.text("ZERO_LITESTREAM_REGION"),
+        interval: span(given, "ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", SECOND)
+            .clamp(Duration::from_millis(100), BACKUP_INTERVAL_MAX),
+        snapshot_interval: span(given, "ZERO_LITESTREAM_SNAPSHOT_BACKUP_INTERVAL_HOURS", HOUR).max(60 * SECOND),
+        restore_parallelism: whole(given, "ZERO_LITESTREAM_RESTORE_PARALLELISM"),
+        multipart_bytes: whole(given, "ZERO_LITESTREAM_MULTIPART_SIZE"),
+        multipart_concurrency: whole(given, "ZERO_LITESTREAM_MULTIPART_CONCURRENCY"),
+    }
+}
+
+fn bucket(text: &str) -> Result<(), String> {
+    let url = url::Url::parse(text).map_err(|error| format!("it is not a URL: {error}"))?;
+    match (url.scheme(), url.host_str()) {
+        ("s3", Some(_)) => Ok(()),
+        ("s3", None) => Err("it names no bucket".to_owned()),
+        (other, _) => Err(format!("the scheme {other:?} is not s3")),
+    }
+}

@@ -1,0 +1,136 @@
+//! The thread that brings the replica from commit to commit and tells the views.
+//!
+//! Invariant: what is not stored in the change log is neither committed, nor shown, nor acknowledged to whom it came from.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use replica::Writer;
+use rows::{Transaction, Version};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::info;
+use views::Batches;
+
+use crate::metrics::Metrics;
+
+/// Changes collected for one commit.
+pub const CHANGES_PER_COMMIT_MAX: usize = 10_000;
+/// Collected commits that may wait for the thread.
+const COMMITS_QUEUED: usize = 2;
+
+/// Transactions for one commit of the replica.
+pub struct Commit {
+    pub transactions: Arc<Vec<Transaction>>,
+    /// Dropped without a word if they could not be stored.
+    pub is_stored: oneshot::Receiver<()>,
+    /// Tells the source what is applied.
+    pub acknowledge: Arc<dyn Fn(Version) + Send + Sync>,
+    /// Upstream's log from the commit before to this one.
+    pub bytes: u64,
+}
+
+/// The last version that is stored and applied; follows the thread.
+#[derive(Clone)]
+pub struct Applied(Arc<AtomicU64>);
+
+impl Applied {
+    pub fn version(&self) -> Version {
+        Version::new(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// The thread, running.
+pub struct Feed {
+    pub commits: mpsc::Sender<Commit>,
+    pub applied: Applied,
+    /// Absent once it has ended.
+    thread: Option<JoinHandle<Result<Ended>>>,
+}
+
+/// How the thread ended without a failure.
+enum Ended {
+    /// Nobody sends commits any more.
+    Idle(Box<Writer>),
+    /// The replica turned out to be unusable, for this reason.
+    Unusable(String),
+}
+
+impl Feed {
+    /// `batches` is absent on a node without views.
+    pub fn start(writer: Writer, batches: Option<Batches>, metrics: Metrics) -> Feed {
+        let (commits, queue) = mpsc::channel(COMMITS_QUEUED);
+        let applied = Applied(Arc::new(AtomicU64::new(writer.version().as_u64())));
+        let runtime = tokio::runtime::Handle::current();
+        let thread = {
+            let applied = applied.clone();
+            tokio::task::spawn_blocking(move || apply(writer, queue, batches.as_ref(), &runtime, &applied, &metrics))
+        };
+        Feed { commits, applied, thread: Some(thread) }
+    }
+
+    /// Why the replica cannot be continued. Dropping the future loses nothing.
+    pub async fn failed(&mut self) -> Result<String> {
+        let Some(thread) = &mut self.thread else { bail!("the thread that applies changes has ended") };
+        let ended = thread.await;
+        self.thread = None;
+        match ended.context("the thread that applies changes failed")?? {
+            Ended::Unusable(reason) => Ok(reason),
+            Ended::Idle(_) => bail!("the thread that applies changes ended"),
+        }
+    }
+
+    /// Applies what is queued. The writer, unless the thread has failed.
+    pub async fn finish(self) -> Result<Option<Writer>> {
+        drop(self.commits);
+        match self.thread {
+            Some(thread) => match thread.await.context("the thread that applies changes failed")?? {
+                Ended::Idle(writer) => Ok(Some(*writer)),
+                Ended::Unusable(_) => Ok(None),
+            },
+            None => Ok(None),
+        }
+    }
+}
+
+/// Folds the write-ahead log into the replica's file and closes it.
+pub async fn close(mut writer: Writer) -> Result<()> {
+    tokio::task::spawn_blocking(move || writer.checkpoint())
+        .await
+        .context("the thread that closes the replica failed")?
+        .context("fold the write-ahead log into the replica")
+}
+
+fn apply(
+    mut writer: Writer,
+    mut commits: mpsc::Receiver<Commit>,
+    batches: Option<&Batches>,
+    runtime: &tokio::runtime::Handle,
+    applied: &Applied,
+    metrics: &Metrics,
+) -> Result<Ended> {
+    while let Some(Commit { transactions, is_stored, acknowledge, bytes }) = commits.blocking_recv() {
+        let timer = metrics.apply.start_timer();
+        // The sender is dropped when storing failed or the process ends.
+        let batch = match writer.apply_when(&transactions, || is_stored.blocking_recv().is_ok()) {
+            Ok(batch) => batch,
+            Err(replica::Error::Withheld) => break,
+            Err(error @ replica::Error::Resync { .. }) => return Ok(Ended::Unusable(error.to_string())),
+            Err(error) => return Err(error).context("apply changes to the replica"),
+        };
+        timer.observe_duration();
+        metrics.transactions.inc_by(transactions.len() as u64);
+        metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());
+        metrics.replica_version_lag.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        if let Some(version) = transactions.last().map(|t| t.version) {
+            applied.0.fetch_max(version.as_u64(), Ordering::Release);
+            acknowledge(version);
+        }
+        if let (Some(batch), Some(batches)) = (batch, batches) {
+            runtime.block_on(batches.publish(batch));
+        }
+    }
+    info!("nothing more to apply");
+    Ok(Ended::Idle(Box::new(writer)))
+}

@@ -1,0 +1,256 @@
+//! A node that serves clients from another node's change stream. It never opens the replication slot or the change log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rows::Version;
+use streamer::{Error, Event, Reservation, Subscriber, Welcome};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::config::StreamSource;
+use crate::feed::{self, Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
+use crate::metrics::Metrics;
+use crate::node::{Life, Node, is_unusable, reset};
+use crate::origin::{self, Origin};
+use crate::{options, serving};
+
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// A node with a replica serves what it has if the replication-manager cannot be reached for this long after the start.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at how far the replica is.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Lives until everything is to be finished, or the replica must be made anew.
+pub async fn live(node: &Node<'_>) -> Result<Life> {
+    let mut manager = Manager::new(node)?;
+    let prepared = match node.unless_finishing(prepare(node, &mut manager)).await {
+        None => return Ok(Life::Over),
+        Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
+        Some(prepared) => prepared?,
+    };
+    let Origin { writer, copy, reservation } = prepared;
+    let Some(views) = node.unless_finishing(serving::start(node, &writer, &copy)).await else { return Ok(Life::Over) };
+    let views = views?;
+    let version = writer.version();
+    let mut feed = Feed::start(writer, Some(views.batches), node.metrics.clone());
+    let (connected, head) = watch::channel(None);
+    let mut follower = Follower {
+        manager,
+        initial: copy.initial_version,
+        after: version,
+        commits: feed.commits.clone(),
+        applied: feed.applied.clone(),
+        metrics: node.metrics.clone(),
+        reservation,
+        connected,
+        pause: RETRY_MIN,
+    };
+    let opening = open(node, views.handle, feed.applied.clone(), head);
+    let life = {
+        let following = follower.run();
+        tokio::pin!(opening, following);
+        let (mut ended, mut is_open) = (views.ended, false);
+        loop {
+            tokio::select! {
+                () = &mut opening, if !is_open => is_open = true,
+                reason = &mut following => break reset(&reason?),
+                reason = feed.failed() => break reset(&reason?),
+                reason = &mut ended => bail!("the views ended: {}", reason.unwrap_or_else(|_| "their thread panicked".into())),
+                () = node.finishing() => break Life::Over,
+            }
+        }
+    };
+    drop(follower);
+    if let Some(writer) = feed.finish().await? {
+        feed::close(writer).await?;
+    }
+    Ok(life)
+}
+
+async fn prepare(node: &Node<'_>, manager: &mut Manager) -> Result<Origin> {
+    match origin::local(&node.config.replica.file, &node.identity())? {
+        Some(found) => Ok(found),
+        None => origin::for_follower(node, manager).await,
+    }
+}
+
+/// Lets clients in once the replica is where the log was when this node began to follow it.
+async fn open(
+    node: &Node<'_>,
+    views: views::api::Handle,
+    applied: Applied,
+    mut head: watch::Receiver<Option<Version>>,
+) {
+    let known = tokio::time::timeout(PATIENCE, head.wait_for(Option::is_some)).await;
+    match known.map(|head| head.ok().and_then(|head| *head)) {
+        Ok(Some(head)) => {
+            while applied.version() < head {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(None) => return,
+        Err(_) => warn!("the replication-manager cannot be reached; clients are served what is here"),
+    }
+    node.gate.open(Some(views));
+    info!(after_ms = node.started.elapsed().as_millis() as u64, version = %applied.version(), "ready");
+}
+
+/// How this node presents itself to another one, whose address is yet to be filled in.
+pub fn options(node: &Node<'_>) -> streamer::Options {
+    let config = node.config;
+    let (app, shard) = (config.app.id.clone(), config.app.shard_num);
+    let options = streamer::Options::new(String::new(), app, shard, config.task_id.clone());
+    streamer::Options { token: node.token.clone(), ..options }
+}
+
+/// How the replication-manager is reached.
+pub struct Manager {
+    source: Source,
+    options: streamer::Options,
+    /// Where the last one that was asked said that the owner is.
+    pointed_to: Option<String>,
+}
+
+enum Source {
+    Fixed(String),
+    ChangeLog(Box<changes::Options>),
+}
+
+impl Manager {
+    fn new(node: &Node<'_>) -> Result<Manager> {
+        let config = node.config;
+        let source = match &config.change_stream.source {
+            Some(StreamSource::Uri(uri)) => Source::Fixed(uri.expose().to_owned()),
+            Some(StreamSource::Discover) => Source::ChangeLog(Box::new(options::changes(config)?)),
+            None => bail!("a node that follows has ZERO_CHANGE_STREAMER_URI or ZERO_CHANGE_STREAMER_MODE=discover"),
+        };
+        Ok(Manager { source, options: options(node), pointed_to: None })
+    }
+
+    /// How to connect now: first where the owner is said to be, then as configured.
+    pub async fn options(&mut self) -> streamer::Result<streamer::Options> {
+        let uri = match (self.pointed_to.take(), &self.source) {
+            (Some(owner), _) => owner,
+            (None, Source::Fixed(uri)) => uri.clone(),
+            (None, Source::ChangeLog(options)) => discover(options).await?,
+        };
+        Ok(streamer::Options { uri, ..self.options.clone() })
+    }
+
+    /// Takes note of where the owner is.
+    pub fn learn(&mut self, error: &Error) {
+        if let Error::Transient { owner: Some(owner), .. } = error {
+            self.pointed_to = Some(owner.clone());
+        }
+    }
+}
+
+async fn discover(options: &changes::Options) -> streamer::Result<String> {
+    let away = |message: String| Error::Transient { message, owner: None };
+    match changes::discover(options).await {
+        Ok(Some(owner)) if !owner.address.is_empty() => Ok(owner.address),
+        Ok(_) => Err(away("no replication-manager has registered in the change database yet".to_owned())),
+        Err(error) => Err(away(error.to_string())),
+    }
+}
+
+struct Follower {
+    manager: Manager,
+    initial: Version,
+    /// The last version handed on.
+    after: Version,
+    commits: mpsc::Sender<Commit>,
+    applied: Applied,
+    metrics: Metrics,
+    /// Dropped once this node streams.
+    reservation: Option<Reservation>,
+    /// Where the log ended when the stream began.
+    connected: watch::Sender<Option<Version>>,
+    pause: Duration,
+}
+
+impl Follower {
+    /// Follows until the replica must be made anew, and says why. The manager's absence is waited out, because clients are served
+    /// meanwhile. Dropping the future loses nothing.
+    async fn run(&mut self) -> Result<String> {
+        loop {
+            let began = Instant::now();
+            let failure = self.follow().await;
+            self.manager.learn(&failure);
+            if began.elapsed() > RETRY_MAX {
+                self.pause = RETRY_MIN;
+            }
+            let retry_ms = self.pause.as_millis() as u64;
+            match failure {
+                Error::Reset { message } => return Ok(message),
+                Error::Transient { .. } => {
+                    warn!(error = %failure, retry_ms, "the change stream is interrupted, will retry")
+                }
+                // At the start it is a mistake in the configuration; later it may be a secret that is being changed.
+                Error::Configuration { .. } if self.connected.borrow().is_none() => {
+                    return Err(failure).context("follow the replication-manager");
+                }
+                Error::Configuration { .. } => {
+                    error!(error = %failure, retry_ms, "the change stream cannot go on; clients are served what is here");
+                }
+            }
+            tokio::time::sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Follows one stream to its end.
+    async fn follow(&mut self) -> Error {
+        let options = match self.manager.options().await {
+            Ok(options) => options,
+            Err(error) => return error,
+        };
+        // What was handed on is applied, or the node ends; so the stream continues from there.
+        let (Welcome { head, .. }, mut subscriber) = match Subscriber::connect(&options, self.initial, self.after).await
+        {
+            Ok(connected) => connected,
+            Err(error) => return error,
+        };
+        info!(after = %self.after, %head, "following the replication-manager");
+        self.reservation = None;
+        self.connected.send_replace(Some(head));
+        let acks = subscriber.acks();
+        // What was applied before this stream began.
+        acks.ack(self.applied.version());
+        let acknowledge: Arc<dyn Fn(Version) + Send + Sync> = Arc::new(move |version| acks.ack(version));
+        loop {
+            let mut transactions = Vec::new();
+            let mut changes = 0;
+            let mut next = Some(subscriber.next().await);
+            while let Some(event) = next {
+                match event {
+                    Ok(Event::Transactions(more)) => {
+                        changes += more.iter().map(|t| t.changes.len()).sum::<usize>();
+                        transactions.extend(more);
+                    }
+                    Ok(Event::Head { .. }) => {}
+                    // What was collected comes again with the next stream.
+                    Err(error) => return error,
+                }
+                next = if changes < CHANGES_PER_COMMIT_MAX { subscriber.try_next() } else { None };
+            }
+            let Some(version) = transactions.last().map(|t| t.version) else { continue };
+            let bytes = version.as_u64().saturating_sub(self.after.as_u64());
+            let (stored, is_stored) = oneshot::channel();
+            // Only what is stored is sent.
+            let _ = stored.send(());
+            let acknowledge = Arc::clone(&acknowledge);
+            let commit = Commit { transactions: Arc::new(transactions), is_stored, acknowledge, bytes };
+            self.metrics.replica_version_lag.add(i64::try_from(bytes).unwrap_or(i64::MAX));
+            if self.commits.send(commit).await.is_err() {
+                // The thread has ended; the caller sees why.
+                std::future::pending::<()>().await;
+            }
+            self.after = version;
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A node that replicates from upstream: it owns the slot and the change log, feeds its own replica, the backup and the nodes that
+//! follow, and, as a single node, serves clients as well.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use backup::{Running, Target};
+use changes::Log;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use replica::Writer;
+use rows::Version;
+use streamer::{Backup, Fanout, FanoutOptions, Gate, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::feed::{self, Feed};
+use crate::node::{Life, Node, await_database, is_unusable, reset};
+use crate::origin::{self, Origin};
+use crate::replicate::{Ended, Replication, Start};
+use crate::standby::{self, Owned, Taken};
+use crate::{options, serving};
+
+/// For the last increment of the backup when the node stops.
+const LAST_BACKUP_MAX: Duration = Duration::from_secs(20);
+
+/// Lives until everything is to be finished, or it cannot go on.
+pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
+    let Some(gate) = &node.stream else { bail!("a node that replicates has a port for its followers") };
+    let source = options::upstream(node.config)?;
+    let changes = options::changes(node.config)?;
+    let target = match options::own_backup(node.config) {
+        Some(options) => Some(Target::unasked(&options).await.context("ZERO_LITESTREAM_BACKUP_URL")?),
+        None => None,
+    };
+
+    let prepared = node.unless_finishing(async {
+        await_database("ZERO_CHANGE_DB", &changes.address).await?;
+        let log = Log::open(&changes).await.context("change database")?;
+        let lineage = log.lineage().await.context("change database")?;
+        // The reservation is given up once this node owns the log.
+        let Origin { writer, copy, reservation: _reserved } =
+            origin::for_owner(node, &source, target.as_ref(), lineage.as_ref()).await?;
+        let taken = standby::take_over(node, gate, &source, log, writer, copy.initial_version).await?;
+        anyhow::Ok((copy, taken))
+    });
+    let (copy, taken) = match prepared.await {
+        None => return Ok(Life::Over),
+        Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
+        Some(prepared) => prepared?,
+    };
+    let Owned { log, lineage, mut writer } = match taken {
+        Taken::Owned(owned) => *owned,
+        Taken::Reset(reason) => return Ok(reset(&reason)),
+    };
+    info!(epoch = lineage.epoch, version = %writer.version(), "this node owns the change log");
+
+    let (initial, stored) = (copy.initial_version, lineage.last);
+    let snapshots: Arc<dyn SnapshotSource> = Arc::new(Snapshots { path: writer.path().to_owned(), replica: initial });
+    let fanout = Fanout::new(
+        FanoutOptions { snapshots: Some(snapshots), ..FanoutOptions::new(changes, lineage.clone()) },
+        node.stream_metrics.clone(),
+    );
+    let backing_up = match target {
+        None => None,
+        Some(target) => Some(BackingUp::start(node, target, &mut writer, lineage.epoch, initial, fanout.clone())?),
+    };
+    let views = if serves_clients {
+        match node.unless_finishing(serving::start(node, &writer, &copy)).await {
+            None => None,
+            Some(views) => Some(views?),
+        }
+    } else {
+        None
+    };
+    let (batches, handle, ended) = match views {
+        Some(views) => (Some(views.batches), Some(views.handle), Some(views.ended)),
+        None => (None, None, None),
+    };
+    let version = writer.version();
+    let feed = Feed::start(writer, batches, node.metrics.clone());
+    let start = Start { source, initial, log, stored, fanout: fanout.clone(), metrics: node.metrics.clone() };
+    let mut replication = Replication::start(start, feed);
+    gate.set(Role::Owner(fanout));
+    node.gate.open(handle);
+    info!(after_ms = node.started.elapsed().as_millis() as u64, %version, "ready");
+
+    let life = tokio::select! {
+        ended = replication.run() => match ended? {
+            Ended::Reset(reason) => reset(&reason),
+            Ended::SteppedDown => {
+                info!("another process replicates now; this one steps down");
+                Life::SteppedDown
+            }
+        },
+        reason = views_ended(ended) => bail!("the views ended: {reason}"),
+        () = node.finishing() => Life::Over,
+    };
+    finish(gate, replication, backing_up, life).await?;
+    Ok(life)
+}
+
+/// Why the views ended; never without views.
+async fn views_ended(ended: Option<tokio::sync::oneshot::Receiver<String>>) -> String {
+    match ended {
+        Some(ended) => ended.await.unwrap_or_else(|_| "their thread panicked".to_owned()),
+        None => std::future::pending().await,
+    }
+}
+
+async fn finish(gate: &Gate, replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
+    if life == Life::SteppedDown {
+        gate.set(Role::Draining);
+    }
+    let (log, writer) = replication.finish().await?;
+    if let Some(backing_up) = backing_up {
+        // A successor has begun a chain of its own: nobody would read what is added to this one.
+        if life == Life::Over {
+            backing_up.stop().await;
+        }
+    }
+    if let Some(writer) = writer {
+        feed::close(writer).await?;
+    }
+    if let Some(mut log) = log.filter(|_| life == Life::Over) {
+        resign(&mut log).await;
+    }
+    Ok(())
+}
+
+/// A successor then need not wait.
+async fn resign(log: &mut Log) {
+    if let Err(error) = log.resign().await {
+        warn!(%error, "cannot give the change log up; a successor may have to wait");
+    }
+}
+
+/// The backup, and what tells the followers how far it is.
+struct BackingUp {
+    running: Running,
+    telling: JoinHandle<()>,
+}
+
+impl BackingUp {
+    fn start(
+        node: &Node<'_>,
+        target: Target,
+        writer: &mut Writer,
+        epoch: u64,
+        initial: Version,
+        fanout: Fanout,
+    ) -> Result<BackingUp> {
+        let url = target.location();
+        let identity = node.identity();
+        let lineage = backup::Lineage { app: identity.app, shard: identity.shard, initial };
+        let running = backup::start(target, writer, epoch, lineage, node.backup_metrics.clone())
+            .context("ZERO_LITESTREAM_BACKUP_URL")?;
+        let mut progress = running.progress.clone();
+        let telling = tokio::spawn(async move {
+            loop {
+                let version = progress.borrow_and_update().restorable_version;
+                fanout.set_backup(version.map(|version| Backup { url: url.clone(), version }));
+                if progress.changed().await.is_err() {
+                    error!("the backup has ended; new nodes get their replica from this one");
+                    fanout.set_backup(None);
+                    return;
+                }
+            }
+        });
+        Ok(BackingUp { running, telling })
+    }
+
+    async fn stop(self) {
+        self.telling.abort();
+        match tokio::time::timeout(LAST_BACKUP_MAX, self.running.stop()).await {
+            Ok(Ok(())) => info!("the backup is complete"),
+            Ok(Err(error)) => warn!(%error, "the backup lacks the last changes; the change log has them"),
+            Err(_) => warn!("the backup took too long to complete and lacks the last changes; the change log has them"),
+        }
+    }
+}
+
+/// The owner's replica for nodes that have no backup to restore from.
+struct Snapshots {
+    path: std::path::PathBuf,
+    replica: Version,
+}
+
+impl SnapshotSource for Snapshots {
+    fn open(&self) -> BoxFuture<'static, std::io::Result<(SnapshotInfo, SnapshotBytes)>> {
+        let (path, replica) = (self.path.clone(), self.replica);
+        Box::pin(async move {
+            let stream = backup::snapshot_bytes(&path).await.map_err(std::io::Error::other)?;
+            let info = SnapshotInfo { replica, version: stream.version, bytes: Some(stream.database_bytes) };
+            let bytes: SnapshotBytes = stream.map(|part| part.map_err(std::io::Error::other)).boxed();
+            Ok((info, bytes))
+        })
+    }
+}

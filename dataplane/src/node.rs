@@ -1,0 +1,87 @@
+//! What all parts of a node share during one of its lives.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use replica::Identity;
+use tokio::sync::watch;
+use tracing::warn;
+use upstream::Address;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+
+/// How a life of the parts ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// The stop signal; everything is finished.
+    Over,
+    /// The replica must be made anew.
+    Reset,
+    /// Another process replicates now.
+    SteppedDown,
+}
+
+pub struct Node<'a> {
+    pub config: &'a Config,
+    pub metrics: Metrics,
+    pub backup_metrics: backup::metrics::Metrics,
+    pub stream_metrics: streamer::Metrics,
+    pub view_metrics: views::metrics::Metrics,
+    /// The clients' port.
+    pub gate: gateway::Gate,
+    pub transformer: Arc<dyn views::api::Transformer>,
+    /// The port of the change stream; absent on a view-syncer.
+    pub stream: Option<streamer::Gate>,
+    pub token: Option<streamer::Token>,
+    /// Becomes true when clients are gone and everything is to be finished.
+    pub finish: watch::Receiver<bool>,
+    pub started: Instant,
+}
+
+impl Node<'_> {
+    pub fn identity(&self) -> Identity {
+        Identity { app: self.config.app.id.clone(), shard: self.config.app.shard_num }
+    }
+
+    /// Completes when everything is to be finished.
+    pub async fn finishing(&self) {
+        let mut finish = self.finish.clone();
+        // A sender that is gone is a reason to finish as well.
+        let _ = finish.wait_for(|on| *on).await;
+    }
+
+    /// `None` when everything is to be finished before `work` is done.
+    pub async fn unless_finishing<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.finishing() => None,
+        }
+    }
+}
+
+/// Why the replica is made anew, for people.
+pub fn reset(reason: &str) -> Life {
+    warn!(reason, "the replica will be rebuilt");
+    Life::Reset
+}
+
+/// Whether a replica of ours is there but cannot be used.
+pub fn is_unusable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(replica::Error::Resync { .. }))
+}
+
+/// Waits until a database answers; gives up at once on what waiting cannot mend.
+pub async fn await_database(what: &str, address: &Address) -> Result<()> {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match upstream::connect(address, "zero-start").await {
+            Ok(_) => return Ok(()),
+            Err(error @ upstream::Error::Configuration { .. }) => return Err(error).with_context(|| what.to_owned()),
+            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "{what} is not there yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
