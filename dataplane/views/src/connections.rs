@@ -13,6 +13,7 @@ use tracing::info;
 use crate::api::{ClientMessage, Connect, ConnectionId, Frame};
 use crate::connection::{Connection, Phase};
 use crate::core::{Core, observe};
+use crate::group::Standing;
 use crate::outgoing::{Dropped, Mark};
 use crate::ownership::rehome;
 
@@ -41,12 +42,22 @@ impl Core {
         let is_behind = cookie.is_some_and(|cookie| cookie.version > self.version);
         let group = self.group_named(&connect.client_group_id);
         let group = self.groups.get_mut(&group).expect("made by group_named");
+        if group.idle_since.is_some() && group.known {
+            // Others must not take it for idle any more.
+            group.pending.record = true;
+            self.dirty.insert(group.id);
+            self.want_step = true;
+        }
         group.connections.push(connect.id);
         group.connected_at = if group.epoch == 0 && group.connections.len() == 1 {
             connect.accepted_at
         } else {
             group.connected_at.max(connect.accepted_at)
         };
+        if group.is_served() && !group.known {
+            // That nobody knows it says nothing of what happened since it was asked.
+            group.standing = Standing::Unclaimed;
+        }
         let group_id = group.id;
         group.idle_since = None;
         group.clock_since.get_or_insert_with(Instant::now);

@@ -136,8 +136,14 @@ impl Core {
         match serde_json::to_string(&group.record) {
             Ok(record) => {
                 let lineages = group.record.lineages();
-                let (id, epoch, connected_at) = (group.name.clone(), group.epoch, group.connected_at);
-                self.flush.groups.push(GroupRow { id, epoch, record, connected_at, lineages });
+                self.flush.groups.push(GroupRow {
+                    id: group.name.clone(),
+                    epoch: group.epoch,
+                    record,
+                    is_idle: group.connections.is_empty(),
+                    connected_at: group.connected_at,
+                    lineages,
+                });
             }
             Err(error) => tracing::error!(%error, "a client group's record cannot be written as JSON"),
         }

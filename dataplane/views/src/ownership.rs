@@ -22,7 +22,7 @@
 //!   twice as long, up to eight seconds; a quiet minute ends that. Those who come elsewhere meanwhile are told to try again in
 //!   a moment. With any routing that reaches the owner with some probability, all its clients get there. Where routing never
 //!   lets two tabs meet, they are served in turns of eight seconds.
-//! * A node that drained, or that is no more, keeps nothing.
+//! * A node that has no connection of the group, that drained, or that is no more, keeps nothing.
 
 use std::time::{Duration, Instant};
 

@@ -4,11 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod client;
+mod cluster;
 mod data;
 mod world;
 
 mod faults;
 mod mutations;
+mod nodes;
+mod ownership;
 mod queries;
 mod random;
 mod schema;

@@ -18,7 +18,7 @@ use crate::world::{World, again, context, init, issue, shared};
 
 const STEPS: usize = 60;
 
-fn asks() -> Vec<Ask> {
+pub fn asks() -> Vec<Ask> {
     vec![
         all("issue").by("owner", "a"),
         all("issue").by("owner", "b").with(),
@@ -34,15 +34,15 @@ fn asks() -> Vec<Ask> {
 }
 
 /// Odd queries are dropped as soon as nobody wants them, the others stay for longer than a test.
-fn hash(n: usize) -> String {
+pub fn hash(n: usize) -> String {
     format!("h{n}")
 }
 
-fn ttl(hash: &str) -> i64 {
+pub fn ttl(hash: &str) -> i64 {
     if hash.as_bytes()[1] % 2 == 1 { 0 } else { 600_000 }
 }
 
-const HASHES: usize = 8;
+pub const HASHES: usize = 8;
 
 /// One tab: its database, past and present, and what it wants.
 struct Tab {
@@ -54,7 +54,7 @@ struct Tab {
 }
 
 /// Limits that are reached all the time.
-fn small(rng: &mut StdRng) -> Limits {
+pub fn small(rng: &mut StdRng) -> Limits {
     Limits {
         group_idle: Duration::from_millis(rng.random_range(0..300)),
         materialisation_idle: Duration::from_millis(rng.random_range(0..300)),
@@ -67,6 +67,33 @@ fn small(rng: &mut StdRng) -> Limits {
         purge_interval: Duration::from_millis(rng.random_range(1..300)),
         ..Limits::default()
     }
+}
+
+/// A row that is put or deleted upstream, and its description.
+pub fn random_change(rng: &mut StdRng, world: &mut World) -> (String, Change) {
+    let (table, row) = match rng.random_range(0..10) {
+        0..5 => {
+            let id = format!("i{}", rng.random_range(0..8));
+            let owner = ["a", "b", "c"].choose(rng).unwrap();
+            ("issue", issue(&id, owner, rng.random_range(0..9)))
+        }
+        5..8 => {
+            let id = format!("m{}", rng.random_range(0..8));
+            let of = format!("i{}", rng.random_range(0..8));
+            ("comment", json!({"id": id, "issueID": of, "body": rng.random_range(0..100).to_string()}))
+        }
+        _ => {
+            let b = ["x", "y"].choose(rng).unwrap();
+            let a = rng.random_range(0..5);
+            ("label", json!({"a": a, "b": b, "info": [rng.random_range(0..100)]}))
+        }
+    };
+    let present: Vec<Json> = world.model.get(table).map(|t| t.values().cloned().collect()).unwrap_or_default();
+    if !present.is_empty() && rng.random_bool(0.3) {
+        let row = present.choose(rng).unwrap().clone();
+        return (format!("delete {table} {row}"), world.del(table, &row));
+    }
+    (format!("put {table} {row}"), world.put(table, row))
 }
 
 struct Life {
@@ -115,32 +142,9 @@ impl Life {
     }
 
     fn change(&mut self) -> Change {
-        let rng = &mut self.rng;
-        let (table, row) = match rng.random_range(0..10) {
-            0..5 => {
-                let id = format!("i{}", rng.random_range(0..8));
-                let owner = ["a", "b", "c"].choose(rng).unwrap();
-                ("issue", issue(&id, owner, rng.random_range(0..9)))
-            }
-            5..8 => {
-                let id = format!("m{}", rng.random_range(0..8));
-                let of = format!("i{}", rng.random_range(0..8));
-                ("comment", json!({"id": id, "issueID": of, "body": rng.random_range(0..100).to_string()}))
-            }
-            _ => {
-                let b = ["x", "y"].choose(rng).unwrap();
-                let a = rng.random_range(0..5);
-                ("label", json!({"a": a, "b": b, "info": [rng.random_range(0..100)]}))
-            }
-        };
-        let present: Vec<Json> = self.world.model.get(table).map(|t| t.values().cloned().collect()).unwrap_or_default();
-        if !present.is_empty() && self.rng.random_bool(0.3) {
-            let row = present.choose(&mut self.rng).unwrap().clone();
-            self.note(format!("delete {table} {row}"));
-            return self.world.del(table, &row);
-        }
-        self.note(format!("put {table} {row}"));
-        self.world.put(table, row)
+        let (what, change) = random_change(&mut self.rng, &mut self.world);
+        self.note(what);
+        change
     }
 
     async fn transaction(&mut self) {
@@ -370,7 +374,7 @@ async fn take(client: &mut Client) {
     }
 }
 
-fn check(
+pub fn check(
     world: &World,
     asks: &BTreeMap<String, Ask>,
     wanted: &BTreeSet<String>,

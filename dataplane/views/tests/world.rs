@@ -249,7 +249,12 @@ impl World {
         self.life.is_some()
     }
 
-    /// Why the views ended, once they have.
+    /// Why the views have ended, if they have. Says so once.
+    pub fn has_ended(&mut self) -> Option<String> {
+        self.life.as_mut()?.started.ended.try_recv().ok()
+    }
+
+    /// Why the views end.
     pub async fn ended(&mut self) -> String {
         let life = self.life.take().unwrap();
         let reason = tokio::time::timeout(Duration::from_secs(20), life.started.ended).await.unwrap().unwrap();

@@ -101,6 +101,8 @@ pub struct GroupRow {
     pub id: String,
     pub epoch: i64,
     pub record: String,
+    /// It has no connections: who takes it over is not contested.
+    pub is_idle: bool,
     /// When the newest of its connections was accepted.
     pub connected_at: Instant,
     /// Every lineage that the record names, which keeps them from being purged.

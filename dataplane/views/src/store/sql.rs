@@ -37,14 +37,14 @@ pub fn flush(schema: &str) -> String {
             ON CONFLICT (id) DO NOTHING),
          {DELTAS},
          g AS (INSERT INTO {{s}}.groups AS x
-                (id, owner, epoch, record, lineages, granted, taken, replica, replica_version)
-            SELECT u.id, $1, u.epoch, u.record, u.lineages::bigint[],
+                (id, owner, epoch, record, lineages, idle, granted, taken, replica, replica_version)
+            SELECT u.id, $1, u.epoch, u.record, u.lineages::bigint[], u.idle,
                 clock_timestamp() - u.age_ms * interval '1 ms', clock_timestamp(), mine.replica, mine.replica_version
-            FROM unnest($11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[])
-                AS u (id, epoch, record, lineages, age_ms), mine
+            FROM unnest($11::text[], $12::bigint[], $13::text[], $14::text[], $15::bool[], $16::bigint[])
+                AS u (id, epoch, record, lineages, idle, age_ms), mine
             ON CONFLICT (id) DO UPDATE
-            SET record = EXCLUDED.record, lineages = EXCLUDED.lineages, last_active = now(),
-                granted = greatest(x.granted, EXCLUDED.granted)
+            SET record = EXCLUDED.record, lineages = EXCLUDED.lineages, idle = EXCLUDED.idle,
+                last_active = now(), granted = greatest(x.granted, EXCLUDED.granted)
             WHERE x.owner = EXCLUDED.owner AND x.epoch = EXCLUDED.epoch
             RETURNING x.id)
          SELECT ARRAY(SELECT unnest($11::text[]) EXCEPT SELECT id FROM g) FROM mine"

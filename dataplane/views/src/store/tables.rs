@@ -41,6 +41,7 @@ pub(super) fn create(schema: &str) -> String {
             granted timestamptz NOT NULL,
             taken timestamptz NOT NULL,
             moves integer NOT NULL DEFAULT 0,
+            idle boolean NOT NULL DEFAULT false,
             replica text NOT NULL,
             replica_version bigint NOT NULL,
             record text,
@@ -109,7 +110,7 @@ fn claim(s: &str) -> String {
                 verdict := 'elsewhere'; wait_ms := 0; RETURN;
             END IF;
             -- A group that moves to and fro stays where it is, each time for longer.
-            IF live AND held.moves > 0 THEN
+            IF live AND held.moves > 0 AND NOT held.idle THEN
                 wait_ms := 1000 * extract(epoch FROM held.taken - present)
                     + least(keep_ms, keep_ms / 32 * power(2, least(held.moves, 10)));
                 IF wait_ms > 0 THEN verdict := 'elsewhere'; RETURN; END IF;
@@ -125,7 +126,8 @@ fn claim(s: &str) -> String {
             END IF;
             UPDATE {s}.groups x SET owner = me, epoch = held.epoch + 1, bound = group_bound,
                 granted = greatest(held.granted, present - age_ms * interval '1 ms'), taken = present,
-                moves = CASE WHEN present - held.taken >= interval '60 s' THEN 0 ELSE held.moves END + live::int,
+                moves = CASE WHEN present - held.taken >= interval '60 s' OR held.idle THEN 0 ELSE held.moves END
+                    + (live AND NOT held.idle)::int, idle = false,
                 replica = mine.replica, replica_version = mine.replica_version,
                 record = held.record, lineages = held.lineages, last_active = now()
             WHERE x.id = g;

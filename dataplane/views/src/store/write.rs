@@ -163,7 +163,8 @@ impl<E: Fn(Event)> Writer<E> {
             .map(|g| format!("{{{}}}", g.lineages.iter().map(i64::to_string).collect::<Vec<_>>().join(",")))
             .collect();
         let ages: Vec<i64> = f.groups.values().map(|g| as_ms(now.saturating_duration_since(g.connected_at))).collect();
-        let rest: [Parameter<'_>; 9] = [
+        let idle: Vec<bool> = f.groups.values().map(|g| g.is_idle).collect();
+        let rest: [Parameter<'_>; 10] = [
             (&f.lineage_ids, Type::INT8_ARRAY),
             (&f.lineage_keys, Type::TEXT_ARRAY),
             (&f.lineage_versions, Type::INT8_ARRAY),
@@ -172,6 +173,7 @@ impl<E: Fn(Event)> Writer<E> {
             (&epochs, Type::INT8_ARRAY),
             (&records, Type::TEXT_ARRAY),
             (&lineages, Type::TEXT_ARRAY),
+            (&idle, Type::BOOL_ARRAY),
             (&ages, Type::INT8_ARRAY),
         ];
         let rows = client.query_typed(&self.sql[0], &[&fence[..], &deltas[..], &rest[..]].concat()).await?;
