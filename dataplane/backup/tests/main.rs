@@ -3,5 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 
 mod codec;
+mod faults;
 mod fixture;
 mod follow;
+mod kills;
+mod litestream;
