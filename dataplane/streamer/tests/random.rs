@@ -25,6 +25,8 @@ const HAND_OVERS: usize = 3;
 #[derive(Default)]
 struct History {
     stored: Mutex<Vec<(u64, Vec<u8>)>>,
+    /// The last version that is certainly stored.
+    durable: AtomicU64,
     is_complete: AtomicBool,
 }
 
@@ -71,9 +73,10 @@ async fn follow(
     while !history.is_complete.load(Ordering::Acquire) || at < history.end() {
         if random.random_bool(0.1) {
             // As after the loss of a replica that was newer than its backup.
-            at = 10 + random.random_range(0..=history.end() - 10);
+            let wished = random.random_range(10..=history.durable.load(Ordering::Acquire).max(10));
             let stored = history.stored.lock().unwrap();
-            at = stored.iter().map(|(version, _)| *version).filter(|version| *version <= at).last().unwrap_or(10);
+            let before = stored.partition_point(|(version, _)| *version <= wished);
+            at = before.checked_sub(1).map_or(10, |n| stored[n].0);
         }
         let outcome = stay(&history, &options, &mut at, &mut random).await;
         connections += 1;
@@ -139,6 +142,7 @@ async fn write(
         // Known before it is sent: a subscriber may have it before the call returns.
         history.stored.lock().unwrap().extend(batch.iter().map(|t| (t.version.as_u64(), bytes(t))));
         owner.append(&batch).await;
+        history.durable.store(last, Ordering::Release);
         if random.random_bool(0.1) {
             owner.purge(random.random_range(0..2_000_000)).await;
         }

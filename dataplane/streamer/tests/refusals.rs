@@ -13,7 +13,7 @@ use crate::http::get;
 const UPGRADE: &str = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 async fn refused(options: &Options, after: u64) -> Error {
-    Subscriber::connect(options, v(10), v(after)).await.err().expect("a refusal")
+    Subscriber::connect(options, v(10), v(after)).await.expect_err("a refusal")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -151,7 +151,7 @@ proptest! {
         let _ = FromSubscriber::decode(Bytes::from(garbage.clone()));
         let _ = FromOwner::decode(Bytes::from(garbage.clone()));
         let framed = [&[kind][..], &garbage].concat();
-        let _ = FromOwner::decode(Bytes::from(framed.clone()));
+        let _ = FromOwner::decode(Bytes::from(framed));
         let framed = [&[kind - 0x80][..], &garbage].concat();
         let _ = FromSubscriber::decode(Bytes::from(framed));
     }
