@@ -18,7 +18,7 @@ use crate::origin::{self, Origin};
 use crate::{options, serving};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A node with a replica serves what it has if the replication-manager cannot be reached for this long after the start.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at how far the replica is.
@@ -181,7 +181,7 @@ impl Follower {
             let began = Instant::now();
             let failure = self.follow().await;
             self.manager.learn(&failure);
-            if began.elapsed() > RETRY_MAX {
+            if began.elapsed() > 2 * RETRY_MAX {
                 self.pause = RETRY_MIN;
             }
             let retry_ms = self.pause.as_millis() as u64;

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use replica::Writer;
 use rows::Version;
-use streamer::{Backup, Fanout, FanoutOptions, Gate, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
+use streamer::{Backup, Fanout, FanoutOptions, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -59,7 +59,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
     let (initial, stored) = (copy.initial_version, lineage.last);
     let snapshots: Arc<dyn SnapshotSource> = Arc::new(Snapshots { path: writer.path().to_owned(), replica: initial });
     let fanout = Fanout::new(
-        FanoutOptions { snapshots: Some(snapshots), ..FanoutOptions::new(changes, lineage.clone()) },
+        FanoutOptions { snapshots: Some(snapshots), ..FanoutOptions::new(changes.clone(), lineage.clone()) },
         node.stream_metrics.clone(),
     );
     let backing_up = match target {
@@ -91,14 +91,26 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
             Ended::Reset(reason) => reset(&reason),
             Ended::SteppedDown => {
                 info!("another process replicates now; this one steps down");
+                gate.set(Role::Standby { owner: successor(&changes).await, is_ready: false });
                 Life::SteppedDown
             }
         },
         reason = views_ended(ended) => bail!("the views ended: {reason}"),
         () = node.finishing() => Life::Over,
     };
-    finish(gate, replication, backing_up, life).await?;
+    finish(replication, backing_up, life).await?;
     Ok(life)
+}
+
+/// Where those who follow this node find the one that has taken over; empty if that cannot be learned.
+async fn successor(changes: &changes::Options) -> String {
+    match changes::discover(changes).await {
+        Ok(owner) => owner.map(|owner| owner.address).unwrap_or_default(),
+        Err(error) => {
+            warn!(%error, "cannot read who owns the change log");
+            String::new()
+        }
+    }
 }
 
 /// Why the views ended; never without views.
@@ -109,10 +121,7 @@ async fn views_ended(ended: Option<tokio::sync::oneshot::Receiver<String>>) -> S
     }
 }
 
-async fn finish(gate: &Gate, replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
-    if life == Life::SteppedDown {
-        gate.set(Role::Draining);
-    }
+async fn finish(replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
     let (log, writer) = replication.finish().await?;
     if let Some(backing_up) = backing_up {
         // A successor has begun a chain of its own: nobody would read what is added to this one.
