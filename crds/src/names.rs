@@ -80,6 +80,12 @@ pub mod pod {
     pub const NAME_MAX: usize = 40;
 }
 
+/// Commands of the data plane's image that Jobs run.
+pub mod command {
+    /// Deletes every object below `--url`, unless one was written after `--unless-written-after`. Says how many on its last line.
+    pub const DELETE_BACKUP: &[&str] = &["backup", "delete"];
+}
+
 /// Names of children, from the name of the resource.
 pub mod child {
     #[must_use]
@@ -109,10 +115,10 @@ pub mod child {
         format!("{name}-admin")
     }
 
-    /// The claim of the replication-manager's only pod.
+    /// The claim of a StatefulSet's only pod.
     #[must_use]
-    pub fn claim(name: &str) -> String {
-        format!("{}-{name}-rm-0", super::pod::DATA_VOLUME)
+    pub fn claim(workload: &str) -> String {
+        format!("{}-{workload}-0", super::pod::DATA_VOLUME)
     }
 
     /// The Job that deletes a retired generation's backup. Generations may hold dots and underscores, and be as long as a

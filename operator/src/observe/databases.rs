@@ -1,0 +1,40 @@
+//! What the Postgres servers say.
+
+use k8s_openapi::jiff::Timestamp;
+
+/// One probe per database; several may be of the same server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Databases {
+    pub upstream: Option<Probe>,
+    pub cvr: Option<Probe>,
+    pub change: Option<Probe>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// `host:port`, never with credentials.
+    pub server: String,
+    pub checked_at: Timestamp,
+    /// Why the database cannot be used as it is.
+    pub fault: Option<Fault>,
+    /// Nothing where the server could not be asked.
+    pub limits: Option<Limits>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `max_connections` without the reserved ones, lowered by the limits of database and role.
+    pub connections: i32,
+    /// Held by others than this deployment.
+    pub in_use: i32,
+}
+
+/// Why a database cannot be used, with what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Unreachable(String),
+    WalLevel(String),
+    VersionTooOld(String),
+    NoReplicationRole(String),
+    SlotsExhausted(String),
+}

@@ -1,0 +1,118 @@
+//! The world as planning sees it: values, no handles.
+//!
+//! Everything that may be unknown is an `Option`; planning must say what it does then. Knows no client: readers fill these
+//! types in.
+
+mod databases;
+mod nodes;
+mod workloads;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+
+pub use databases::{Databases, Fault, Limits, Probe};
+pub use nodes::{BackupFault, Nodes};
+pub use workloads::{Claim, ClaimTemplate, Deployment, Job, JobState, Pod, PodTrouble, Role, StatefulSet};
+
+/// All that planning may use besides the resource itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// The API server's time.
+    pub now: Timestamp,
+    pub installation: Installation,
+    /// Optional kinds that the cluster serves.
+    pub apis: Apis,
+    /// The replication-manager's, or the single node's.
+    pub stateful_set: Option<StatefulSet>,
+    /// The view-syncers'.
+    pub deployment: Option<Deployment>,
+    pub pods: Vec<Pod>,
+    /// Volume claims of the StatefulSet's pods.
+    pub claims: Vec<Claim>,
+    /// Secrets that the resource refers to and that exist, by name.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Clean-up Jobs.
+    pub jobs: Vec<Job>,
+    /// What the data plane says of itself; nothing while no pod answers.
+    pub nodes: Option<Nodes>,
+    pub databases: Databases,
+    /// Objects found below `<backup.url>/<generation>/`, where the store was asked, by generation.
+    pub prefixes: BTreeMap<String, u64>,
+    /// Other resources, as `namespace/name`, that would use the same replication slot and are older.
+    pub rivals: Vec<String>,
+    /// The Ingress or route.
+    pub route: Option<Route>,
+    /// How releasing the slot and publications upstream went, once it was tried.
+    pub release: Option<Result<(), String>>,
+    /// Objects that the resource owns, of the kinds that planning makes.
+    pub children: Vec<Child>,
+}
+
+/// How the operator itself was installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    /// Repository of the data plane's image.
+    pub repository: String,
+    /// Tag of the data plane's image: the operator's version.
+    pub tag: String,
+    /// DNS domain of the cluster, such as `cluster.local`.
+    pub cluster_domain: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Apis {
+    pub pod_monitors: bool,
+    pub http_routes: bool,
+}
+
+/// A Secret without its values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Secret {
+    /// Hash of the value, by key.
+    pub keys: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Addresses that a controller has given it; of an HTTPRoute its accepted parents.
+    pub addresses: Vec<String>,
+    /// Why it was refused.
+    pub refused: Option<String>,
+}
+
+/// An object that the resource owns.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Child {
+    pub kind: String,
+    pub name: String,
+}
+
+impl Observed {
+    /// Nothing exists yet and nobody was asked.
+    #[must_use]
+    pub fn nothing(now: Timestamp, installation: Installation) -> Observed {
+        Observed {
+            now,
+            installation,
+            apis: Apis::default(),
+            stateful_set: None,
+            deployment: None,
+            pods: Vec::new(),
+            claims: Vec::new(),
+            secrets: BTreeMap::new(),
+            jobs: Vec::new(),
+            nodes: None,
+            databases: Databases::default(),
+            prefixes: BTreeMap::new(),
+            rivals: Vec::new(),
+            route: None,
+            release: None,
+            children: Vec::new(),
+        }
+    }
+
+    pub fn pods_of(&self, role: Role) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().filter(move |pod| pod.role == role)
+    }
+}

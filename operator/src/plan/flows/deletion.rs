@@ -1,0 +1,187 @@
+//! Deletion: pods stop, then what is outside the cluster is released, then the resource goes. It never hangs for ever.
+//!
+//! ```text
+//! StopViewSyncers -> StopReplicationManager -> ReleaseUpstream -> DeleteBackups -> Done: the finalizer is taken off
+//!        |                    |                      |                 |            ^
+//!        +--------------------+----------------------+-----------------+------------+   after the timeout, with a warning
+//! ```
+
+use crds::conditions::event;
+use crds::names::{FINALIZER, annotation};
+use crds::spec::{DeletionPolicy, ZeroCacheSpec};
+use crds::status::{DeletionStatus, DeletionStep, ZeroCacheStatus};
+use crds::{ZeroCache, conditions::reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::super::objects::{self, Cleanup, Workload, Workloads, cleanup_job_name};
+use super::super::wanted::Wanted;
+use super::super::{Action, BUSY_SECONDS, Event, Objects, Plan, annotation_of, conditions, seconds_between};
+use super::retention;
+use crate::observe::{JobState, Observed, Role};
+
+pub(in crate::plan) fn needs_finalizer(spec: &ZeroCacheSpec) -> bool {
+    spec.deletion.upstream == DeletionPolicy::Delete || deletes_backups(spec)
+}
+
+fn deletes_backups(spec: &ZeroCacheSpec) -> bool {
+    spec.backup.as_ref().is_some_and(|backup| backup.retention.delete_on_removal)
+}
+
+pub(in crate::plan) fn has_finalizer(cache: &ZeroCache) -> bool {
+    cache.metadata.finalizers.iter().flatten().any(|name| name == FINALIZER)
+}
+
+pub(in crate::plan) fn plan(cache: &ZeroCache, recorded: ZeroCacheStatus, observed: &Observed) -> Plan {
+    // A spec that cannot be used does not keep its resource from going.
+    let (wanted, _) = Wanted::resolve(cache, observed);
+    let mut plan = Plan {
+        objects: None,
+        remove: Vec::new(),
+        actions: Vec::new(),
+        status: recorded.clone(),
+        events: Vec::new(),
+        look_again_seconds: BUSY_SECONDS,
+    };
+    if !has_finalizer(cache) {
+        return plan;
+    }
+    let Some(deletion) = &recorded.deletion else {
+        plan.events.push(Event::normal(event::DELETION_STARTED, "stopping the pods".to_owned()));
+        let first = DeletionStatus {
+            step: DeletionStep::StopViewSyncers,
+            started_at: Time(observed.now),
+            message: message(DeletionStep::StopViewSyncers, observed),
+        };
+        report(cache, &mut plan, first, observed);
+        return plan;
+    };
+    let cleanup = match deletes_backups(&cache.spec) {
+        true => {
+            let reset = recorded.reset.as_ref().map(|reset| [reset.from.as_str(), reset.to.as_str()]);
+            let current = recorded.current_generation.as_deref().unwrap_or(&cache.spec.generation);
+            let mut used: Vec<&str> = reset.into_iter().flatten().chain([current]).collect();
+            used.sort_unstable();
+            used.dedup();
+            retention::everything(&recorded.retired_generations, &wanted, &used)
+        }
+        false => Vec::new(),
+    };
+    render(cache, &wanted, deletion, &cleanup, observed, &mut plan);
+    let next = next(cache, &wanted, deletion, &cleanup, observed, &mut plan.events);
+    report(cache, &mut plan, next, observed);
+    plan
+}
+
+/// What the recorded step does.
+fn render(
+    cache: &ZeroCache,
+    wanted: &Wanted,
+    deletion: &DeletionStatus,
+    cleanup: &[Cleanup],
+    observed: &Observed,
+    plan: &mut Plan,
+) {
+    let scale = |role, runs: Option<i32>| runs.filter(|count| *count > 0).map(|_| Action::Scale { role, replicas: 0 });
+    let syncers = observed.deployment.as_ref().map(|it| it.replicas);
+    let manager = observed.stateful_set.as_ref().map(|it| it.replicas);
+    plan.actions.extend(scale(Role::ViewSyncer, syncers));
+    if deletion.step >= DeletionStep::StopReplicationManager {
+        plan.actions.extend(scale(wanted.main_role(), manager));
+    }
+    match deletion.step {
+        DeletionStep::StopViewSyncers | DeletionStep::StopReplicationManager => {}
+        DeletionStep::ReleaseUpstream => plan.actions.push(Action::ReleaseUpstream),
+        DeletionStep::DeleteBackups => {
+            let image = plan.status.current_image.clone().unwrap_or_else(|| wanted.image.clone());
+            let workloads = Workloads {
+                stateful_set: Workload::Keep,
+                deployment: Workload::Keep,
+                image,
+                autoscaler: None,
+                cleanup: cleanup.to_vec(),
+            };
+            let Objects { service_account, cleanup_jobs, .. } = objects::build(cache, wanted, workloads, observed.apis);
+            plan.objects = Some(Objects { service_account, cleanup_jobs, ..Objects::default() });
+        }
+        DeletionStep::Done => plan.actions.push(Action::RemoveFinalizer),
+    }
+}
+
+/// The step after the recorded one, or the same.
+fn next(
+    cache: &ZeroCache,
+    wanted: &Wanted,
+    recorded: &DeletionStatus,
+    cleanup: &[Cleanup],
+    observed: &Observed,
+    events: &mut Vec<Event>,
+) -> DeletionStatus {
+    let at = |step| DeletionStatus { step, message: message(step, observed), ..recorded.clone() };
+    if recorded.step == DeletionStep::Done {
+        return recorded.clone();
+    }
+    if annotation_of(cache, annotation::SKIP_CLEANUP) == Some("true") {
+        let text = format!("skipped on request at {:?}", recorded.step);
+        events.push(Event::warning(event::NOT_RELEASED, text));
+        return at(DeletionStep::Done);
+    }
+    if seconds_between(recorded.started_at.0, observed.now) >= cache.spec.deletion.timeout.seconds() {
+        let text = format!(
+            "gave up at {:?} after {}: {}; look for a replication slot and publications of appId {} upstream",
+            recorded.step, cache.spec.deletion.timeout, recorded.message, cache.spec.app_id
+        );
+        events.push(Event::warning(event::NOT_RELEASED, text));
+        return at(DeletionStep::Done);
+    }
+    let is_done = match recorded.step {
+        DeletionStep::StopViewSyncers => observed.pods_of(Role::ViewSyncer).next().is_none(),
+        DeletionStep::StopReplicationManager => observed.pods_of(wanted.main_role()).next().is_none(),
+        DeletionStep::ReleaseUpstream => observed.release == Some(Ok(())),
+        DeletionStep::DeleteBackups => cleanup.iter().all(|cleanup| {
+            let name = cleanup_job_name(wanted, &cleanup.generation);
+            observed.jobs.iter().any(|job| job.name == name && matches!(job.state, JobState::Succeeded(_)))
+        }),
+        DeletionStep::Done => false,
+    };
+    if !is_done {
+        return at(recorded.step);
+    }
+    let order = [
+        (DeletionStep::StopReplicationManager, true),
+        (DeletionStep::ReleaseUpstream, cache.spec.deletion.upstream == DeletionPolicy::Delete),
+        (DeletionStep::DeleteBackups, deletes_backups(&cache.spec)),
+        (DeletionStep::Done, true),
+    ];
+    let following = order.iter().find(|(step, is_needed)| *step > recorded.step && *is_needed);
+    let step = following.map_or(DeletionStep::Done, |(step, _)| *step);
+    if recorded.step >= DeletionStep::ReleaseUpstream {
+        events.push(Event::normal(event::RELEASED, format!("{:?} is done", recorded.step)));
+    }
+    at(step)
+}
+
+fn message(step: DeletionStep, observed: &Observed) -> String {
+    match (step, &observed.release) {
+        (DeletionStep::StopViewSyncers, _) => "waiting for view-syncers to drain".to_owned(),
+        (DeletionStep::StopReplicationManager, _) => "waiting for the replication-manager to stop".to_owned(),
+        (DeletionStep::ReleaseUpstream, Some(Err(error))) => format!("release upstream: {error}"),
+        (DeletionStep::ReleaseUpstream, _) => "dropping the replication slot and the publications".to_owned(),
+        (DeletionStep::DeleteBackups, _) => {
+            let failed = observed.jobs.iter().find_map(|job| match &job.state {
+                JobState::Failed(text) => Some(format!("Job {} failed: {text}", job.name)),
+                JobState::Running | JobState::Succeeded(_) => None,
+            });
+            failed.unwrap_or_else(|| "waiting for the Jobs that delete the backups".to_owned())
+        }
+        (DeletionStep::Done, _) => "nothing is left to release".to_owned(),
+    }
+}
+
+fn report(cache: &ZeroCache, plan: &mut Plan, next: DeletionStatus, observed: &Observed) {
+    if plan.status.deletion.as_ref().map(|it| it.step) != Some(next.step) {
+        plan.look_again_seconds = 0;
+    }
+    let text = next.message.clone();
+    plan.status.deletion = Some(next);
+    conditions::deleting(cache, &mut plan.status, reason::DELETING, &text, observed.now);
+}

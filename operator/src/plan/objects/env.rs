@@ -1,0 +1,272 @@
+//! The environment of the data plane's container: the whole of its configuration.
+
+use std::collections::BTreeMap;
+
+use crds::names::{child, pod, port};
+use crds::spec::{Placement, SecretKeyRef};
+use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
+
+use super::super::wanted::Wanted;
+use super::Render;
+use crate::observe::{Role, Secret};
+
+/// Variables that only the operator sets.
+pub const OWN: &[&str] = &[
+    "AWS_ACCESS_KEY_ID",
+    "AWS_REGION",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "ZERO_ADMIN_PASSWORD",
+    "ZERO_APP_ID",
+    "ZERO_APP_PUBLICATIONS",
+    "ZERO_AUTH_JWK",
+    "ZERO_AUTH_JWKS_URL",
+    "ZERO_AUTH_SECRET",
+    "ZERO_AUTO_RESET",
+    "ZERO_CHANGE_DB",
+    "ZERO_CHANGE_MAX_CONNS",
+    "ZERO_CHANGE_STREAMER_PORT",
+    "ZERO_CHANGE_STREAMER_TOKEN",
+    "ZERO_CHANGE_STREAMER_URI",
+    "ZERO_CVR_DB",
+    "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS",
+    "ZERO_CVR_MAX_CONNS",
+    "ZERO_ENABLE_CRUD_MUTATIONS",
+    "ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS",
+    "ZERO_LITESTREAM_BACKUP_URL",
+    "ZERO_LITESTREAM_ENDPOINT",
+    "ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS",
+    "ZERO_LITESTREAM_REGION",
+    "ZERO_LITESTREAM_SNAPSHOT_BACKUP_INTERVAL_HOURS",
+    "ZERO_LOG_FORMAT",
+    "ZERO_LOG_LEVEL",
+    "ZERO_MUTATE_API_KEY",
+    "ZERO_MUTATE_FORWARD_COOKIES",
+    "ZERO_MUTATE_URL",
+    "ZERO_NUM_SYNC_WORKERS",
+    "ZERO_PER_USER_MUTATION_LIMIT_MAX",
+    "ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS",
+    "ZERO_PORT",
+    "ZERO_QUERY_API_KEY",
+    "ZERO_QUERY_FORWARD_COOKIES",
+    "ZERO_QUERY_URL",
+    "ZERO_REPLICA_FILE",
+    "ZERO_REPLICA_VACUUM_INTERVAL_HOURS",
+    "ZERO_SHARD_NUM",
+    "ZERO_TASK_ID",
+    "ZERO_UPSTREAM_DB",
+    "ZERO_UPSTREAM_MAX_CONNS",
+    "ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER",
+    "ZERO_WEBSOCKET_COMPRESSION",
+    "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES",
+    "ZERO_YIELD_THRESHOLD_MS",
+];
+
+/// All variables of a role, the operator's first. Later ones may refer to earlier ones.
+pub(super) fn variables(wanted: &Wanted, role: Role, render: &Render) -> Vec<EnvVar> {
+    let mut plain = common(wanted, render);
+    if role != Role::ViewSyncer {
+        plain.extend(writes_replica(wanted, render));
+    }
+    match role {
+        Role::ReplicationManager => plain.push(("ZERO_NUM_SYNC_WORKERS", "0".to_owned())),
+        Role::ViewSyncer => {
+            plain.extend(serves_clients(wanted, render));
+            plain.push(("ZERO_CHANGE_STREAMER_URI", change_stream_uri(wanted)));
+        }
+        Role::SingleNode => plain.extend(serves_clients(wanted, render)),
+    }
+    if let Some(backup) = &wanted.spec.backup {
+        plain.extend(backup.endpoint.clone().map(|endpoint| ("ZERO_LITESTREAM_ENDPOINT", endpoint)));
+        if let Some(region) = &backup.region {
+            plain.push(("ZERO_LITESTREAM_REGION", region.clone()));
+            plain.push(("AWS_REGION", region.clone()));
+        }
+    }
+    let plain =
+        plain.into_iter().map(|(name, value)| EnvVar { name: name.to_owned(), value: Some(value), value_from: None });
+    let secret = secret_variables(wanted, role).into_iter().map(|(name, reference)| from_secret(name, reference));
+    let task = EnvVar {
+        name: "ZERO_TASK_ID".to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "metadata.name".to_owned() }),
+            ..EnvVarSource::default()
+        }),
+    };
+    let site = wanted.placement(role).extra_env.iter().cloned();
+    std::iter::once(task).chain(plain).chain(secret).chain(site).collect()
+}
+
+pub(super) fn from_secret(name: &str, reference: SecretKeyRef) -> EnvVar {
+    let selector = SecretKeySelector { name: reference.name, key: reference.key, optional: None };
+    EnvVar {
+        name: name.to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() }),
+    }
+}
+
+/// Keys of Secrets that a role's container cannot start without.
+pub fn secrets(wanted: &Wanted, role: Role) -> Vec<SecretKeyRef> {
+    secret_variables(wanted, role).into_iter().map(|(_, reference)| reference).collect()
+}
+
+/// Keys of existing Secrets that a site's own variables read.
+pub fn secrets_of_site(placement: &Placement, existing: &BTreeMap<String, Secret>) -> Vec<SecretKeyRef> {
+    let single = placement.extra_env.iter().filter_map(|variable| {
+        let selector = variable.value_from.as_ref()?.secret_key_ref.as_ref()?;
+        Some(SecretKeyRef { name: selector.name.clone(), key: selector.key.clone() })
+    });
+    let whole = placement.extra_env_from.iter().filter_map(|source| source.secret_ref.as_ref()).flat_map(|source| {
+        let keys = existing.get(&source.name).into_iter().flat_map(|secret| secret.keys.keys());
+        keys.map(|key| SecretKeyRef { name: source.name.clone(), key: key.clone() })
+    });
+    single.chain(whole).collect()
+}
+
+/// Where view-syncers find the replication-manager.
+pub(in crate::plan) fn change_stream_uri(wanted: &Wanted) -> String {
+    let service = child::replication_manager(wanted.name);
+    format!("ws://{service}.{}.svc.{}:{}/", wanted.namespace, wanted.cluster_domain, port::CHANGE_STREAM)
+}
+
+type Plain = Vec<(&'static str, String)>;
+
+fn common(wanted: &Wanted, render: &Render) -> Plain {
+    let spec = wanted.spec;
+    let mut plain = vec![
+        ("ZERO_APP_ID", spec.app_id.clone()),
+        ("ZERO_SHARD_NUM", spec.shard_num.to_string()),
+        ("ZERO_PORT", port::SYNC.to_string()),
+        ("ZERO_CHANGE_STREAMER_PORT", port::CHANGE_STREAM.to_string()),
+        // The generation is part of the path: a volume that outlives a reset must not bring the old replica back.
+        ("ZERO_REPLICA_FILE", format!("{}/{}/replica.db", pod::DATA_PATH, render.generation)),
+        ("ZERO_AUTO_RESET", spec.auto_reset.to_string()),
+        ("ZERO_LOG_LEVEL", word(&spec.logging.level)),
+        ("ZERO_LOG_FORMAT", word(&spec.logging.format)),
+    ];
+    if !spec.publications.is_empty() {
+        plain.push(("ZERO_APP_PUBLICATIONS", spec.publications.join(",")));
+    }
+    if let Some(otlp) = &spec.telemetry.otlp {
+        plain.push(("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.endpoint.clone()));
+        plain.push(("OTEL_EXPORTER_OTLP_PROTOCOL", word(&otlp.protocol)));
+    }
+    plain
+}
+
+fn writes_replica(wanted: &Wanted, render: &Render) -> Plain {
+    let spec = wanted.spec;
+    let mut plain = vec![
+        ("ZERO_CHANGE_MAX_CONNS", render.pools.change.to_string()),
+        ("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER", spec.databases.upstream.slot_failover.to_string()),
+        ("ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", spec.databases.initial_sync.table_copy_workers.to_string()),
+    ];
+    if let Some(hours) = spec.replication_manager.vacuum_interval_hours {
+        plain.push(("ZERO_REPLICA_VACUUM_INTERVAL_HOURS", hours.to_string()));
+    }
+    if let (Some(backup), Some(url)) = (&spec.backup, wanted.backup_url(&render.generation)) {
+        plain.push(("ZERO_LITESTREAM_BACKUP_URL", url));
+        let incremental = backup.incremental_interval.seconds();
+        plain.push(("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", incremental.to_string()));
+        plain.push(("ZERO_LITESTREAM_SNAPSHOT_BACKUP_INTERVAL_HOURS", hours(backup.snapshot_interval.seconds())));
+    }
+    plain
+}
+
+fn serves_clients(wanted: &Wanted, render: &Render) -> Plain {
+    let spec = wanted.spec;
+    let (api, node) = (&spec.api, &spec.view_syncer);
+    let mut plain = vec![
+        ("ZERO_CVR_MAX_CONNS", render.pools.cvr.to_string()),
+        ("ZERO_QUERY_FORWARD_COOKIES", api.query_forward_cookies.to_string()),
+        ("ZERO_MUTATE_FORWARD_COOKIES", api.mutate_forward_cookies.to_string()),
+        ("ZERO_ENABLE_CRUD_MUTATIONS", api.enable_crud_mutations.to_string()),
+        ("ZERO_YIELD_THRESHOLD_MS", node.yield_threshold_ms.to_string()),
+        ("ZERO_WEBSOCKET_COMPRESSION", node.websocket_compression.to_string()),
+        ("ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES", node.websocket_max_payload_bytes.to_string()),
+    ];
+    if api.enable_crud_mutations {
+        plain.push(("ZERO_UPSTREAM_MAX_CONNS", render.pools.upstream.to_string()));
+    }
+    if let Some(limit) = &api.per_user_mutation_limit {
+        plain.push(("ZERO_PER_USER_MUTATION_LIMIT_MAX", limit.max.to_string()));
+        plain.push(("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", limit.window_ms.to_string()));
+    }
+    if let Some(workers) = node.num_sync_workers {
+        plain.push(("ZERO_NUM_SYNC_WORKERS", workers.to_string()));
+    }
+    if let Some(hours) = spec.databases.cvr.inactivity_threshold_hours {
+        plain.push(("ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", hours.to_string()));
+    }
+    if !api.query_urls.is_empty() {
+        plain.push(("ZERO_QUERY_URL", api.query_urls.join(",")));
+    }
+    if !api.mutate_urls.is_empty() {
+        plain.push(("ZERO_MUTATE_URL", api.mutate_urls.join(",")));
+    }
+    if let Some(url) = api.auth.as_ref().and_then(|auth| auth.jwks_url.clone()) {
+        plain.push(("ZERO_AUTH_JWKS_URL", url));
+    }
+    plain
+}
+
+fn secret_variables(wanted: &Wanted, role: Role) -> Vec<(&'static str, SecretKeyRef)> {
+    let spec = wanted.spec;
+    let (databases, api) = (&spec.databases, &spec.api);
+    let mut secret = vec![
+        ("ZERO_UPSTREAM_DB", Some(databases.upstream.url_secret_ref.clone())),
+        ("ZERO_ADMIN_PASSWORD", Some(wanted.admin_password.clone())),
+        ("ZERO_CHANGE_STREAMER_TOKEN", Some(wanted.token.clone())),
+        ("OTEL_EXPORTER_OTLP_HEADERS", spec.telemetry.otlp.as_ref().and_then(|otlp| otlp.headers_secret_ref.clone())),
+    ];
+    if role != Role::ViewSyncer {
+        secret.push(("ZERO_CHANGE_DB", databases.change.url_secret_ref.clone()));
+    }
+    if role != Role::ReplicationManager {
+        secret.push(("ZERO_CVR_DB", databases.cvr.url_secret_ref.clone()));
+        secret.push(("ZERO_QUERY_API_KEY", api.query_api_key_secret_ref.clone()));
+        secret.push(("ZERO_MUTATE_API_KEY", api.mutate_api_key_secret_ref.clone()));
+        if let Some(auth) = &api.auth {
+            secret.push(("ZERO_AUTH_SECRET", auth.secret_ref.clone()));
+            secret.push(("ZERO_AUTH_JWK", auth.jwk_secret_ref.clone()));
+        }
+    }
+    let mut secret: Vec<_> = secret.into_iter().filter_map(|(name, given)| Some((name, given?))).collect();
+    secret.extend(store_credentials(wanted));
+    secret
+}
+
+/// Keys of the backup's store.
+pub(super) fn store_credentials(wanted: &Wanted) -> Vec<(&'static str, SecretKeyRef)> {
+    let given = wanted.spec.backup.as_ref().and_then(|backup| backup.credentials_secret_ref.as_ref());
+    let Some(credentials) = given else { return Vec::new() };
+    let key = |key: &str| SecretKeyRef { name: credentials.name.clone(), key: key.to_owned() };
+    let mut list = vec![
+        ("AWS_ACCESS_KEY_ID", key(&credentials.access_key_id_key)),
+        ("AWS_SECRET_ACCESS_KEY", key(&credentials.secret_access_key_key)),
+    ];
+    list.extend(credentials.session_token_key.as_deref().map(|name| ("AWS_SESSION_TOKEN", key(name))));
+    list
+}
+
+/// Hours with a fraction only where there is one.
+fn hours(seconds: u64) -> String {
+    let thousandths = seconds * 1000 / 3600;
+    match thousandths % 1000 {
+        0 => (thousandths / 1000).to_string(),
+        _ => format!("{}.{:03}", thousandths / 1000, thousandths % 1000),
+    }
+}
+
+/// The text of an enumeration's value, which is the same in the resource and in the data plane.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        other => unreachable!("an enumeration without fields is a string, not {other:?}"),
+    }
+}
