@@ -5,8 +5,8 @@
 //! guessed: the client then starts over.
 //!
 //! Where the client was served by another node, that node's history leads to some version, and comparing the rows there with the
-//! present ones leads on from it. A query has the same rows at the same version on every node, so any history that reaches back
-//! to the cookie will do, whoever handed the cookie out.
+//! present ones leads on from it. It must be the history of the very node that handed the cookie out: nodes that are behind take
+//! several versions in one step, and what came and went in between is in none of their deltas.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,6 +56,7 @@ impl Core {
         let mut ready = true;
         let mut renew = Vec::new();
         let mut ask = Vec::new();
+        let mut is_forgotten = false;
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
             let Some(holding) = &query.holding else {
@@ -76,13 +77,16 @@ impl Core {
             }
             let since = connection.cookie.filter(|cookie| holding.got_at <= *cookie);
             let floor = materialisation.history.floor;
-            let from_store = since.filter(|cookie| cookie.version < floor);
-            if let Some(cookie) = from_store
+            let lineage = since.and_then(|cookie| holding.lineage_at(cookie));
+            is_forgotten |= since.is_some() && lineage.is_none();
+            let from_store =
+                since.filter(|cookie| cookie.version < floor || lineage.is_some_and(|l| l != holding.lineage));
+            if let (Some(cookie), Some(lineage)) = (from_store, lineage)
                 // While it waited for something else, memory may have gone beyond what the answer covers.
                 && connection.touched.get(&(holding.lineage, false)).is_none_or(|h| h.covers < floor)
             {
                 ready = false;
-                ask.push(Question { lineages: holding.lineages(), since: cookie, held: false });
+                ask.push(Question { present: holding.lineage, lineage, since: cookie, held: false });
             }
             // All rows are sent, or rows of which only the identity is known: both need the encoded rows.
             if (since.is_none() || from_store.is_some()) && materialisation.rows_at(self.version).is_none() {
@@ -96,8 +100,17 @@ impl Core {
                 && !connection.touched.contains_key(&(removed.holding.lineage, true))
             {
                 ready = false;
-                ask.push(Question { lineages: removed.holding.lineages(), since: cookie, held: true });
+                match removed.holding.lineage_at(cookie) {
+                    Some(lineage) => {
+                        ask.push(Question { present: removed.holding.lineage, lineage, since: cookie, held: true });
+                    }
+                    None => is_forgotten = true,
+                }
             }
+        }
+        if is_forgotten {
+            self.reject(id, &away_too_long());
+            return false;
         }
         for held in renew {
             self.materialisations.renew_payload(held, self.version);
@@ -111,8 +124,7 @@ impl Core {
     fn ask_history(&mut self, id: ConnectionId, question: Question) {
         let covers = self.durable_version();
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(&lineage) = question.lineages.first() else { return };
-        if !connection.asked.insert((lineage, question.held)) {
+        if !connection.asked.insert((question.present, question.held)) {
             return;
         }
         if let Some((_, waiting)) = self.histories.get_mut(&question) {
@@ -125,8 +137,7 @@ impl Core {
 
     /// Takes a stored history for the connections that wait for it.
     pub(crate) fn touched(&mut self, touched: Touched) {
-        let Touched { answers, latest } = touched;
-        let present = answers.first().and_then(|(question, _)| question.lineages.first()).copied().unwrap_or_default();
+        let Touched { present, answers, latest } = touched;
         let beyond = latest.map(|latest| self.beyond(present, &latest));
         for (question, rows) in answers {
             let Some((mut covers, waiting)) = self.histories.remove(&question) else { continue };
@@ -150,8 +161,7 @@ impl Core {
                     if !joining {
                         continue;
                     }
-                    let body = ErrorBody::client_not_found("the client was away for longer than the server remembers");
-                    self.reject(id, &body);
+                    self.reject(id, &away_too_long());
                     continue;
                 };
                 if let Some(connection) = self.connections.get_mut(&id).filter(|c| c.phase == Phase::Joining) {
@@ -253,9 +263,7 @@ impl Core {
                     entry.puts.iter().filter(|(id, _)| materialisation.holds(id)).map(|(id, op)| (id, op.clone())),
                 );
             }
-            if cookie.version < materialisation.history.floor
-                && let Some(history) = connection.touched.get(&(holding.lineage, false))
-            {
+            if let Some(history) = connection.touched.get(&(holding.lineage, false)) {
                 candidates.extend(history.rows.iter());
                 if let Some((payload, after)) = materialisation.rows_at(version) {
                     let wanted = |id: &RowId| candidates.contains(id) && materialisation.holds(id);
@@ -304,6 +312,10 @@ impl Core {
         }
         rows
     }
+}
+
+fn away_too_long() -> ErrorBody {
+    ErrorBody::client_not_found("the client was away for longer than the server remembers")
 }
 
 /// Everything about the query set, for a client that may have missed some of it: what it has already is no change to it.

@@ -1,6 +1,5 @@
 //! From what changed for a group to the frames of its active connections.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -194,12 +193,7 @@ impl Core {
             let previous = run.held.replace(coming);
             let Some(materialisation) = self.materialisations.get(coming) else { continue };
             let Some(query) = group.record.queries.get_mut(hash) else { continue };
-            let holding = Holding {
-                key: materialisation.key.to_string(),
-                lineage: materialisation.lineage,
-                earlier: VecDeque::new(),
-                got_at: cookie,
-            };
+            let holding = Holding::new(&materialisation.key, materialisation.lineage, cookie);
             if let Some(old) = query.holding.replace(holding) {
                 pending.left.push(Left { hash: hash.clone(), held: previous, holding: old });
             }

@@ -281,7 +281,7 @@ impl Core {
         {
             // Clients hold rows of this very query, be it from another node.
             run.held = Some(id);
-            if holding.continue_with(materialisation.lineage, now_ms()) {
+            if holding.continue_with(materialisation.lineage, group.taken_at, now_ms()) {
                 group.pending.record = true;
                 self.dirty.insert(group_id);
             }

@@ -94,6 +94,17 @@ impl Cluster {
         }
     }
 
+    /// Brings up to so many transactions to a running node, which takes them in one step.
+    pub async fn advance_at_once(&mut self, n: usize, count: usize) {
+        let node = &mut self.nodes[n];
+        let log = self.log[node.applied..].iter().take(count);
+        let batches: Vec<_> = log.map(|(version, changes)| node.world.commit_at(*version, changes.clone())).collect();
+        node.applied += batches.len();
+        for batch in batches {
+            node.world.publish(batch).await;
+        }
+    }
+
     pub async fn issue(&mut self, id: &str, owner: &str, n: i64) {
         let change = self.source.put("issue", issue(id, owner, n));
         self.everywhere(vec![change]).await;

@@ -138,7 +138,11 @@ impl Life {
     async fn advance(&mut self, n: usize, count: usize) {
         // A node that is not running does not apply anything either, but for what it does at its start.
         if self.cluster.nodes[n].world.is_running() {
-            self.cluster.advance(n, count).await;
+            if self.rng.random_bool(0.5) {
+                self.cluster.advance(n, count).await;
+            } else {
+                self.cluster.advance_at_once(n, count).await;
+            }
         }
     }
 
@@ -189,7 +193,16 @@ impl Life {
         while let Some(seen) = client.next_within(wait).await {
             wait = Duration::ZERO;
             match seen {
-                Seen::Poke(_) => {}
+                Seen::Poke(poke) => self.trace.push(format!(
+                    "{} of {} from node {n}: {:?} to {}, put {:?}, del {:?}, got {:?}",
+                    client.id,
+                    client.group,
+                    poke.base,
+                    poke.cookie,
+                    poke.keys("put"),
+                    poke.keys("del"),
+                    poke.got()
+                )),
                 Seen::Message(tag, _) if tag == "deleteClients" => {}
                 Seen::Message(tag, error) if tag == "error" => {
                     let after = rehomed(&error);
@@ -361,7 +374,19 @@ impl Life {
                 }
             }
             let Some(wrong) = wrong else { return };
-            assert!(Instant::now() < until, "{wrong}");
+            if Instant::now() > until {
+                let rows = self.cluster.query("SELECT id, epoch, bound, record FROM cvr.groups").await;
+                for row in rows {
+                    let record: Option<String> = row.get(3);
+                    self.note(format!(
+                        "{} {} {} {record:?}",
+                        row.get::<_, String>(0),
+                        row.get::<_, i64>(1),
+                        row.get::<_, i64>(2)
+                    ));
+                }
+                panic!("{wrong}");
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -530,3 +530,25 @@ async fn two_nodes_that_make_a_group_at_once_agree() {
     assert!(poke.base.is_none());
     assert_eq!(rehomed(error), 0);
 }
+
+#[tokio::test]
+async fn a_node_that_takes_versions_together_knows_not_what_was_in_between() {
+    let mut cluster = Cluster::new(2).await;
+    let c = settled(&mut cluster).await;
+    // Both nodes have the query live; node 1 will see only the end of what comes.
+    let mut other = cluster.nodes[1].world.connect("other", "c1", Store::default(), init(&[put("mine", 60_000)]));
+    other.until("the query", |s| s.got.contains("mine")).await;
+    let mut c = c;
+    let change = cluster.source.put("issue", issue("short", "a", 1));
+    cluster.commit(vec![change]).await;
+    cluster.advance(0, 1).await;
+    c.until("the row", |s| s.rows.len() == 5).await;
+    let change = cluster.source.del("issue", &issue("short", "a", 1));
+    cluster.commit(vec![change]).await;
+    // In one step: the replica has both before the views hear of either.
+    cluster.advance_at_once(1, 2).await;
+    other.silent(A_WHILE).await;
+    let (c, poke) = arrive(&cluster.nodes[1].world, &c.cut()).await;
+    assert_eq!(poke.keys("del"), [r#"issue/"short""#]);
+    assert_eq!(c.store.rows.len(), 4);
+}

@@ -290,7 +290,7 @@ impl World {
         self.commit_at(self.version, changes)
     }
 
-    fn commit_at(&mut self, version: u64, changes: Vec<Change>) -> Arc<Batch> {
+    pub fn commit_at(&mut self, version: u64, changes: Vec<Change>) -> Arc<Batch> {
         let transaction = Transaction { version: Version::new(version), commit_time_us: version as i64, changes };
         self.writer.apply(&[transaction]).unwrap().unwrap()
     }

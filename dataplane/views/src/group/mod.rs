@@ -71,6 +71,8 @@ pub struct Group {
     pub keys: Arc<KeyChoice>,
     /// The greatest cookie any client of the group was sent, here or by former owners.
     pub cookie: Cookie,
+    /// The greatest that former owners can have sent.
+    pub taken_at: Cookie,
     pub connections: Vec<ConnectionId>,
     pub queries: BTreeMap<String, QueryRun>,
     /// The user of the first validated connection; others must match while the group is in memory.
@@ -149,6 +151,7 @@ impl Group {
             known: false,
             keys: Arc::default(),
             cookie: Cookie::EMPTY,
+            taken_at: Cookie::EMPTY,
             connections: Vec::new(),
             queries: BTreeMap::new(),
             user: None,
@@ -171,6 +174,7 @@ impl Group {
         if let Some(record) = record {
             self.known = true;
             self.cookie = record.cookie.max(Cookie::new(bound, 0));
+            self.taken_at = self.cookie;
             self.keys = Arc::new(record.client_schema.as_ref().map(KeyChoice::of).unwrap_or_default());
             self.record = record;
             self.may_expire = true;

@@ -66,9 +66,12 @@ pub struct Holding {
     /// The materialisation's key: equal key, equal rows at equal versions, on whatever node.
     pub key: String,
     pub lineage: LineageId,
-    /// What served it before, on other nodes, newest first. A client with a cookie from before the beginning of `lineage` is
-    /// caught up from one of these.
+    /// What served it before, on other nodes, newest first. A history says something only about the versions that its own node
+    /// told clients of: between two of them, another node may have told of more.
     pub earlier: VecDeque<Earlier>,
+    /// What served clients with cookies up to this one is forgotten.
+    #[serde(with = "cookie_text")]
+    pub forgotten: Cookie,
     /// The cookie of the poke that delivered the query's rows.
     #[serde(with = "cookie_text")]
     pub got_at: Cookie,
@@ -77,27 +80,50 @@ pub struct Holding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earlier {
     pub lineage: LineageId,
+    /// The last cookie that clients can have got while it served them.
+    #[serde(with = "cookie_text")]
+    pub until: Cookie,
     /// When another took its place, milliseconds since the Unix epoch.
     pub until_ms: u64,
 }
 
 impl Holding {
-    /// Goes on with another history of the same query. Returns whether that is a change.
-    pub fn continue_with(&mut self, lineage: LineageId, now_ms: u64) -> bool {
+    pub fn new(key: &str, lineage: LineageId, got_at: Cookie) -> Holding {
+        Holding { key: key.to_owned(), lineage, earlier: VecDeque::new(), forgotten: Cookie::EMPTY, got_at }
+    }
+
+    /// Goes on with another history of the same query, for clients with cookies beyond `until`. Returns whether that is a
+    /// change.
+    pub fn continue_with(&mut self, lineage: LineageId, until: Cookie, now_ms: u64) -> bool {
         let before = std::mem::replace(&mut self.lineage, lineage);
         if before == lineage {
             return false;
         }
-        self.earlier.retain(|earlier| earlier.lineage != lineage);
-        self.earlier.push_front(Earlier { lineage: before, until_ms: now_ms });
-        self.earlier.truncate(EARLIER_MAX);
+        self.earlier.push_front(Earlier { lineage: before, until, until_ms: now_ms });
+        if self.earlier.len() > EARLIER_MAX {
+            self.forget_oldest();
+        }
         true
     }
 
-    /// All histories, the present one first.
+    fn forget_oldest(&mut self) {
+        if let Some(oldest) = self.earlier.pop_back() {
+            self.forgotten = self.forgotten.max(oldest.until);
+        }
+    }
+
+    /// The history that leads on from a cookie; `None` when that is forgotten.
     #[must_use]
-    pub fn lineages(&self) -> Vec<LineageId> {
-        std::iter::once(self.lineage).chain(self.earlier.iter().map(|earlier| earlier.lineage)).collect()
+    pub fn lineage_at(&self, cookie: Cookie) -> Option<LineageId> {
+        if cookie <= self.forgotten {
+            return None;
+        }
+        Some(self.earlier.iter().rev().find(|earlier| cookie <= earlier.until).map_or(self.lineage, |e| e.lineage))
+    }
+
+    /// All histories.
+    pub fn lineages(&self) -> impl Iterator<Item = LineageId> + '_ {
+        std::iter::once(self.lineage).chain(self.earlier.iter().map(|earlier| earlier.lineage))
     }
 }
 
@@ -284,7 +310,9 @@ impl Record {
         }
         let removed = self.removed.iter_mut().map(|removed| &mut removed.holding);
         for holding in self.queries.values_mut().filter_map(|query| query.holding.as_mut()).chain(removed) {
-            while holding.earlier.pop_back_if(|earlier| earlier.until_ms < since_ms).is_some() {}
+            while holding.earlier.back().is_some_and(|earlier| earlier.until_ms < since_ms) {
+                holding.forget_oldest();
+            }
         }
     }
 
@@ -363,34 +391,38 @@ mod tests {
     }
 
     fn holding(lineage: LineageId, got_at: Cookie) -> Holding {
-        Holding { key: "k".into(), lineage, earlier: VecDeque::new(), got_at }
+        Holding::new("k", lineage, got_at)
     }
 
     #[test]
-    fn histories_of_former_nodes_are_remembered_for_a_while() {
-        let at = Cookie::new(rows::Version::new(5), 0);
-        let mut moved = holding(1, at);
-        assert!(moved.continue_with(2, 100));
-        assert!(!moved.continue_with(2, 150));
-        assert!(moved.continue_with(3, 200));
-        assert_eq!(moved.lineages(), [3, 2, 1]);
+    fn each_cookie_is_caught_up_from_the_history_that_served_it() {
+        let at = |version, config| Cookie::new(rows::Version::new(version), config);
+        let mut moved = holding(1, at(5, 0));
+        assert!(moved.continue_with(2, at(10, 1), 100));
+        assert!(!moved.continue_with(2, at(15, 0), 150));
+        // Back where it was: what it served before is apart.
+        assert!(moved.continue_with(1, at(20, 0), 200));
+        for (cookie, lineage) in [(at(5, 0), 1), (at(10, 1), 1), (at(10, 2), 2), (at(20, 0), 2), (at(20, 1), 1)] {
+            assert_eq!(moved.lineage_at(cookie), Some(lineage), "{cookie}");
+        }
         let mut record = Record::default();
         record.desire("a", vec![put("q", 100)], 0).unwrap();
         record.queries.get_mut("q").unwrap().holding = Some(moved.clone());
-        record.remember_removed("r", holding(9, at), at, 100);
-        assert_eq!(record.lineages(), [1, 2, 3, 9]);
+        record.remember_removed("r", holding(9, at(1, 0)), at(2, 0), 100);
+        assert_eq!(record.lineages(), [1, 2, 9]);
         record.forget_before(100);
-        assert_eq!(record.lineages(), [1, 2, 3, 9]);
+        assert_eq!(record.lineages(), [1, 2, 9]);
         record.forget_before(101);
-        assert_eq!(record.lineages(), [2, 3]);
-        assert_eq!(record.floor, at, "a client from before may hold rows that nobody can name");
-        // Back where it was: once is enough.
-        assert!(moved.continue_with(1, 300));
-        assert_eq!(moved.lineages(), [1, 3, 2]);
+        assert_eq!(record.floor, at(2, 0), "a client from before may hold rows that nobody can name");
+        let moved = record.queries["q"].holding.as_ref().unwrap();
+        assert_eq!((moved.lineage_at(at(10, 1)), moved.lineage_at(at(10, 2))), (None, Some(2)));
+        let mut moved = moved.clone();
         for n in 10..100 {
-            moved.continue_with(n, 300);
+            moved.continue_with(n, at(n as u64 * 10, 0), 300);
         }
-        assert_eq!(moved.lineages().len(), 33);
+        assert_eq!(moved.lineages().count(), 33);
+        assert_eq!(moved.lineage_at(at(100, 0)), None);
+        assert_eq!(moved.lineage_at(at(985, 0)), Some(98));
     }
 
     fn del(hash: &str) -> UpQueryOp {

@@ -81,10 +81,12 @@ impl<E: Fn(Event)> Answerer<E> {
                 queued.push_back(more);
             }
             let durable = *self.durable.borrow();
-            let lineages = question.lineages.clone();
+            let (present, lineage) = (question.present, question.lineage);
             questions.push(question.clone());
             queued.retain(|(after, other)| match other {
-                Request::Touched(other) if other.lineages == lineages && *after <= durable => {
+                Request::Touched(other)
+                    if (other.present, other.lineage) == (present, lineage) && *after <= durable =>
+                {
                     questions.push(other.clone());
                     false
                 }
@@ -94,11 +96,11 @@ impl<E: Fn(Event)> Answerer<E> {
         loop {
             let result = match &request {
                 Request::Touched(_) => self.touched(&questions).await,
-                other => self.answer(other).await.map(|event| vec![event]),
+                other => self.answer(other).await,
             };
             match result {
-                Ok(events) => {
-                    events.into_iter().for_each(|event| (self.events)(event));
+                Ok(event) => {
+                    (self.events)(event);
                     break;
                 }
                 Err(error) => self.connection.broken("read", &error).await,
@@ -160,39 +162,19 @@ impl<E: Fn(Event)> Answerer<E> {
         }
     }
 
-    async fn touched(&mut self, questions: &[Question]) -> Result<Vec<Event>, Error> {
-        let Some(first) = questions.first() else { return Ok(Vec::new()) };
-        let present = first.lineages.first().copied().unwrap_or_default();
-        let mut left: Vec<&Question> = questions.iter().collect();
-        let mut events = Vec::new();
-        for &lineage in &first.lineages {
-            if left.is_empty() {
-                break;
-            }
-            let Some(history) = self.history(lineage).await? else { continue };
-            let mut answers = Vec::new();
-            left.retain(|question| match history.touched(lineage, question.since.version, question.held) {
-                Some(rows) => {
-                    answers.push(((*question).clone(), Some(rows)));
-                    false
-                }
-                None => true,
-            });
-            if answers.is_empty() {
-                continue;
-            }
-            // What changed after the end of another node's history shows by comparison.
-            let latest = if lineage == present { Some(None) } else { history.latest(lineage).map(Some) };
-            match latest {
-                Some(latest) => events.push(Event::Touched(Touched { answers, latest })),
-                None => left.extend(questions.iter().filter(|q| answers.iter().any(|(a, _)| a == *q))),
-            }
-        }
-        if !left.is_empty() {
-            let answers = left.into_iter().map(|question| (question.clone(), None)).collect();
-            events.push(Event::Touched(Touched { answers, latest: None }));
-        }
-        Ok(events)
+    async fn touched(&mut self, questions: &[Question]) -> Result<Event, Error> {
+        let Some(&Question { present, lineage, .. }) = questions.first() else {
+            return Ok(Event::Touched(Touched { present: 0, answers: Vec::new(), latest: None }));
+        };
+        let history = self.history(lineage).await?;
+        // What changed after the end of another node's history shows by comparison.
+        let latest = history.as_ref().filter(|_| lineage != present).and_then(|history| history.latest(lineage));
+        let answer = |question: &Question| {
+            let history = history.as_ref().filter(|_| lineage == present || question.held || latest.is_some())?;
+            history.touched(lineage, question.since.version, question.held)
+        };
+        let answers = questions.iter().map(|question| (question.clone(), answer(question))).collect();
+        Ok(Event::Touched(Touched { present, answers, latest }))
     }
 
     async fn history(&mut self, lineage: LineageId) -> Result<Option<History>, Error> {

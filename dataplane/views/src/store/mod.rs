@@ -148,9 +148,10 @@ pub struct RowSet {
 /// Asks for the rows that a client at `since` may hold in another state than the present one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Question {
-    /// The lineage that serves the query now, then those that did before on other nodes, newest first. The first that
-    /// reaches back far enough is taken: a query has the same rows at the same version on every node.
-    pub lineages: Vec<LineageId>,
+    /// Which serves the query now.
+    pub present: LineageId,
+    /// Which served the client at `since`, maybe on another node.
+    pub lineage: LineageId,
     pub since: Cookie,
     /// Also all rows that were in the set at `since`.
     pub held: bool,
@@ -159,7 +160,8 @@ pub struct Question {
 /// Answers that come from one lineage.
 #[derive(Debug)]
 pub struct Touched {
-    /// `None`: no stored history reaches back so far.
+    pub present: LineageId,
+    /// `None`: the stored history does not reach back so far.
     pub answers: Vec<(Question, Option<Vec<RowId>>)>,
     /// Where the history ends, if it is another node's: what changed after that shows by comparison.
     pub latest: Option<RowSet>,
