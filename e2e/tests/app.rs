@@ -166,6 +166,11 @@ pub fn all_issues() -> Query {
     query(json!({"table": "issue", "orderBy": [["id", "asc"]]}))
 }
 
+/// How often a node has copied the upstream database, by its log.
+pub fn copies(log: &str) -> usize {
+    log.matches("initial copy complete").count()
+}
+
 /// Fails with the log's end, which the caller would want to see.
 pub fn with_log<T>(result: Result<T>, server: &ZeroCache) -> Result<T> {
     result.with_context(|| {

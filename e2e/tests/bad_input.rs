@@ -14,8 +14,13 @@ use testkit::slot::Holder;
 use crate::app::{Site, all_issues, cmp, fence, query, with_log};
 
 /// Starts a server that cannot work and returns its log once it contains all of the words.
-fn failing_start(mut server: ZeroCache, words: &[&str]) -> Result<String> {
+pub fn failing_start(mut server: ZeroCache, words: &[&str]) -> Result<String> {
     server.spawn()?;
+    wait_for_complaint(&mut server, words)
+}
+
+/// Waits until a server that is not ready has said all of the words.
+pub fn wait_for_complaint(server: &mut ZeroCache, words: &[&str]) -> Result<String> {
     let missing = |log: &str| {
         let log = log.to_lowercase();
         words

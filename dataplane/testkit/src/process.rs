@@ -18,6 +18,8 @@ pub struct ZeroCache {
     environment: Vec<(String, String)>,
     port: u16,
     child: Option<Child>,
+    /// How the last one ended.
+    ended: Option<ExitStatus>,
     starts: u32,
     allowed_errors: Vec<String>,
     name: String,
@@ -53,6 +55,7 @@ impl ZeroCache {
             environment,
             port,
             child: None,
+            ended: None,
             starts: 0,
             allowed_errors: Vec::new(),
             name: "the server".to_owned(),
@@ -195,9 +198,13 @@ impl ZeroCache {
     }
 
     fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        let status = self.child.as_mut().context("the server was not started")?.try_wait()?;
+        let Some(child) = &mut self.child else {
+            return self.ended.map(Some).with_context(|| format!("{} was not started", self.name));
+        };
+        let status = child.try_wait()?;
         if status.is_some() {
             self.child = None;
+            self.ended = status;
         }
         Ok(status)
     }

@@ -1,0 +1,126 @@
+//! Nodes that are configured wrongly or meet the wrong neighbour: each says what is wrong and ends or tries again; none becomes
+//! ready, none serves wrong rows, and the neighbour goes on.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use testkit::postgres::{Postgres, Version};
+use testkit::process::ZeroCache;
+
+use super::{Cluster, Plan, READY};
+use crate::app::{all_issues, fence};
+use crate::bad_input::{failing_start, wait_for_complaint};
+
+const TOKEN: &str = "ZERO_CHANGE_STREAMER_TOKEN";
+
+/// A node that says the words and ends with the code of a refused start.
+fn refused_start(mut node: ZeroCache, words: &[&str]) -> Result<String> {
+    node.spawn()?;
+    let log = wait_for_complaint(&mut node, words)?;
+    let status = node.wait_exit(Duration::from_secs(20))?;
+    ensure!(status.code() == Some(255), "the node ended with {status}:\n{log}");
+    Ok(log)
+}
+
+#[test]
+fn a_production_node_without_a_secret_is_refused() -> Result<()> {
+    let url = Postgres::shared(Version::V15)?.url("postgres");
+    for (role, name, value) in [
+        ("replication-manager", "ZERO_NUM_SYNC_WORKERS", "0"),
+        ("view-syncer", "ZERO_CHANGE_STREAMER_URI", "http://127.0.0.1:4849"),
+    ] {
+        let mut node = ZeroCache::new(&url)?.named(role).env(name, value);
+        node.unset("ZERO_ADMIN_PASSWORD");
+        refused_start(node, &["ZERO_ADMIN_PASSWORD", "development"])?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_development_node_without_a_secret_warns_and_works() -> Result<()> {
+    let plan = Plan { syncers: 1, settings: vec![("NODE_ENV", "development".into())], ..Plan::new("no_secret") };
+    let mut cluster = Cluster::prepare(plan).await?;
+    let mut manager = cluster.manager()?;
+    manager.unset("ZERO_ADMIN_PASSWORD");
+    manager.start()?;
+    ensure!(
+        manager.log().lines().any(|line| line.contains(" WARN ") && line.contains(TOKEN)),
+        "no warning about the open port:\n{}",
+        manager.log()
+    );
+    cluster.stream.add(manager.change_port());
+    let mut syncer = cluster.syncer()?;
+    syncer.unset("ZERO_ADMIN_PASSWORD");
+    syncer.start()?;
+    manager.check_log()?;
+    syncer.check_log()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_neighbours_are_named() -> Result<()> {
+    let mut cluster = Cluster::start(Plan { syncers: 1, ..Plan::new("neighbours") }).await?;
+    let manager = cluster.managers[0].port();
+
+    // Another token: both sides say so.
+    let stranger = cluster.syncer()?.env(TOKEN, "not-the-right-one");
+    let log = refused_start(stranger, &["401", "token"])?;
+    ensure!(!log.contains("not-the-right-one"), "the token is in the log:\n{log}");
+    ensure!(cluster.managers[0].metric("zero_change_stream_refusals_total")? > 0.0);
+
+    // A view-syncer's port for clients will never serve the stream; that of the replication-manager looks like one that starts.
+    let syncer = cluster.syncers[0].port();
+    let lost = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_URI", &format!("http://127.0.0.1:{syncer}"));
+    refused_start(
+        lost,
+        &["ZERO_CHANGE_STREAMER_URI", &format!("127.0.0.1:{syncer} does not speak this change stream")],
+    )?;
+    let lost = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_URI", &format!("http://127.0.0.1:{manager}"));
+    failing_start(lost, &[" WARN ", &format!("127.0.0.1:{manager} refused the change stream")])?;
+
+    // Another application's change stream.
+    let foreign = cluster.syncer()?.env("ZERO_APP_ID", "other");
+    refused_start(foreign, &["another application"])?;
+
+    // Nobody there yet: waits, and says for whom.
+    let port = testkit::free_ports(1)?;
+    let early = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_URI", &format!("http://127.0.0.1:{port}"));
+    failing_start(early, &[&format!("127.0.0.1:{port}"), "refused", " WARN "])?;
+
+    // All the while the deployment worked.
+    let client = testkit::client::Client::start(cluster.options(), &[all_issues(), fence()]).await?;
+    ensure!(client.store().rows["issue"].len() == 30);
+    cluster.check_logs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_stream_that_falls_silent_is_left() -> Result<()> {
+    let mut cluster = Cluster::start(Plan { syncers: 1, ..Plan::new("silent") }).await?;
+    let client = testkit::client::Client::start(cluster.options(), &[all_issues(), fence()]).await?;
+    cluster.managers[0].freeze()?;
+    let silent = wait_for_line(&cluster.syncers[0], "change stream", Duration::from_secs(40));
+    cluster.managers[0].thaw()?;
+    silent?;
+    // The view-syncer kept its clients, and the stream comes back.
+    let write = "UPDATE issue SET title = 'after the silence' WHERE id = 'i1'";
+    cluster.database.execute(write).await?;
+    let seen = client.wait_within(READY, "a change after the silence", |store| {
+        store.rows["issue"]["[\"i1\"]"]["title"] == serde_json::json!("after the silence")
+    });
+    seen.await.map_err(|error| error.context(cluster.report()))?;
+    let crowd_free = cluster.syncers[0].is_running();
+    ensure!(crowd_free, "the view-syncer ended");
+    Ok(())
+}
+
+/// A WARN line with this text.
+fn wait_for_line(node: &ZeroCache, text: &str, limit: Duration) -> Result<()> {
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let log = node.last_log();
+        if log.lines().any(|line| line.contains(" WARN ") && line.to_lowercase().contains(text)) {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < deadline, "no warning about {text:?} within {limit:?}:\n{log}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
