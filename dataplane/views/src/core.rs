@@ -16,7 +16,7 @@ use tracing::{error, info};
 
 use crate::api::{Command, ConnectionId, Handle, Transformer};
 use crate::connection::{Connection, Phase};
-use crate::drain::Drain;
+use crate::drain::{Closing, Drain};
 use crate::group::{Group, GroupId};
 use crate::hydrate::{self, Pool};
 use crate::limits::Limits;
@@ -235,6 +235,7 @@ pub struct Core {
     /// Stored histories asked for: the version that the answer will cover, and who waits for it.
     pub(crate) histories: FxHashMap<Question, (Version, Vec<ConnectionId>)>,
     pub(crate) draining: Option<Drain>,
+    pub(crate) closing: Vec<Closing>,
     /// This node was struck off.
     pub(crate) gone: bool,
     abandoned: bool,
@@ -279,6 +280,7 @@ impl Core {
             any_behind: false,
             histories: FxHashMap::default(),
             draining: None,
+            closing: Vec::new(),
             gone: false,
             abandoned: false,
             commit_time_us: 0,
@@ -384,6 +386,7 @@ impl Core {
         for Dropped(id) in self.outgoing.flushed(up_to, &mut |mark| observe(&histogram, mark)) {
             self.disconnect(id, Some("slow client"));
         }
+        self.forget_closed();
     }
 
     /// Hands the step's changes to the store and returns the flush that the step's pokes must wait for. `is_told`: clients are

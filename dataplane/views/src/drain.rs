@@ -10,9 +10,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::info;
 
-use crate::api::Frame;
+use crate::api::{ConnectionId, Frame, Outbox};
 use crate::core::Core;
 use crate::group::GroupId;
+use crate::store::Tenure;
+
+/// Sockets of a group that are closed behind what waits for the database. Should the group have been lost before, that must not
+/// reach them.
+pub struct Closing {
+    group: String,
+    epoch: i64,
+    sockets: Vec<(ConnectionId, Outbox)>,
+}
 
 /// Groups that leave per second, if time allows.
 const GROUPS_PER_SECOND: u32 = 50;
@@ -66,14 +75,35 @@ impl Core {
             drain.next += drain.interval;
             drain.leaving.push(id);
             self.options.metrics.draining_groups.set(i64::try_from(drain.queue.len()).unwrap_or(i64::MAX));
-            let connections = self.groups.get(&id).map(|g| g.connections.clone()).unwrap_or_default();
+            let Some(group) = self.groups.get(&id) else { continue };
+            let (name, epoch, connections) = (group.name.clone(), group.epoch, group.connections.clone());
             self.options.metrics.rehomes.with_label_values(&["drain"]).inc_by(connections.len() as u64);
-            for connection in connections {
-                self.close(connection, Frame::Close(Some((1001, "shutting down".into()))));
-                self.disconnect(connection, None);
+            let mut sockets = Vec::new();
+            for id in connections {
+                sockets.extend(self.connections.get(&id).map(|connection| (id, connection.outbox.clone())));
+                self.close(id, Frame::Close(Some((1001, "shutting down".into()))));
+                self.disconnect(id, None);
             }
+            self.closing.push(Closing { group: name, epoch, sockets });
             self.want_step = true;
         }
+    }
+
+    /// What closed sockets of a lost group still wait for is void.
+    pub(crate) fn void_closing(&mut self, lost: &Tenure) {
+        for closing in self.closing.iter().filter(|c| c.group == lost.group && c.epoch <= lost.epoch) {
+            for (id, outbox) in &closing.sockets {
+                if self.outgoing.is_held(*id) {
+                    self.outgoing.forget(*id);
+                    let _ = outbox.send(Frame::Close(Some((1001, "shutting down".into()))));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn forget_closed(&mut self) {
+        let outgoing = &self.outgoing;
+        self.closing.retain(|closing| closing.sockets.iter().any(|(id, _)| outgoing.is_held(*id)));
     }
 
     /// Frees groups that were sent away, once a step has taken up what they changed.

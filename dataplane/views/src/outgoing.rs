@@ -95,6 +95,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether anything is held for a connection.
+    pub fn is_held(&self, connection: ConnectionId) -> bool {
+        self.blocked.contains_key(&connection)
+    }
+
     pub fn durable(&self) -> u64 {
         self.durable
     }

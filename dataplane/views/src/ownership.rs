@@ -168,6 +168,7 @@ impl Core {
 
     /// Another node owns the group.
     pub(crate) fn lost(&mut self, lost: &Tenure) {
+        self.void_closing(lost);
         let Some(&id) = self.group_names.get(&lost.group) else { return };
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.lost_epoch = group.lost_epoch.max(lost.epoch);

@@ -552,3 +552,23 @@ async fn a_node_that_takes_versions_together_knows_not_what_was_in_between() {
     assert_eq!(poke.keys("del"), [r#"issue/"short""#]);
     assert_eq!(c.store.rows.len(), 4);
 }
+
+#[tokio::test]
+async fn a_drain_promises_nothing_of_a_group_that_was_lost_before() {
+    let mut cluster = Cluster::new(2).await;
+    let mut c = settled(&mut cluster).await;
+    cluster.hold(0);
+    cluster.issue("late", "a", 1).await;
+    c.silent(A_WHILE).await;
+    let (done, drained) = tokio::sync::oneshot::channel();
+    let within = Duration::ZERO;
+    cluster.nodes[0].world.handle().commands.send(views::api::Command::Drain { done, within }).unwrap();
+    c.silent(A_WHILE).await;
+    let (mut other, _) = arrive(&cluster.nodes[1].world, &c.store).await;
+    other.change(json!([del("mine")]));
+    other.until("no desire", |s| s.desired["c1"].is_empty()).await;
+    cluster.release(0);
+    tokio::time::timeout(PATIENCE, drained).await.expect("drained").unwrap();
+    let seen = c.drain(A_WHILE).await;
+    assert!(matches!(seen[..], [Seen::Close(_)]), "no poke came to its end: {seen:?}");
+}
