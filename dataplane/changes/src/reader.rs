@@ -45,6 +45,20 @@ pub struct Lineage {
     pub epoch: u64,
 }
 
+/// The columns that [`lineage`] reads, of the state as `s`.
+const LINEAGE: &str =
+    "s.\"replica\", s.\"start\", s.\"last\", s.\"owner\", coalesce(s.\"ownerAddress\", ''), s.\"epoch\"";
+
+fn lineage(row: &Row) -> Lineage {
+    Lineage {
+        replica: version(row.get(0)),
+        start: version(row.get(1)),
+        last: version(row.get(2)),
+        owner: row.get::<_, Option<String>>(3).map(|id| Owner { id, address: row.get(4) }),
+        epoch: u64::try_from(row.get::<_, i64>(5)).unwrap_or(0),
+    }
+}
+
 /// A position between two parts of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -81,9 +95,7 @@ impl Cursor {
 pub struct Chunk {
     /// Empty if there are none yet.
     pub pages: Vec<Page>,
-    pub replica: Version,
-    pub start: Version,
-    pub last: Version,
+    pub lineage: Lineage,
 }
 
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -144,18 +156,9 @@ impl Reader {
 
     /// What the log holds; `None` if there is none.
     pub async fn lineage(&self) -> Result<Option<Lineage>> {
-        let sql = format!(
-            "SELECT \"replica\", \"start\", \"last\", \"owner\", coalesce(\"ownerAddress\", ''), \"epoch\" FROM {}",
-            self.tables.state
-        );
+        let sql = format!("SELECT {LINEAGE} FROM {} s", self.tables.state);
         match self.query_opt("read the change log's state", &sql, &[]).await {
-            Ok(row) => Ok(row.map(|row| Lineage {
-                replica: version(row.get(0)),
-                start: version(row.get(1)),
-                last: version(row.get(2)),
-                owner: row.get::<_, Option<String>>(3).map(|id| Owner { id, address: row.get(4) }),
-                epoch: u64::try_from(row.get::<_, i64>(5)).unwrap_or(0),
-            })),
+            Ok(row) => Ok(row.map(|row| lineage(&row))),
             Err(Error::Empty) => Ok(None),
             Err(error) => Err(error),
         }
@@ -190,7 +193,7 @@ impl Reader {
         let Tables { pages, state, .. } = &self.tables;
         // One statement, so that a purge cannot open a gap between the check and the reading. The window does not touch the bodies.
         let sql = format!(
-            "SELECT s.\"replica\", s.\"start\", s.\"last\", p.\"first\", p.\"last\", p.\"part\", p.\"body\",
+            "SELECT {LINEAGE}, p.\"first\", p.\"last\", p.\"part\", p.\"body\",
                NOT EXISTS (SELECT FROM {pages} n WHERE n.\"last\" = p.\"last\" AND n.\"part\" = p.\"part\" + 1)
              FROM {state} s LEFT JOIN (
                SELECT \"first\", \"last\", \"part\", \"body\", sum(\"bytes\"::int8) OVER (ORDER BY \"last\", \"part\") - \"bytes\" AS \"before\"
@@ -206,25 +209,25 @@ impl Reader {
         let found = self
             .query("read transactions", &sql, &[(&last, Type::INT8), (&part, Type::INT4), (&bytes_max, Type::INT8)])
             .await?;
-        let head = found.first().ok_or(Error::Empty)?;
-        let (replica, start, stored) = (version(head.get(0)), version(head.get(1)), version(head.get(2)));
+        let lineage = lineage(found.first().ok_or(Error::Empty)?);
+        let start = lineage.start;
         if cursor.after < start {
             return Err(Error::TooOld { after: cursor.after, start });
         }
         let mut pages = Vec::with_capacity(found.len());
         for row in &found {
-            let Some(last) = row.get::<_, Option<i64>>(4) else { break };
+            let Some(last) = row.get::<_, Option<i64>>(7) else { break };
             let page = Page {
-                first: version(row.get(3)),
+                first: version(row.get(6)),
                 last: version(last),
-                part: u32::try_from(row.get::<_, i32>(5)).unwrap_or(0),
-                is_end: row.get(7),
-                body: Bytes::copy_from_slice(row.get(6)),
+                part: u32::try_from(row.get::<_, i32>(8)).unwrap_or(0),
+                is_end: row.get(10),
+                body: Bytes::copy_from_slice(row.get(9)),
             };
             cursor.advance(&page);
             pages.push(page);
         }
-        Ok(Chunk { pages, replica, start, last: stored })
+        Ok(Chunk { pages, lineage })
     }
 
     /// The next transactions after `after`, some MiB of them; empty if there are none yet.

@@ -12,7 +12,7 @@ async fn pages_after(reader: &Reader, after: u64, bytes_max: usize) -> Vec<Page>
         let bytes: usize = chunk.pages.iter().map(|page| page.body.len()).sum();
         assert!(bytes < bytes_max.max(1) + PAGE_BYTES, "{bytes}");
         if chunk.pages.is_empty() {
-            assert_eq!(cursor.version(), chunk.last);
+            assert_eq!(cursor.version(), chunk.lineage.last);
             return all;
         }
         all.extend(chunk.pages);
@@ -60,7 +60,7 @@ async fn a_page_that_is_purged_while_it_is_read_is_missed() {
     let mut cursor = Cursor::after(v(10));
     let chunk = reader.pages(&mut cursor, 1).await.unwrap();
     assert!(!chunk.pages[0].is_end);
-    assert_eq!((chunk.replica, chunk.start, chunk.last), (v(10), v(10), v(11)));
+    assert_eq!((chunk.lineage.replica, chunk.lineage.start, chunk.lineage.last), (v(10), v(10), v(11)));
     log.purge(v(11), 0).await.unwrap();
     let missed = reader.pages(&mut cursor, 1).await;
     assert!(matches!(missed, Err(Error::TooOld { .. })), "{missed:?}");

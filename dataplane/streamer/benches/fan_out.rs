@@ -1,4 +1,5 @@
-//! Row changes per second through the log to four subscribers, and what the stream adds to a single commit.
+//! Row changes per second through the log to four subscribers, to one that comes later, and what the stream adds to a single
+//! commit.
 //!
 //! `cargo bench -p streamer --bench fan_out`
 
@@ -134,6 +135,11 @@ async fn main() {
         rows / stored.as_secs_f64(),
         rows / applied.as_secs_f64()
     );
+
+    let begin = Instant::now();
+    let late = Options { token: token.clone(), ..Options::new(format!("ws://{address}"), "zero", 0, "late") };
+    follow(late, Version::new(bulk_end)).await;
+    println!("from behind: {:.0} row changes/s to one subscriber", rows / begin.elapsed().as_secs_f64());
 
     let mut published = Vec::new();
     let mut appended = Vec::new();

@@ -172,8 +172,12 @@ impl Fanout {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(crate) fn replica(&self) -> Version {
-        self.0.replica
+    /// A node that was replaced and has not noticed yet must not serve what it holds: nothing more is published here.
+    pub(crate) fn check_owner(&self, lineage: &Lineage) -> Result<(), Refusal> {
+        if lineage.epoch == self.0.epoch {
+            return Ok(());
+        }
+        Err(Refusal::NotOwner { owner: lineage.owner.as_ref().map(|owner| owner.address.clone()).unwrap_or_default() })
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -237,7 +241,8 @@ impl Fanout {
         if !is_known {
             // What is remembered here may be older than the log.
             let lineage = self.reader().lineage().await.map_err(|error| unreadable(&error))?;
-            let lineage = lineage.filter(|lineage| lineage.replica == replica).ok_or_else(replaced)?;
+            let lineage = lineage.ok_or_else(gone)?;
+            self.check_owner(&lineage)?;
             self.purged(lineage.start);
             if at < lineage.start {
                 return Err(Refusal::TooOld { start: lineage.start });
@@ -282,8 +287,8 @@ impl Drop for Membership {
     }
 }
 
-pub(crate) fn replaced() -> Refusal {
-    Refusal::Busy { reason: "the change log was replaced".to_owned() }
+fn gone() -> Refusal {
+    Refusal::Busy { reason: "the change log is gone".to_owned() }
 }
 
 pub(crate) fn unreadable(error: &changes::Error) -> Refusal {

@@ -6,7 +6,7 @@ use changes::Cursor;
 use rows::Version;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::fanout::{Fanout, Membership, replaced, unreadable};
+use crate::fanout::{Fanout, Membership, unreadable};
 use crate::line::{Account, Counted, End, Line, Pace, Progress};
 use crate::ring::{Entry, Taken};
 use crate::socket::{Sink, Source, receive};
@@ -85,8 +85,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
             match self.fanout.take(&mut next, BURST_BYTES) {
                 Taken::Fallen => return Ok(()),
                 Taken::Entries(entries) => {
+                    // The log may have been read beyond what was published then.
                     for entry in entries {
-                        self.page(entry).await?;
+                        if entry.last > self.at {
+                            self.page(entry).await?;
+                        }
                     }
                 }
                 // The sender lives as long as the fanout.
@@ -106,9 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
                 changes::Error::TooOld { start, .. } => Refusal::TooOld { start },
                 error => unreadable(&error),
             })?;
-            if chunk.replica != self.fanout.replica() {
-                return Err(replaced().into());
-            }
+            self.fanout.check_owner(&chunk.lineage)?;
             self.fanout.metrics().pages_read.inc_by(chunk.pages.len() as u64);
             cursor = next;
             let Some(last) = chunk.pages.last() else {

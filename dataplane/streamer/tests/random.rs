@@ -57,7 +57,7 @@ fn server() -> ServerOptions {
 }
 
 fn small(options: &mut FanoutOptions) {
-    options.ring_bytes_max = 300_000;
+    options.ring_bytes_max = 50_000;
     options.readers_max = 1;
 }
 
@@ -98,7 +98,7 @@ async fn follow(
 /// One connection, until it breaks, or for as long as it pleases.
 async fn stay(history: &History, options: &Options, at: &mut u64, random: &mut StdRng) -> Result<(), Error> {
     let mut options = options.clone();
-    options.window_bytes = [20_000, 300_000, 16 << 20][random.random_range(0..3)];
+    options.window_bytes = [5_000, 100_000, 16 << 20][random.random_range(0..3)];
     let (welcome, mut subscriber) = Subscriber::connect(&options, v(10), v(*at)).await?;
     assert!(welcome.start <= v(*at), "{welcome:?} {at}");
     let acks = subscriber.acks();
@@ -136,15 +136,15 @@ async fn write(
         let mut batch = Vec::new();
         for _ in 0..random.random_range(1..20) {
             last += random.random_range(1..100);
-            let rows = if random.random_bool(0.01) { 3000 } else { random.random_range(0..8) };
-            batch.push(transaction(last, rows, &"x".repeat(random.random_range(0..1000))));
+            let rows = if random.random_bool(0.003) { 3000 } else { random.random_range(0..8) };
+            batch.push(transaction(last, rows, &"x".repeat(random.random_range(0..400))));
         }
         // Known before it is sent: a subscriber may have it before the call returns.
         history.stored.lock().unwrap().extend(batch.iter().map(|t| (t.version.as_u64(), bytes(t))));
         owner.append(&batch).await;
         history.durable.store(last, Ordering::Release);
         if random.random_bool(0.1) {
-            owner.purge(random.random_range(0..2_000_000)).await;
+            owner.purge(random.random_range(0..200_000)).await;
         }
         if hand_overs.contains(&n) {
             hand_overs.retain(|at| *at != n);
@@ -173,7 +173,7 @@ async fn subscribers_see_exactly_the_log_whatever_happens() {
     let history = Arc::new(History::default());
     let mut cuts = StdRng::from_rng(&mut random);
     let relay = Relay::start(owner.server.address, move || {
-        cuts.random_bool(0.7).then(|| 1 << cuts.random_range(8..23)).map(|most| cuts.random_range(0..most))
+        cuts.random_bool(0.7).then(|| 1 << cuts.random_range(8..21)).map(|most| cuts.random_range(0..most))
     })
     .await;
     let resets = Arc::new(AtomicU64::new(0));

@@ -134,7 +134,7 @@ async fn replicas_and_applications_must_match() {
     let mut log = Log::open(&log_options(&database)).await.unwrap();
     log.begin(v(100), &owner_row("again")).await.unwrap();
     let error = refused(&options, 9).await;
-    assert!(matches!(&error, Error::Transient { .. }), "{error}");
+    assert!(matches!(&error, Error::Transient { owner: Some(owner), .. } if owner == "again:4849"), "{error}");
     let again = Owner::take_over(&database, "again", server_options(), |_| {}).await;
     let error = refused(&again.subscriber("n"), 11).await;
     assert!(matches!(&error, Error::Reset { .. }), "{error}");

@@ -239,6 +239,24 @@ async fn a_hand_over_moves_subscribers_to_the_new_owner() {
     assert_eq!(error.to_string(), refusal);
 }
 
+/// An owner that was replaced and does not know it serves nobody who must ask the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replaced_owner_that_has_not_noticed_sends_subscribers_on() {
+    let database = database("replaced").await;
+    let mut first = Owner::begin_with(&database, server_options(), |options| options.ring_bytes_max = 500).await;
+    first.append(&some(11..21)).await;
+    let mut second = Owner::take_over(&database, "second", server_options(), |_| {}).await;
+    second.append(&some(21..31)).await;
+    for after in [10, 25] {
+        // The first is refused while it catches up, the second at once, because it is ahead.
+        let error = match Subscriber::connect(&first.subscriber("n"), v(10), v(after)).await {
+            Ok((_, mut subscriber)) => next(&mut subscriber).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(&error, Error::Transient { owner: Some(owner), .. } if owner == "second:4849"), "{error}");
+    }
+}
+
 /// The change database going away ends no live stream; whoever is behind retries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn live_subscribers_outlast_the_change_database() {
