@@ -56,6 +56,10 @@ impl Crowd {
     /// One tab adds a query, and removes one when it has many.
     pub async fn change_queries(&mut self, dice: &mut StdRng) {
         let index = dice.random_range(0..self.tabs.len());
+        self.change_queries_of(index, dice).await;
+    }
+
+    pub async fn change_queries_of(&mut self, index: usize, dice: &mut StdRng) {
         let wanted: Vec<_> = self.tabs[index].wanted().await.into_iter().filter(|query| *query != fence()).collect();
         let remove =
             if wanted.len() > 2 { vec![wanted[dice.random_range(0..wanted.len())].clone()] } else { Vec::new() };
@@ -72,14 +76,15 @@ impl Crowd {
     /// One tab runs a mutator that counts itself.
     pub async fn push(&mut self, dice: &mut StdRng) -> Result<()> {
         let index = dice.random_range(0..self.tabs.len());
-        self.push_from(index).await
+        self.push_from(index).await.map(drop)
     }
 
-    pub async fn push_from(&mut self, index: usize) -> Result<()> {
+    /// The mutation's number.
+    pub async fn push_from(&mut self, index: usize) -> Result<u64> {
         let tab = &self.tabs[index];
         let id = tab.push("count", Value::Null).await?;
         self.pushed.insert(tab.client_id().to_owned(), id);
-        Ok(())
+        Ok(id)
     }
 
     pub fn pushes(&self) -> u64 {

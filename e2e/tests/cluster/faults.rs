@@ -104,6 +104,9 @@ impl Run {
         self.quiet_point().await.context("before the first fault")?;
         while self.begin.elapsed() < duration {
             for _ in 0..FAULTS_PER_QUIET_POINT {
+                if self.begin.elapsed() > duration {
+                    break;
+                }
                 let fault = draw(&mut self.dice);
                 self.log.push(format!("{:>5.1} s {fault:?}", self.begin.elapsed().as_secs_f32()));
                 self.strike(fault).await.with_context(|| format!("{fault:?}"))?;
