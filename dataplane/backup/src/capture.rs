@@ -154,16 +154,19 @@ impl Capture {
         self.conclude(&mut state, result);
     }
 
-    /// Everything up to now, and a view of exactly that.
+    /// Everything up to now, and a view of exactly that; `None` while too much waits for that.
     pub fn split(&self) -> Result<Option<(Option<Increment>, View)>, Error> {
         self.pump();
+        if self.pending_bytes() >= PENDING_DUE as u64 {
+            return Ok(None);
+        }
         let mut view = View::prepare(&self.path)?;
         let pin = self.gate.pin();
         let mut state = self.lock();
         view.begin()?;
-        let result = state.follow(&self.path, &self.end, usize::MAX, || drop(pin));
+        let result = state.follow(&self.path, &self.end, PENDING_MAX, || drop(pin));
         self.conclude(&mut state, result);
-        if state.position.is_none() {
+        if state.position.is_none() || state.commits == u64::MAX {
             return Ok(None);
         }
         state.views.push(Arc::downgrade(&view.given_up));
@@ -396,7 +399,12 @@ impl WalKeeper for Keeper {
         let page_size = u64::from(state.page_size);
         let is_too_long =
             u64::from(frames) * page_size > WAL_BYTES_MAX.max(u64::from(state.pending.commit) * page_size);
-        if state.has_views() || state.pending.pages.len() as u64 * page_size >= PENDING_MAX as u64 {
+        let unread = match state.position {
+            Some(Position::After { frame, .. }) if frame <= frames => frames - frame,
+            _ => frames,
+        };
+        let bytes = (state.pending.pages.len() as u64 + u64::from(unread)) * page_size;
+        if state.has_views() || bytes >= PENDING_MAX as u64 {
             if is_too_long {
                 state.give_up("the WAL grew too long before the store took what it holds".to_owned());
                 capture.note(&state);

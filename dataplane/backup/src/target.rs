@@ -14,6 +14,8 @@ use crate::store::{self, Store};
 
 /// Parts in memory at the same time take no more bytes than this, whatever the concurrency.
 const IN_FLIGHT_BYTES_MAX: usize = 128 << 20;
+/// S3 takes no smaller parts, but for the last.
+const PART_SIZE_MIN: usize = 5 << 20;
 /// Downloads are cut into ranges of this size.
 pub(crate) const RANGE_SIZE: usize = 4 << 20;
 
@@ -34,7 +36,7 @@ pub struct Options {
     pub retention: Duration,
     /// Ranges downloaded at the same time.
     pub restore_parallelism: usize,
-    /// Bytes of one part of an upload.
+    /// Bytes of one part of an upload; at least 5 MiB.
     pub multipart_size: usize,
     /// Parts uploaded at the same time, as far as memory allows.
     pub multipart_concurrency: usize,
@@ -122,7 +124,9 @@ impl Target {
 
     /// A store that may not be there at the moment: whoever works with it retries. Fails only on what cannot be a store.
     pub async fn unasked(options: &Options) -> Result<Target, Error> {
-        Ok(Target { store: store::find(options).await?, options: Arc::new(options.clone()) })
+        let mut options = options.clone();
+        options.multipart_size = options.multipart_size.max(PART_SIZE_MIN);
+        Ok(Target { store: store::find(&options).await?, options: Arc::new(options) })
     }
 
     /// For messages.

@@ -138,6 +138,15 @@ impl Source {
     }
 }
 
+/// Inserts of about one page each.
+pub fn bulk(version: u64, pages: i64) -> Transaction {
+    let first = version as i64 * 100_000;
+    let text = |id: i64| format!("{id:08x}").repeat(400);
+    let row = |id: i64| vec![Cell::Int(id), Cell::Int(id % 7), Cell::Text(text(id).into())];
+    let changes = (first..first + pages).map(|id| Change::Insert { table: table(1), new: row(id) }).collect();
+    Transaction { version: Version::new(version), commit_time_us: 0, changes }
+}
+
 pub fn open(path: &Path) -> Writer {
     match Replica::open(path, &identity()).unwrap() {
         Opened::Usable(replica) => replica.writer().unwrap(),

@@ -8,3 +8,6 @@ mod fixture;
 mod follow;
 mod kills;
 mod litestream;
+mod plans;
+mod pressure;
+mod transfer;

@@ -30,8 +30,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// One try of one request; a part of 16 MiB may take as long over 2 Mbit/s.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(90);
 const ATTEMPTS: u32 = 4;
-/// S3 takes no smaller parts but the last.
-const PART_SIZE_MIN: usize = 5 << 20;
 /// S3 takes no more parts of one object.
 const PARTS_MAX: i32 = 10_000;
 /// When the body of an answer breaks off, which the SDK does not repeat.
@@ -93,7 +91,7 @@ impl Bucket {
             client: Client::from_conf(config.build()),
             bucket,
             path,
-            part_size: options.multipart_size.max(PART_SIZE_MIN),
+            part_size: options.multipart_size,
             part_concurrency: options.part_concurrency(),
         })
     }
@@ -285,7 +283,17 @@ impl Store for Bucket {
     fn put(&self, name: Name, body: Body, note: Note) -> BoxFuture<'_, Result<u64, Error>> {
         Box::pin(async move {
             match body {
-                Body::Whole(bytes) => self.put_whole(name, bytes, &note).await,
+                Body::Whole(bytes) if bytes.len() <= self.part_size => self.put_whole(name, bytes, &note).await,
+                Body::Whole(mut bytes) => {
+                    let (sender, parts) = mpsc::channel(bytes.len() / self.part_size + 2);
+                    while !bytes.is_empty() {
+                        let part = bytes.split_to(self.part_size.min(bytes.len()));
+                        // There is room for all of them.
+                        let _ = sender.try_send(Part::Bytes(part));
+                    }
+                    let _ = sender.try_send(Part::End);
+                    self.put_parts(name, parts, &note).await
+                }
                 Body::Parts(parts) => self.put_parts(name, parts, &note).await,
             }
         })
