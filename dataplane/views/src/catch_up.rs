@@ -215,10 +215,12 @@ impl Core {
         let body: Vec<Frame> = builder.finish().into_iter().map(frame_of).collect();
         let Some(group) = self.groups.get_mut(&group_id) else { return Ok(None) };
         // Content needs a greater cookie, and one that says how far it goes; without content the client is confirmed where it is.
+        // What this node says has a greater cookie than what any former owner said, so that it is known who said what.
+        let is_of_former = group.cookie == group.taken_at && cookie != Some(group.cookie);
         let needs_new = if body.is_empty() {
-            cookie.is_none() && group.cookie.version == Version::ZERO
+            is_of_former && (cookie.is_some() || group.cookie.version == Version::ZERO)
         } else {
-            cookie == Some(group.cookie) || group.cookie.version < version
+            is_of_former || cookie == Some(group.cookie) || group.cookie.version < version
         };
         if needs_new {
             group.cookie = group.next_cookie(version);
@@ -229,6 +231,7 @@ impl Core {
         }
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.phase = Phase::Active;
+            connection.has_joined = true;
             connection.patience = None;
             connection.asked.clear();
             connection.touched.clear();

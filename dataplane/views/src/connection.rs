@@ -17,7 +17,8 @@ use crate::transform::Answers;
 pub enum Phase {
     /// Waits for `initConnection`; other messages are dropped, as no view exists for them.
     New,
-    /// `initConnection` was applied; waits for validation, for the queries its client holds, and for stored history.
+    /// `initConnection` was applied; waits for validation, for the queries its client holds, and for stored history. Again so
+    /// while a query that it holds is hydrated anew.
     Joining,
     /// At the group's newest state after every poke.
     Active,
@@ -38,6 +39,8 @@ pub struct Connection {
     pub context: Arc<ConnectionContext>,
     pub outbox: Outbox,
     pub phase: Phase,
+    /// Whether it ever was active.
+    pub has_joined: bool,
     /// What the client's store is at, after all frames queued for it.
     pub cookie: Option<Cookie>,
     /// Whether its present credentials were found good.

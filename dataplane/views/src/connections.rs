@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::down;
-use protocol::error::ErrorBody;
+use protocol::error::{ErrorBody, Kind};
 use rows::Cookie;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::info;
@@ -71,6 +71,7 @@ impl Core {
                 context: connect.context,
                 outbox: connect.outbox,
                 phase: Phase::New,
+                has_joined: false,
                 cookie,
                 validated: false,
                 admitted: false,
@@ -124,7 +125,30 @@ impl Core {
 
     /// Tells a client why it is cut off, and closes.
     pub(crate) fn reject(&mut self, id: ConnectionId, body: &ErrorBody) {
-        self.reject_with(id, body, Frame::Close(None));
+        let starts_over = matches!(
+            body,
+            ErrorBody::Basic { kind: Kind::ClientNotFound | Kind::InvalidConnectionRequestBaseCookie, .. }
+        );
+        if starts_over {
+            self.make_start_over(id, body);
+        } else {
+            self.reject_with(id, body, Frame::Close(None));
+        }
+    }
+
+    /// A client throws away what it has only if the group is still this node's: another one may know better.
+    fn make_start_over(&mut self, id: ConnectionId, body: &ErrorBody) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let (group, outbox) = (connection.group, connection.outbox.clone());
+        self.outgoing.forget(id);
+        let needs = self.confirm();
+        for frame in [Frame::Text(down::error(body)), Frame::Close(None)] {
+            if self.outgoing.push(needs, id, &outbox, frame, None, &mut |_| {}).is_err() {
+                break;
+            }
+        }
+        self.close_behind(group, vec![(id, outbox)]);
+        self.disconnect(id, Some(body.kind_name()));
     }
 
     pub(crate) fn reject_with(&mut self, id: ConnectionId, body: &ErrorBody, close: Frame) {

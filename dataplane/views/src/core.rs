@@ -395,6 +395,11 @@ impl Core {
         if self.flush.is_empty() && !(is_told && self.version > self.marked) {
             return self.flush_number;
         }
+        self.confirm()
+    }
+
+    /// Hands over what there is, be it nothing: once it is stored, this node has lost no group that it did not hear of.
+    pub(crate) fn confirm(&mut self) -> u64 {
         let mut flush = std::mem::take(&mut self.flush);
         flush.version = self.version;
         self.marked = self.version;

@@ -75,17 +75,23 @@ impl Core {
             drain.next += drain.interval;
             drain.leaving.push(id);
             self.options.metrics.draining_groups.set(i64::try_from(drain.queue.len()).unwrap_or(i64::MAX));
-            let Some(group) = self.groups.get(&id) else { continue };
-            let (name, epoch, connections) = (group.name.clone(), group.epoch, group.connections.clone());
+            let connections = self.groups.get(&id).map(|g| g.connections.clone()).unwrap_or_default();
             self.options.metrics.rehomes.with_label_values(&["drain"]).inc_by(connections.len() as u64);
             let mut sockets = Vec::new();
-            for id in connections {
-                sockets.extend(self.connections.get(&id).map(|connection| (id, connection.outbox.clone())));
-                self.close(id, Frame::Close(Some((1001, "shutting down".into()))));
-                self.disconnect(id, None);
+            for connection in connections {
+                sockets.extend(self.connections.get(&connection).map(|c| (connection, c.outbox.clone())));
+                self.close(connection, Frame::Close(Some((1001, "shutting down".into()))));
+                self.disconnect(connection, None);
             }
-            self.closing.push(Closing { group: name, epoch, sockets });
+            self.close_behind(id, sockets);
             self.want_step = true;
+        }
+    }
+
+    /// Remembers sockets that are closed once what they wait for is stored.
+    pub(crate) fn close_behind(&mut self, group: GroupId, sockets: Vec<(ConnectionId, Outbox)>) {
+        if let Some(group) = self.groups.get(&group) {
+            self.closing.push(Closing { group: group.name.clone(), epoch: group.epoch, sockets });
         }
     }
 
@@ -95,7 +101,8 @@ impl Core {
             for (id, outbox) in &closing.sockets {
                 if self.outgoing.is_held(*id) {
                     self.outgoing.forget(*id);
-                    let _ = outbox.send(Frame::Close(Some((1001, "shutting down".into()))));
+                    // They connect again at once.
+                    let _ = outbox.send(Frame::Close(Some((1001, "the client group is elsewhere".into()))));
                 }
             }
         }

@@ -20,7 +20,7 @@ use crate::convert::{KeyChoice, tables_of, to_query};
 use crate::encode;
 use crate::group::GroupId;
 use crate::hydrate::{self, Failure, Hydrated, Job, Outcome, Pool};
-use crate::lineage::{difference, sorted_rows, stored_form};
+use crate::lineage::{sorted_rows, stored_form};
 use crate::materialisation::{Entry, History, Materialisation, MaterialisationId, State, Stored};
 use crate::metrics::Metrics;
 use crate::row_id::RowId;
@@ -50,6 +50,8 @@ pub struct Materialisations {
 pub struct Advanced {
     /// Materialisations with an entry at the new version.
     pub changed: Vec<MaterialisationId>,
+    /// Materialisations that are hydrated anew: nobody who holds them is told anything until they are live again.
+    pub suspended: Vec<MaterialisationId>,
     /// Materialisations that became live.
     pub arrived: Vec<MaterialisationId>,
     /// Materialisations whose rows are there again for whoever needs all of them.
@@ -263,7 +265,15 @@ impl Materialisations {
                     Err(reason @ (AdvanceError::NeedsRehydrate(_) | AdvanceError::SchemaChanged { .. })) => {
                         debug!(%reason, "re-hydrating a query");
                         self.metrics.rehydrations.inc();
-                        rebuild(m, schema, reader, version, id).map_err(|message| (message, Vec::new()))
+                        timer.observe_duration();
+                        // What it was until now is what the new rows are compared with.
+                        let rows = sorted_rows(graph).into_iter().collect();
+                        let stored = Stored::Rows(RowSet { version: from, rows });
+                        m.state = State::Hydrating { stored, hydrated: None };
+                        m.payload = None;
+                        self.router.remove(id.0);
+                        advanced.suspended.push(id);
+                        continue;
                     }
                     Err(AdvanceError::Source(error)) => return Err(error.to_string()),
                 };
@@ -275,6 +285,18 @@ impl Materialisations {
                         advanced.failed.push(id);
                     }
                 }
+            }
+        }
+        for &id in &advanced.suspended {
+            // A job that is under way for its rows will do; the batches since its snapshot are kept.
+            if self.by_id.get(&id).is_some_and(|m| !m.payload_pending) {
+                self.submit(id, version);
+            }
+            if let Some(m) = self.by_id.get_mut(&id)
+                && let Some(renewed) = m.renewed.take()
+                && let State::Hydrating { hydrated, .. } = &mut m.state
+            {
+                *hydrated = Some(renewed);
             }
         }
         self.arrive(version, schema, reader, flush, &mut advanced)?;
@@ -466,24 +488,6 @@ fn follow(
     }
 }
 
-/// Hydrates a live materialisation anew on the step's snapshot; the entry is the difference of its row sets.
-fn rebuild(
-    m: &mut Materialisation,
-    schema: &Schema,
-    reader: &mut Reader,
-    version: Version,
-    id: MaterialisationId,
-) -> Result<Entry, String> {
-    let job = Job { id, query: Arc::clone(&m.query), keys: Arc::clone(&m.keys) };
-    let (graph, payload) = hydrate::hydrate(&job, reader).map_err(|e| e.to_string())?;
-    let old: FxHashMap<RowId, Version> = m.graph().map(|g| sorted_rows(g).into_iter().collect()).unwrap_or_default();
-    let payload = payload.finish(version);
-    let entry = difference(&old, &graph, Some(&payload), &History::starting_at(version), version, schema, &m.keys);
-    m.payload = Some(payload);
-    m.state = State::Live(Box::new(graph));
-    Ok(entry)
-}
-
 fn record(m: &mut Materialisation, id: MaterialisationId, entry: Entry, flush: &mut Flush, advanced: &mut Advanced) {
     if entry.is_empty() {
         return;
@@ -504,6 +508,9 @@ fn set_failed(m: &mut Materialisation, id: MaterialisationId, message: String, l
     warn!(message, "a query cannot be served any more");
     router.remove(id.0);
     let mut left = lost;
+    if let State::Hydrating { stored: Stored::Rows(rows), .. } = &m.state {
+        left.extend(rows.rows.keys().cloned());
+    }
     left.extend(m.graph().into_iter().flat_map(Graph::rows).map(|(table, key, _)| RowId::of(table, key)));
     m.state = State::Failed { message, left };
     m.payload = None;

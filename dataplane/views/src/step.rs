@@ -9,6 +9,7 @@ use rows::Version;
 use tracing::info;
 
 use crate::api::ConnectionId;
+use crate::connection::Phase;
 use crate::convert::check_client_schema;
 use crate::core::{Core, Event};
 use crate::deliver::{Bodies, Poke};
@@ -117,6 +118,11 @@ impl Core {
                 self.dirty.insert(group_id);
             }
         }
+        for &id in &advanced.suspended {
+            for group_id in self.subscribers(id) {
+                self.suspend(group_id, id);
+            }
+        }
         for &id in &advanced.arrived {
             for group_id in self.subscribers(id) {
                 self.arrived(group_id, id);
@@ -131,6 +137,20 @@ impl Core {
                 for hash in self.hashes_of(group_id, id) {
                     self.query_failed(group_id, &hash, &message);
                 }
+            }
+        }
+    }
+
+    /// Whoever holds rows of it joins anew, from where it is, when the rows are known again: all queries of a group move
+    /// together.
+    fn suspend(&mut self, group_id: GroupId, id: MaterialisationId) {
+        let Some(group) = self.groups.get(&group_id) else { return };
+        if group.held().all(|held| held != id) {
+            return;
+        }
+        for id in &group.connections {
+            if let Some(connection) = self.connections.get_mut(id).filter(|c| c.phase == Phase::Active) {
+                connection.phase = Phase::Joining;
             }
         }
     }

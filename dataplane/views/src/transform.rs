@@ -208,7 +208,7 @@ impl Core {
                     let wants =
                         |hash: &String| group.record.queries.get(hash).is_some_and(|q| q.is_wanted_by(&c.client));
                     let open = |hash: &&String| group.queries.get(*hash).is_some_and(|run| run.held.is_none());
-                    c.phase != Phase::Active || hashes.iter().filter(open).any(wants)
+                    !c.has_joined || hashes.iter().filter(open).any(wants)
                 });
                 if !concerned && !body.is_auth() {
                     debug!(error = body.message(), "could not transform queries again; the present ones stay");

@@ -115,7 +115,7 @@ impl Life {
         let application = format!("random-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let mut world = World::stopped(&format!("{}?application_name={application}", shared().url("postgres")));
         if rng.random_bool(0.6) {
-            world.limits = small(&mut rng);
+            world.limits = Limits { node_live: Duration::ZERO, ..small(&mut rng) };
         }
         world.start().await;
         let mut asked = BTreeMap::new();
