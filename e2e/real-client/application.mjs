@@ -26,7 +26,7 @@ export async function startApplication(version, database, name) {
     /** What a node that serves this application needs. */
     environment: {ZERO_UPSTREAM_DB: url, ZERO_QUERY_URL: `${api.url}/query`, ZERO_MUTATE_URL: `${api.url}/mutate`},
     /** Clients with the same storage key share their storage and are one client group, like tabs of a browser. */
-    client: (cacheURL, storageKey) =>
+    client: (cacheURL, storageKey, options = {}) =>
       new zero.Zero({
         schema,
         queries,
@@ -37,6 +37,7 @@ export async function startApplication(version, database, name) {
         context: {},
         cacheURL,
         storageKey,
+        ...options,
       }),
     async stop() {
       api.close();
