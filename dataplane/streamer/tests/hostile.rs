@@ -6,16 +6,19 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
-use streamer::ServerOptions;
-use streamer::wire::{FromOwner, FromSubscriber, Hello, Refusal};
+use streamer::wire::{FromOwner, FromSubscriber, Hello, PageFrame, Refusal, SnapshotInfo, Welcome};
+use streamer::{Error, Reservation, ServerOptions, Subscriber, fetch_snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::ClientRequestBuilder;
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::{WebSocketStream, accept_hdr_async, client_async};
 
-use crate::harness::{LIMIT, Owner, Port, database, server_options, some, until, v};
+use crate::harness::{
+    LIMIT, Owner, Port, bytes, database, next, server_options, some, subscriber_at, transaction, until, v,
+};
 use crate::http;
 
 fn hostile() -> ServerOptions {
@@ -158,4 +161,92 @@ async fn connections_are_counted() {
         assert!(std::time::Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Plays an owner that says what it is told to, then nothing. `None` waits until a snapshot is asked for.
+#[allow(clippy::result_large_err, reason = "the handshake's callback is made so")]
+async fn owner_that_says(frames: Vec<Option<Bytes>>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let greet = |_: &Request, mut response: Response| {
+                response.headers_mut().insert("zero-stream-versions", "1".parse().unwrap());
+                Ok(response)
+            };
+            let mut socket = accept_hdr_async(stream, greet).await.unwrap();
+            for frame in &frames {
+                match frame {
+                    // The other side may have had enough.
+                    Some(frame) => drop(socket.send(Message::Binary(frame.clone())).await),
+                    None => {
+                        let fetch = Message::Binary(FromSubscriber::Fetch.encode());
+                        while socket.next().await.is_some_and(|message| message.is_ok_and(|message| message != fetch)) {
+                        }
+                    }
+                }
+            }
+            while let Some(Ok(_)) = socket.next().await {}
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_talks_nonsense_is_left() {
+    let mut random = StdRng::seed_from_u64(testkit::seed("owner_that_talks_nonsense"));
+    let welcome = Welcome {
+        epoch: 1,
+        replica: v(10),
+        start: v(10),
+        head: v(99),
+        backup: None,
+        has_snapshot: true,
+        owner_clock_us: 0,
+    };
+    let page = |is_start, is_end, body: Vec<u8>| {
+        let (first, last) = (v(11), v(12));
+        FromOwner::Page(PageFrame { first, last, is_start, is_end, body: body.into() }).encode()
+    };
+    let mut garbage = vec![0; 500];
+    random.fill_bytes(&mut garbage);
+    let refusal = FromOwner::Refused(Refusal::Other { code: 99, reason: "news".to_owned() }).encode();
+    for (name, frame) in [
+        ("garbage", Bytes::from(garbage.clone())),
+        ("nothing", Bytes::new()),
+        ("a page of garbage", page(true, true, garbage)),
+        ("a page that ends too early", page(true, true, bytes(&transaction(11, 5, "x"))[..40].to_vec())),
+        ("an end without a beginning", page(false, true, Vec::new())),
+        ("a second welcome", FromOwner::Welcome(welcome.clone()).encode()),
+        ("a frame of enormous length", Bytes::from(vec![0x83; 5 << 20])),
+        ("a refusal of the future", refusal.clone()),
+        ("a snapshot's end", FromOwner::SnapshotEnd { bytes: 1 }.encode()),
+    ] {
+        let address =
+            owner_that_says(vec![Some(FromOwner::Welcome(welcome.clone()).encode()), Some(frame.clone())]).await;
+        let options = subscriber_at(address, "n");
+        let (_, mut subscriber) = Subscriber::connect(&options, v(10), v(10)).await.unwrap();
+        let error = next(&mut subscriber).await.expect_err(name);
+        assert!(matches!(error, Error::Transient { .. }), "{name}: {error}");
+        let (_, reservation) = Reservation::open(&options).await.unwrap();
+        let error = reservation.lost().await;
+        assert!(matches!(error, Error::Transient { .. }), "{name}: {error}");
+        // And as the first word.
+        let error =
+            Subscriber::connect(&subscriber_at(owner_that_says(vec![Some(frame)]).await, "n"), v(10), v(10)).await;
+        assert!(name == "a second welcome" || matches!(error, Err(Error::Transient { .. })), "{name}: {error:?}");
+    }
+    // A snapshot that is shorter than its owner says.
+    let info = SnapshotInfo { replica: v(10), version: v(11), bytes: None };
+    let frames = [
+        Some(FromOwner::Welcome(welcome)),
+        None,
+        Some(FromOwner::SnapshotStart(info)),
+        Some(FromOwner::SnapshotData(Bytes::from_static(b"abc"))),
+        Some(FromOwner::SnapshotEnd { bytes: 4 }),
+    ];
+    let address = owner_that_says(frames.iter().map(|frame| frame.as_ref().map(FromOwner::encode)).collect()).await;
+    let (_, _, mut reader, _reservation) = fetch_snapshot(&subscriber_at(address, "n")).await.unwrap();
+    let error = reader.read_to_end(&mut Vec::new()).await.expect_err("one byte is missing");
+    assert!(error.to_string().contains("incomplete"), "{error}");
 }
