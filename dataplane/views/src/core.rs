@@ -327,7 +327,7 @@ impl Core {
                 error!(reason, "the views cannot go on");
                 return reason;
             }
-            if self.gone {
+            if self.gone && !self.has_left() {
                 let reason = "the other nodes took this one for dead: it was not heard of for too long";
                 error!(reason, "the views cannot go on");
                 return reason.into();

@@ -66,3 +66,19 @@ impl Limits {
         Limits { payload_bytes: budget, held_bytes: budget, ..Limits::default() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_follow_the_memory_within_bounds() {
+        let budget = |bytes: usize| {
+            let limits = Limits::for_memory(bytes);
+            assert_eq!(limits.payload_bytes, limits.held_bytes);
+            limits.payload_bytes
+        };
+        assert_eq!(budget(4 << 30), 256 << 20);
+        assert_eq!((budget(0), budget(usize::MAX)), (8 << 20, 1 << 30));
+    }
+}

@@ -185,7 +185,9 @@ async fn the_replica_went_back() {
 
 #[tokio::test]
 async fn what_nobody_can_come_back_for_is_purged() {
-    let mut world = World::new().await;
+    let mut world = World::stopped(&shared().url("postgres"));
+    world.limits.node_dead = Duration::from_millis(100);
+    world.start().await;
     world.api.ask("old", all("issue"));
     world.api.ask("kept", all("comment"));
     world.issue("i1", "a", 1).await;
@@ -195,6 +197,7 @@ async fn what_nobody_can_come_back_for_is_purged() {
     kept.until("kept", |s| s.got.contains("kept")).await;
     let (old, kept) = (old.cut(), kept.cut());
     world.kill();
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let schema = world.cvr_schema.clone();
     let cvr = world.cvr().await;
     cvr.batch_execute(&format!(

@@ -57,12 +57,15 @@ async fn a_new_column_reaches_clients_as_changed_rows() {
     let mut c = subscribed(&mut world).await;
     let store = c.store.clone();
     let spec = world.spec("issue");
+    let hydrations = world.metrics().hydrations.get();
     world.apply(vec![add_column(&spec, "extra")]).await;
     let expected = world.expected([&all("issue").with(), &all("label")]);
     let pokes = c.until("the column", |s| s.rows == expected).await;
     let keys: Vec<String> = pokes.iter().flat_map(|p| p.keys("put")).collect();
     assert!(keys.iter().all(|k| k.starts_with("issue/")), "the other tables are not sent again: {keys:?}");
     assert!(pokes.iter().all(|p| p.keys("del").is_empty()));
+    assert_eq!(world.metrics().rehydrations.get(), 1);
+    assert_eq!(world.metrics().hydrations.get(), hydrations + 1, "on a thread for that");
     c.cut();
     // For one that was away as well, before and after a restart.
     for restart in [false, true] {

@@ -97,9 +97,13 @@ pub fn retire(schema: &str) -> String {
     format!("SELECT {}.retire_1($1, $2)", quoted(schema))
 }
 
-/// Nodes that were not seen for `$1` milliseconds.
+/// Nodes that were not seen for `$1` milliseconds, if the database was there for them to be seen.
 pub fn unseen(schema: &str) -> String {
-    format!("SELECT id FROM {}.nodes WHERE seen <= clock_timestamp() - $1 * interval '1 ms'", quoted(schema))
+    format!(
+        "SELECT id FROM {}.nodes
+         WHERE greatest(seen, pg_postmaster_start_time()) <= clock_timestamp() - $1 * interval '1 ms'",
+        quoted(schema)
+    )
 }
 
 /// The base and the deltas of a lineage as of one moment: another process may be merging them.
