@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Request;
@@ -26,6 +26,8 @@ use crate::{http, upgrade, wire};
 
 /// A peer that acknowledges nothing for this long is gone, whatever the retransmission schedule says.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Between two lines about refused requests.
+const WARN_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the composition root decides.
 #[derive(Clone, Debug)]
@@ -95,9 +97,20 @@ pub(crate) struct Shared {
     pub(crate) prometheus: prometheus::Registry,
     pub(crate) gate: Gate,
     pub(crate) sockets: Tasks,
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Shared {
+    /// Whether a refusal is worth a line in the log: strangers must not be able to fill it. All are counted.
+    pub(crate) fn may_warn(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
+        if is_due {
+            *warned = Some(Instant::now());
+        }
+        is_due
+    }
+
     pub(crate) fn pace(&self) -> Pace {
         let Options { heartbeat, silence_max, stall_max, .. } = self.options;
         Pace { heartbeat, silence_max, stall_max }
@@ -121,7 +134,14 @@ impl Server {
     ) -> Result<Server, BuildError> {
         let listener = bind(options.listen).await?;
         let address = listener.local_addr().map_err(|error| BuildError::Bind { address: options.listen, error })?;
-        let shared = Shared { options, metrics, prometheus: registry, gate: Gate::new(), sockets: Tasks::new() };
+        let shared = Shared {
+            options,
+            metrics,
+            prometheus: registry,
+            gate: Gate::new(),
+            sockets: Tasks::new(),
+            warned: Mutex::default(),
+        };
         Ok(Server { shared: Arc::new(shared), listener, address, requests: Tasks::new() })
     }
 

@@ -54,7 +54,9 @@ pub(crate) async fn accept(
 ) -> Response<Full<Bytes>> {
     let refuse = |status, name: &'static str, reason: &str| {
         shared.metrics.refusals.with_label_values(&[name]).inc();
-        tracing::warn!(peer, reason, "refused a request for the change stream");
+        if shared.may_warn() {
+            tracing::warn!(peer, reason, "refused a request for the change stream");
+        }
         let mut response = text(status, reason);
         if let Ok(value) = HeaderValue::from_str(reason) {
             response.headers_mut().insert(ERROR_HEADER, value);
@@ -121,7 +123,9 @@ pub(crate) async fn accept(
         let (sink, source) = split(stream);
         if purpose == Purpose::Foreign {
             shared.metrics.refusals.with_label_values(&["foreign"]).inc();
-            tracing::warn!(peer, "refused a node of the original server");
+            if shared.may_warn() {
+                tracing::warn!(peer, "refused a node of the original server");
+            }
             return finish(sink, source, None, FOREIGN).await;
         }
         serve(&shared, sink, source, purpose, &peer).await;
