@@ -62,7 +62,9 @@ pub(crate) struct Progress {
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
     pub(crate) version: AtomicU64,
-    pub(crate) bytes: AtomicU64,
+    bytes: AtomicU64,
+    /// Up to the last frame that is more than a sign of life.
+    substance: AtomicU64,
 }
 
 /// Both sides of the accounting for one peer.
@@ -75,7 +77,7 @@ impl Account {
     pub(crate) fn new(applied: Version) -> Account {
         Account {
             told: watch::Sender::new(Progress { applied, consumed: 0 }),
-            sent: Sent { version: AtomicU64::new(applied.as_u64()), bytes: AtomicU64::new(0) },
+            sent: Sent { version: AtomicU64::new(applied.as_u64()), ..Sent::default() },
         }
     }
 
@@ -101,7 +103,7 @@ impl Account {
         loop {
             tokio::time::sleep(stall_max / 8).await;
             let now = *self.told.borrow();
-            let is_behind = now.consumed < self.sent.bytes.load(Ordering::Acquire)
+            let is_behind = now.consumed < self.sent.substance.load(Ordering::Acquire)
                 || now.applied.as_u64() < self.sent.version.load(Ordering::Acquire);
             if now != seen || !is_behind {
                 (seen, since) = (now, Instant::now());
@@ -149,7 +151,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
         if self.heartbeat.tick().now_or_never().is_some() {
             self.head().await?;
         }
-        self.account.sent.bytes.store(self.sink.sent + frame.len() as u64, Ordering::Release);
+        let bytes = self.sink.sent + frame.len() as u64;
+        self.account.sent.bytes.store(bytes, Ordering::Release);
+        self.account.sent.substance.store(bytes, Ordering::Release);
         Ok(self.sink.feed(frame).await?)
     }
 
