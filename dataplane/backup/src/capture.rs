@@ -40,6 +40,7 @@ pub struct Capture {
     /// [`State::commits`], to see without waiting that nothing is new.
     seen: AtomicU64,
     pending_bytes: AtomicU64,
+    is_following: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -102,6 +103,7 @@ impl Capture {
             end,
             seen: AtomicU64::new(u64::MAX),
             pending_bytes: AtomicU64::new(0),
+            is_following: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -195,7 +197,7 @@ impl Capture {
 
     /// Whether a chain has begun and is not broken.
     pub fn is_following(&self) -> bool {
-        self.lock().position.is_some()
+        self.is_following.load(Ordering::Acquire)
     }
 
     /// Why the chain broke, once.
@@ -221,6 +223,7 @@ impl Capture {
     fn note(&self, state: &State) {
         let bytes = state.pending.pages.len() as u64 * u64::from(state.page_size);
         self.pending_bytes.store(bytes, Ordering::Relaxed);
+        self.is_following.store(state.position.is_some(), Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -74,11 +74,19 @@ pub async fn restore(
     Ok(Restored { version, txid, bytes, is_previous_point })
 }
 
-/// The version that a file states to end at.
+/// The version that a file states to end at; `None` if it states none, or is damaged.
 pub(crate) async fn stated_version(target: &Target, file: &File) -> Result<Option<Version>, Error> {
-    let bytes = target.store.get(file.name, 0..(ltx::HEADER_SIZE as u64).min(file.size.max(1))).await?;
-    let header = *Decoder::new(&bytes[..], &target.store.location(Some(file.name)))?.header();
-    Ok((header.version > 0).then(|| Version::new(header.version)))
+    if file.size < ltx::HEADER_SIZE as u64 {
+        return Ok(None);
+    }
+    let bytes = target.store.get(file.name, 0..ltx::HEADER_SIZE as u64).await?;
+    match Decoder::new(&bytes[..], &target.store.location(Some(file.name))) {
+        Ok(decoder) => Ok(Some(decoder.header().version).filter(|&v| v > 0).map(Version::new)),
+        Err(error) => {
+            warn!(%error, "a file of the backup cannot be used");
+            Ok(None)
+        }
+    }
 }
 
 struct Run<'a> {

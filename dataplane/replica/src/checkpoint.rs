@@ -17,7 +17,7 @@ use crate::keeper::{WalEnd, WalKeeper};
 const STEP: u32 = 8 << 10;
 /// Try to cut the file back to nothing from here on.
 const LONG: u32 = 20 << 10;
-/// Hold off new readers and wait for the present ones from here on.
+/// Hold off new readers and wait for the present ones from here on; if that was in vain, again at twice the length.
 const TOO_LONG: u32 = 64 << 10;
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -25,7 +25,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub(crate) struct Checkpointer {
     end: Arc<WalEnd>,
     due: u32,
-    warned: bool,
+    /// Pages at which to wait for readers.
+    patient_at: u32,
     keeper: Option<Box<dyn WalKeeper>>,
 }
 
@@ -47,7 +48,7 @@ impl Checkpointer {
             seen.committed(u32::try_from(n).unwrap_or(0));
             Ok(())
         }))?;
-        Ok(Checkpointer { end, due: STEP, warned: false, keeper: None })
+        Ok(Checkpointer { end, due: STEP, patient_at: TOO_LONG, keeper: None })
     }
 
     pub(crate) fn end(&self) -> Arc<WalEnd> {
@@ -69,7 +70,7 @@ impl Checkpointer {
         let pages = self.end.frames();
         if pages < STEP {
             self.due = STEP;
-            self.warned = false;
+            self.patient_at = TOO_LONG;
         }
         if pages < self.due {
             return;
@@ -77,12 +78,12 @@ impl Checkpointer {
         self.due = pages + STEP;
         let result = if pages < LONG {
             run(conn, "PASSIVE").map(drop)
-        } else if pages < TOO_LONG {
+        } else if pages < self.patient_at {
             gate.quiet(|version| self.cut(conn, version, Duration::ZERO)).map(drop)
         } else {
             gate.quiet(|version| self.cut(conn, version, PATIENCE)).map(|cut| {
-                if cut == Cut::InUse && !self.warned {
-                    self.warned = true;
+                if cut == Cut::InUse {
+                    self.patient_at = pages.saturating_mul(2);
                     tracing::warn!(pages, "the WAL keeps growing because a read transaction stays open");
                 }
             })

@@ -7,6 +7,7 @@ mod crash;
 mod differential;
 mod files;
 mod fixture;
+mod keeper;
 mod model;
 mod plans;
 mod roundtrip;
