@@ -166,7 +166,9 @@ fn a_small_document_gets_the_defaults() {
     assert_eq!(spec["viewSyncer"]["default"]["replicas"], json!(2));
     assert_eq!(spec["viewSyncer"]["properties"]["replicas"]["default"], json!(2));
     assert_eq!(spec["upgrade"]["properties"]["stepTimeout"]["default"], json!("30m"));
-    assert_eq!(spec["replicationManager"]["properties"]["storage"]["default"]["type"], json!("Persistent"));
+    // A document that gives only a size keeps the role's own kind of storage.
+    let storage = |role: &str| &spec[role]["properties"]["storage"]["properties"]["type"]["default"];
+    assert_eq!((storage("replicationManager"), storage("viewSyncer")), (&json!("Persistent"), &json!("Ephemeral")));
 }
 
 /// A document that goes through the typed form and back is what it was: nothing is lost, nothing is added but defaults.

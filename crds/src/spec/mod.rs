@@ -27,7 +27,7 @@ pub use operations::{
 };
 pub use roles::{Autoscaling, Pdb, PodsMetric, ReplicationManager, ViewSyncer};
 pub use security::{ChangeStream, Security, ServiceAccount};
-pub use workload::{Placement, Storage, StorageType};
+pub use workload::{ManagerStorage, Placement, StorageType, SyncerStorage};
 
 use crate::rules;
 use crate::status::ZeroCacheStatus;

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::workload::{Placement, Storage, StorageType, requests};
+use super::workload::{ManagerStorage, Placement, SyncerStorage, requests};
 use crate::rules;
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -17,7 +17,7 @@ pub struct ReplicationManager {
     pub resources: ResourceRequirements,
     /// The replica's disk.
     #[schemars(extend("x-kubernetes-validations" = rules::REPLICATION_MANAGER_STORAGE))]
-    pub storage: Storage,
+    pub storage: ManagerStorage,
     /// How long the first sync or a restore may take.
     #[schemars(range(min = 60, max = 86400))]
     pub startup_timeout_seconds: i32,
@@ -36,7 +36,7 @@ impl Default for ReplicationManager {
     fn default() -> Self {
         ReplicationManager {
             resources: requests("500m", "1Gi"),
-            storage: Storage { r#type: StorageType::Persistent, ..Storage::default() },
+            storage: ManagerStorage::default(),
             startup_timeout_seconds: 600,
             termination_grace_period_seconds: 600,
             vacuum_interval_hours: None,
@@ -60,7 +60,7 @@ pub struct ViewSyncer {
     #[schemars(extend("x-kubernetes-validations" = rules::RESOURCES))]
     pub resources: ResourceRequirements,
     /// The replica's disk; at least as large as the replication-manager's.
-    pub storage: Storage,
+    pub storage: SyncerStorage,
     /// Pods started above the wanted number during a rollout, as a number or a percentage. Counts in the connection budget.
     pub max_surge: IntOrString,
     /// Pods that may be missing during a rollout, as a number or a percentage.
@@ -100,7 +100,7 @@ impl Default for ViewSyncer {
             replicas: 2,
             num_sync_workers: None,
             resources: requests("1", "2Gi"),
-            storage: Storage::default(),
+            storage: SyncerStorage::default(),
             max_surge: IntOrString::Int(1),
             max_unavailable: IntOrString::Int(0),
             min_ready_seconds: 10,

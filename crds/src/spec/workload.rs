@@ -12,11 +12,11 @@ use serde_json::{Map, Value};
 
 use super::NAME_MAX;
 
-/// Where a pod keeps its replica.
+/// Where the replication-manager, or the single node, keeps its replica.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Storage {
-    /// Ephemeral storage is empty after every restart of the pod, and the replica is restored; Persistent is a volume claim.
+pub struct ManagerStorage {
+    /// Persistent is a volume claim; Ephemeral storage is empty after every restart of the pod, and the replica is restored.
     pub r#type: StorageType,
     /// At least twice the size of the database: a restore and a compaction need room for a second copy.
     pub size: Quantity,
@@ -28,15 +28,38 @@ pub struct Storage {
     pub retain: bool,
 }
 
-impl Default for Storage {
+impl Default for ManagerStorage {
     fn default() -> Self {
-        Storage { r#type: StorageType::Ephemeral, size: Quantity("20Gi".to_owned()), class_name: None, retain: false }
+        ManagerStorage { r#type: StorageType::Persistent, size: size(), class_name: None, retain: false }
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+/// Where a view-syncer keeps its replica, for as long as the pod lives.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SyncerStorage {
+    /// Ephemeral is the node's disk, or a volume of the class when one is given; Persistent is always a volume.
+    pub r#type: StorageType,
+    /// At least twice the size of the database: a restore needs room for a second copy.
+    pub size: Quantity,
+    /// Storage class of volumes; by default the cluster's.
+    #[schemars(length(min = 1, max = NAME_MAX))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<String>,
+}
+
+impl Default for SyncerStorage {
+    fn default() -> Self {
+        SyncerStorage { r#type: StorageType::Ephemeral, size: size(), class_name: None }
+    }
+}
+
+fn size() -> Quantity {
+    Quantity("20Gi".to_owned())
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 pub enum StorageType {
-    #[default]
     Ephemeral,
     Persistent,
 }

@@ -5,6 +5,7 @@
 
 mod databases;
 mod nodes;
+mod read;
 mod workloads;
 
 use std::collections::BTreeMap;

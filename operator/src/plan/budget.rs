@@ -96,10 +96,19 @@ pub(super) fn judge(wanted: &Wanted, recorded: &BTreeMap<String, i32>, replicas:
         computed: computed.map(|((name, _, _), size)| ((*name).to_owned(), size)).collect(),
         verdict: verdict(wanted, &servers, pools, replicas, is_off),
         is_enforced: spec.connection_budget.mode == BudgetMode::Enforce,
-        replicas_max: (is_asked && !is_off)
-            .then(|| (0..=1000).take_while(|count| fits(running, *count)).last().unwrap_or(0)),
+        replicas_max: (is_asked && !is_off).then(|| most(|count| fits(running, count))),
         servers: servers.into_iter().map(|server| server.status(wanted, pools, replicas)).collect(),
     }
+}
+
+/// The largest count that fits, of up to as many as a resource may ask for.
+fn most(fits: impl Fn(i32) -> bool) -> i32 {
+    let (mut least, mut beyond) = (0, 1001);
+    while beyond - least > 1 {
+        let middle = i32::midpoint(least, beyond);
+        if fits(middle) { least = middle } else { beyond = middle }
+    }
+    least
 }
 
 fn verdict(wanted: &Wanted, servers: &[Server], pools: Pools, replicas: i32, is_off: bool) -> Verdict {

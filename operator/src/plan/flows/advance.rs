@@ -116,7 +116,9 @@ impl Flows<'_> {
                 let seconds = seconds_between(recorded.started_at.0, now);
                 let text = format!("moved from generation {} to {} in {seconds} s", recorded.from, recorded.to);
                 self.events.push(Event::normal(event::RESET_COMPLETED, text));
-                left.extend((recorded.from != recorded.to).then(|| recorded.from.clone()));
+                let used = [Some(recorded.from.clone()), next.current_generation.clone()];
+                left.extend(used.into_iter().flatten().filter(|name| *name != recorded.to));
+                left.dedup();
                 let applied = self.current_in(&recorded.to);
                 next.current_generation = Some(recorded.to.clone());
                 next.current_revision = Some(applied.hash);

@@ -87,6 +87,9 @@ fn render(
     plan.actions.extend(scale(Role::ViewSyncer, syncers));
     if deletion.step >= DeletionStep::StopReplicationManager {
         plan.actions.extend(scale(wanted.main_role(), manager));
+        // A set that was deleted without its pod, to grow its volume, has nobody to stop the pod.
+        let left = observed.pods_of(wanted.main_role()).filter(|pod| !pod.is_terminating && manager.is_none());
+        plan.actions.extend(left.map(|pod| Action::DeletePod { name: pod.name.clone() }));
     }
     match deletion.step {
         DeletionStep::StopViewSyncers | DeletionStep::StopReplicationManager => {}

@@ -135,8 +135,8 @@ impl<'a> Flows<'a> {
         }
         self.restart_clocks(&mut next, is_paused);
         let in_use = retention::InUse {
-            current: self.recorded.current_generation.as_deref().unwrap_or(&self.wanted.spec.generation),
-            reset: self.recorded.reset.as_ref(),
+            current: next.current_generation.as_deref().unwrap_or(&self.wanted.spec.generation),
+            reset: next.reset.as_ref(),
         };
         let retention = retention::next(&next.retired_generations, self.wanted, in_use, self.observed);
         if !is_paused {
@@ -284,6 +284,11 @@ impl<'a> Flows<'a> {
 
     fn repairs(&self, manager: Option<&(Template, String)>, volume: &volume::Volume) -> Vec<Action> {
         let mut actions = volume.actions.clone();
+        // A set that was deleted without its pod, to grow its volume, has nobody to stop the pod.
+        if self.power.manager == 0 && self.observed.stateful_set.is_none() {
+            let left = self.observed.pods_of(self.wanted.main_role()).filter(|pod| !pod.is_terminating);
+            actions.extend(left.map(|pod| Action::DeletePod { name: pod.name.clone() }));
+        }
         // A pod that never became ready is not replaced by its StatefulSet, whatever the template says now.
         if let (Some((template, _)), Some(set)) = (manager, &self.observed.stateful_set)
             && set.revision == template.revision

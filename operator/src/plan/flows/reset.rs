@@ -49,19 +49,16 @@ pub(super) fn step(recorded: &ResetStatus, facts: &Facts) -> Next {
     if recorded.to != facts.wanted {
         let is_begun = recorded.step > ResetStep::Requested;
         let is_served = recorded.step == ResetStep::ViewSyncers;
-        if facts.wanted == facts.current && !is_served {
-            return Next::Cancelled(if is_begun { vec![recorded.to.clone()] } else { Vec::new() });
-        }
-        // Some view-syncers already serve what was being made: that is what is left now, besides what was current.
+        let cancels = facts.wanted == facts.current && !is_served;
+        // Where view-syncers already serve what was being made, that is what is left now, besides what is current.
         let from = if is_served { recorded.to.as_str() } else { facts.current };
-        let mut left = Vec::new();
-        if is_begun && recorded.to != from {
-            left.push(recorded.to.clone());
-        }
-        if is_served && facts.current != facts.wanted {
-            left.push(facts.current.to_owned());
-        }
-        return Next::Go(at(ResetStep::Requested, from, facts, Time(facts.now)), left);
+        let begun = is_begun.then_some(recorded.to.as_str());
+        let left = begun.into_iter().chain([recorded.from.as_str()]);
+        let left = left.filter(|name| ![from, facts.current, facts.wanted].contains(name)).map(str::to_owned).collect();
+        return match cancels {
+            true => Next::Cancelled(left),
+            false => Next::Go(at(ResetStep::Requested, from, facts, Time(facts.now)), left),
+        };
     }
     let then = match recorded.step {
         ResetStep::Requested => facts.block.is_none().then_some(ResetStep::ReplicationManager),

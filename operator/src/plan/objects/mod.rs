@@ -24,8 +24,10 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Wanted;
 use super::budget::Pools;
@@ -44,14 +46,27 @@ pub struct Render {
 }
 
 /// A workload's fate.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Workload<T> {
     /// Bring it into this form.
     Apply(Box<T>),
     /// Leave it as it is, also where it is not there.
     #[default]
     Keep,
+}
+
+impl<T> Workload<T> {
+    #[must_use]
+    pub fn applied(&self) -> Option<&T> {
+        match self {
+            Workload::Apply(object) => Some(object),
+            Workload::Keep => None,
+        }
+    }
+}
+
+fn document(object: &impl Serialize) -> Value {
+    serde_json::to_value(object).expect("an object is made of strings, numbers, lists and maps")
 }
 
 /// Everything that should exist, in the order it is applied.
@@ -117,37 +132,87 @@ pub(super) fn build(
 }
 
 impl Objects {
-    /// Children among `existing` that are not wanted any longer. Generated Secrets, Jobs and volume claims are never among them:
-    /// the first hold what cannot be made again, the second end by themselves, the third hold data.
-    pub(super) fn orphans(&self, existing: &[Child], is_single: bool) -> Vec<Child> {
+    /// All objects as documents, in the order they are applied. Generated Secrets have no data here.
+    #[must_use]
+    pub fn documents(&self) -> Vec<Value> {
         // Destructured so that a new kind cannot be forgotten here.
         let Objects {
-            secrets: _,
+            secrets,
             service_account,
             services,
             network_policies,
             disruption_budget,
-            stateful_set: _,
-            deployment: _,
+            stateful_set,
+            deployment,
             autoscaler,
             ingress,
             http_route,
             pod_monitor,
-            cleanup_jobs: _,
+            cleanup_jobs,
         } = self;
-        let mut wanted: Vec<(&str, &Option<String>)> = Vec::new();
-        wanted.extend(service_account.iter().map(|it| ("ServiceAccount", &it.metadata.name)));
-        wanted.extend(services.iter().map(|it| ("Service", &it.metadata.name)));
-        wanted.extend(network_policies.iter().map(|it| ("NetworkPolicy", &it.metadata.name)));
-        wanted.extend(disruption_budget.iter().map(|it| ("PodDisruptionBudget", &it.metadata.name)));
-        wanted.extend(autoscaler.iter().map(|it| ("HorizontalPodAutoscaler", &it.metadata.name)));
-        wanted.extend(ingress.iter().map(|it| ("Ingress", &it.metadata.name)));
-        wanted.extend(http_route.iter().map(|it| ("HTTPRoute", &it.metadata.name)));
-        wanted.extend(pod_monitor.iter().map(|it| ("PodMonitor", &it.metadata.name)));
+        let mut documents = Vec::new();
+        documents.extend(secrets.iter().map(|generated| document(&generated.secret)));
+        documents.extend(service_account.iter().map(document));
+        documents.extend(services.iter().map(document));
+        documents.extend(network_policies.iter().map(document));
+        documents.extend(disruption_budget.iter().map(document));
+        documents.extend(stateful_set.applied().map(document));
+        documents.extend(deployment.applied().map(document));
+        documents.extend(autoscaler.iter().map(document));
+        documents.extend(ingress.iter().map(document));
+        documents.extend(http_route.iter().map(document));
+        documents.extend(pod_monitor.iter().map(document));
+        documents.extend(cleanup_jobs.iter().map(document));
+        documents
+    }
+
+    /// Kinds and names of all objects.
+    #[must_use]
+    pub fn children(&self) -> Vec<Child> {
+        // Destructured so that a new kind cannot be forgotten here.
+        let Objects {
+            secrets,
+            service_account,
+            services,
+            network_policies,
+            disruption_budget,
+            stateful_set,
+            deployment,
+            autoscaler,
+            ingress,
+            http_route,
+            pod_monitor,
+            cleanup_jobs,
+        } = self;
+        let mut children = Vec::new();
+        let mut add = |kind: &str, metadata: &ObjectMeta| {
+            let name = metadata.name.clone().unwrap_or_default();
+            children.push(Child { kind: kind.to_owned(), name });
+        };
+        secrets.iter().for_each(|it| add("Secret", &it.secret.metadata));
+        service_account.iter().for_each(|it| add("ServiceAccount", &it.metadata));
+        services.iter().for_each(|it| add("Service", &it.metadata));
+        network_policies.iter().for_each(|it| add("NetworkPolicy", &it.metadata));
+        disruption_budget.iter().for_each(|it| add("PodDisruptionBudget", &it.metadata));
+        stateful_set.applied().iter().for_each(|it| add("StatefulSet", &it.metadata));
+        deployment.applied().iter().for_each(|it| add("Deployment", &it.metadata));
+        autoscaler.iter().for_each(|it| add("HorizontalPodAutoscaler", &it.metadata));
+        ingress.iter().for_each(|it| add("Ingress", &it.metadata));
+        http_route.iter().for_each(|it| add("HTTPRoute", &it.metadata));
+        pod_monitor.iter().for_each(|it| add("PodMonitor", &it.metadata));
+        cleanup_jobs.iter().for_each(|it| add("Job", &it.metadata));
+        children
+    }
+
+    /// Children among `existing` that are not wanted any longer. Generated Secrets, Jobs and volume claims are never among them:
+    /// the first hold what cannot be made again, the second end by themselves, the third hold data. Workloads stay while flows
+    /// leave them alone.
+    pub(super) fn orphans(&self, existing: &[Child], is_single: bool) -> Vec<Child> {
+        let wanted = self.children();
         let is_wanted = |child: &Child| match child.kind.as_str() {
             "Secret" | "Job" | "PersistentVolumeClaim" | "StatefulSet" => true,
             "Deployment" => !is_single,
-            kind => wanted.iter().any(|(known, name)| *known == kind && name.as_deref() == Some(&child.name)),
+            _ => wanted.contains(child),
         };
         existing.iter().filter(|child| !is_wanted(child)).cloned().collect()
     }

@@ -183,21 +183,21 @@ fn mount(name: &str, path: &str) -> VolumeMount {
 
 /// The replica's volume, unless the StatefulSet claims one.
 fn data_volume(wanted: &Wanted, role: Role) -> Option<Volume> {
-    let storage = match role {
-        Role::ViewSyncer => &wanted.spec.view_syncer.storage,
-        Role::ReplicationManager | Role::SingleNode => &wanted.spec.replication_manager.storage,
+    let (syncer, manager) = (&wanted.spec.view_syncer.storage, &wanted.spec.replication_manager.storage);
+    let (kind, size, class) = match role {
+        Role::ViewSyncer => (syncer.r#type, &syncer.size, &syncer.class_name),
+        Role::ReplicationManager | Role::SingleNode => (manager.r#type, &manager.size, &manager.class_name),
     };
-    if role != Role::ViewSyncer && storage.r#type == StorageType::Persistent {
+    if role != Role::ViewSyncer && kind == StorageType::Persistent {
         return None;
     }
     let name = pod::DATA_VOLUME.to_owned();
     // A Deployment's pods have no claims of their own: a volume that lives as long as its pod is the nearest.
-    if storage.class_name.is_none() && storage.r#type == StorageType::Ephemeral {
-        let empty = EmptyDirVolumeSource { size_limit: Some(storage.size.clone()), medium: None };
+    if class.is_none() && kind == StorageType::Ephemeral {
+        let empty = EmptyDirVolumeSource { size_limit: Some(size.clone()), medium: None };
         return Some(Volume { name, empty_dir: Some(empty), ..Volume::default() });
     }
-    let claim =
-        PersistentVolumeClaimTemplate { metadata: None, spec: claim(&storage.size.0, storage.class_name.clone()) };
+    let claim = PersistentVolumeClaimTemplate { metadata: None, spec: claim(&size.0, class.clone()) };
     let ephemeral = EphemeralVolumeSource { volume_claim_template: Some(claim) };
     Some(Volume { name, ephemeral: Some(ephemeral), ..Volume::default() })
 }

@@ -1,0 +1,688 @@
+//! A small cluster: what Kubernetes' controllers, kubelets, the data plane and people do, one atomic step at a time.
+//!
+//! Values only, so that a state can be copied, compared and explored. Time has two values, now and long ago: nothing in the
+//! operator looks at more than whether a span has passed.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+
+use crds::ZeroCache;
+use crds::names::{FINALIZER, annotation};
+use crds::status::ZeroCacheStatus;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::jiff::Timestamp;
+use zero_cache_operator::observe::{
+    Apis, Claim, ClaimTemplate, Deployment, Installation, Job, JobState, Limits, Nodes, Observed, Pod, PodTrouble,
+    Probe, Role, Secret, StatefulSet,
+};
+use zero_cache_operator::plan::{Action, Plan, Workload, plan};
+
+/// Written by every plan.
+const NOW: &str = "2026-01-02T00:00:00Z";
+/// What [`World::pass_time`] makes of it; longer ago than any span in the tests' specs.
+const LONG_AGO: &str = "2026-01-01T00:00:00Z";
+
+/// Images with this tag crash.
+pub const BROKEN: &str = "1.9.9";
+
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Shared and hashed once, for it is large and changes seldom.
+    cache: Rc<ZeroCache>,
+    cache_hash: u64,
+    pub secrets: BTreeMap<String, Secret>,
+    pub set: Option<Set>,
+    pub sets_made: u32,
+    pub deployment: Option<Rollout>,
+    pub pods: Vec<Node>,
+    pub claim: Option<Claim>,
+    pub jobs: Vec<Job>,
+    /// Generations whose backup holds a snapshot.
+    pub snapshots: Vec<String>,
+    pub max_connections: Option<i32>,
+    /// Postgres answers.
+    pub is_upstream_up: bool,
+    pub is_released: bool,
+    /// The resource is gone.
+    pub is_gone: bool,
+    /// Objects besides workloads, by kind and name.
+    pub others: Vec<(String, String)>,
+    pub apis: Apis,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Set {
+    pub template: Template,
+    pub replicas: i32,
+    pub claim: Option<String>,
+    pub uid: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rollout {
+    pub template: Template,
+    pub replicas: i32,
+    pub is_ours: bool,
+}
+
+/// What a pod template says, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Template {
+    pub revision: String,
+    pub generation: String,
+    pub image: String,
+    pub secrets: String,
+    pub restarted_at: Option<String>,
+    /// Stands for all other configuration.
+    pub log_level: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    pub name: String,
+    pub role: Role,
+    pub template: Template,
+    pub is_ready: bool,
+    pub is_terminating: bool,
+    pub is_crashing: bool,
+}
+
+impl Template {
+    fn of(template: &PodTemplateSpec) -> Template {
+        let annotations = template.metadata.as_ref().unwrap().annotations.as_ref().unwrap();
+        let get = |name: &str| annotations.get(name).cloned().unwrap_or_default();
+        let container = &template.spec.as_ref().unwrap().containers[0];
+        let variables = container.env.as_ref().unwrap();
+        let level = variables.iter().find(|variable| variable.name == "ZERO_LOG_LEVEL").unwrap();
+        Template {
+            revision: get(annotation::REVISION),
+            generation: get(annotation::GENERATION),
+            image: container.image.clone().unwrap(),
+            secrets: get(annotation::SECRETS),
+            restarted_at: annotations.get(annotation::RESTARTED_AT).cloned(),
+            log_level: level.value.clone().unwrap(),
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.image.ends_with(BROKEN)
+    }
+}
+
+/// How far the operator comes before it dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Everything,
+    /// The status is written, nothing is applied.
+    Status,
+    /// The status is written and objects are applied, but nothing else is done.
+    Objects,
+}
+
+impl World {
+    pub fn new(cache: ZeroCache) -> World {
+        let secret =
+            |keys: &[&str]| Secret { keys: keys.iter().map(|key| ((*key).to_owned(), "1".to_owned())).collect() };
+        let mut world = World {
+            cache: Rc::new(cache),
+            cache_hash: 0,
+            secrets: [("db".to_owned(), secret(&["upstream", "admin", "cvr", "token", "id", "key"]))].into(),
+            set: None,
+            sets_made: 0,
+            deployment: None,
+            pods: Vec::new(),
+            claim: None,
+            jobs: Vec::new(),
+            snapshots: Vec::new(),
+            max_connections: Some(500),
+            is_upstream_up: true,
+            is_released: false,
+            is_gone: false,
+            others: Vec::new(),
+            apis: Apis::default(),
+        };
+        world.change(|_| {});
+        world
+    }
+
+    pub fn cache(&self) -> &ZeroCache {
+        &self.cache
+    }
+
+    pub fn change(&mut self, change: impl FnOnce(&mut ZeroCache)) {
+        change(Rc::make_mut(&mut self.cache));
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", self.cache).hash(&mut hasher);
+        self.cache_hash = hasher.finish();
+    }
+
+    /// Equal keys mean equal futures.
+    pub fn key(&self) -> u64 {
+        // Destructured so that no field is forgotten.
+        let World {
+            cache: _,
+            cache_hash,
+            secrets,
+            set,
+            sets_made,
+            deployment,
+            pods,
+            claim,
+            jobs,
+            snapshots,
+            max_connections,
+            is_upstream_up,
+            is_released,
+            is_gone,
+            others,
+            apis: _,
+        } = self;
+        let mut hasher = DefaultHasher::new();
+        secrets.iter().for_each(|(name, secret)| (name, &secret.keys).hash(&mut hasher));
+        (cache_hash, set, sets_made, deployment, pods, snapshots, others).hash(&mut hasher);
+        (max_connections, is_upstream_up, is_released, is_gone).hash(&mut hasher);
+        format!("{claim:?}{jobs:?}").hash(&mut hasher);
+        hasher.finish()
+    }
+
+    pub fn status(&self) -> ZeroCacheStatus {
+        self.cache.status.clone().unwrap_or_default()
+    }
+
+    pub fn condition(&self, kind: &str) -> (String, String) {
+        let conditions = self.status().conditions;
+        let found = conditions.iter().find(|condition| condition.type_ == kind);
+        found.map_or_else(Default::default, |it| (it.status.clone(), it.reason.clone()))
+    }
+
+    pub fn is(&self, kind: &str) -> bool {
+        self.condition(kind).0 == "True"
+    }
+
+    fn main_role(&self) -> Role {
+        match self.cache.spec.topology {
+            crds::spec::Topology::SingleNode => Role::SingleNode,
+            crds::spec::Topology::MultiNode => Role::ReplicationManager,
+        }
+    }
+
+    pub fn nodes_of(&self, role: Role) -> impl Iterator<Item = &Node> {
+        self.pods.iter().filter(move |pod| pod.role == role)
+    }
+
+    fn ready_manager(&self) -> Option<&Node> {
+        self.nodes_of(self.main_role()).find(|pod| pod.is_ready && !pod.is_terminating)
+    }
+
+    pub fn observe(&self) -> Observed {
+        let now: Timestamp = NOW.parse().unwrap();
+        let installation = Installation {
+            repository: "registry.example.com/zero-cache".to_owned(),
+            tag: "1.0.0".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+        };
+        let manager = self.ready_manager();
+        let probe = Probe {
+            server: "db:5432".to_owned(),
+            checked_at: now,
+            fault: (!self.is_upstream_up)
+                .then(|| zero_cache_operator::observe::Fault::Unreachable("connection refused".to_owned())),
+            limits: self.max_connections.map(|connections| Limits { connections, in_use: 3 }),
+        };
+        Observed {
+            apis: self.apis,
+            stateful_set: self.set.as_ref().map(|set| StatefulSet {
+                uid: set.uid.to_string(),
+                replicas: set.replicas,
+                revision: set.template.revision.clone(),
+                secrets: set.template.secrets.clone(),
+                restarted_at: set.template.restarted_at.clone(),
+                is_observed: true,
+                available: i32::from(manager.is_some()),
+                claim: set.claim.clone().map(|size| ClaimTemplate { size }),
+            }),
+            deployment: self.deployment.as_ref().map(|rollout| {
+                let pods: Vec<&Node> = self.nodes_of(Role::ViewSyncer).filter(|pod| !pod.is_terminating).collect();
+                let is_updated = |pod: &&&Node| pod.template.revision == rollout.template.revision;
+                Deployment {
+                    replicas: rollout.replicas,
+                    revision: rollout.template.revision.clone(),
+                    secrets: rollout.template.secrets.clone(),
+                    is_observed: true,
+                    updated: i32::try_from(pods.iter().filter(is_updated).count()).unwrap(),
+                    available: i32::try_from(pods.iter().filter(|pod| pod.is_ready).count()).unwrap(),
+                    deadline_exceeded: false,
+                    replicas_are_ours: rollout.is_ours,
+                }
+            }),
+            pods: self
+                .pods
+                .iter()
+                .map(|node| Pod {
+                    name: node.name.clone(),
+                    role: node.role,
+                    revision: node.template.revision.clone(),
+                    generation: node.template.generation.clone(),
+                    is_ready: node.is_ready,
+                    is_terminating: node.is_terminating,
+                    trouble: node.is_crashing.then(|| PodTrouble::CrashLoop("exit code 255".to_owned())),
+                })
+                .collect(),
+            claims: self.claim.iter().cloned().collect(),
+            secrets: self.secrets.clone(),
+            jobs: self.jobs.clone(),
+            nodes: manager.map(|node| Nodes {
+                streaming: Some(self.is_upstream_up),
+                replica_version: Some("a0".to_owned()),
+                snapshot_of: self
+                    .snapshots
+                    .contains(&node.template.generation)
+                    .then(|| node.template.generation.clone()),
+                last_backup_at: Some(now),
+                ..Nodes::default()
+            }),
+            databases: zero_cache_operator::observe::Databases { upstream: Some(probe), cvr: None, change: None },
+            release: self.is_released.then_some(Ok(())),
+            children: {
+                let mut children: Vec<_> = self
+                    .others
+                    .iter()
+                    .map(|(kind, name)| zero_cache_operator::observe::Child { kind: kind.clone(), name: name.clone() })
+                    .collect();
+                children.sort();
+                children
+            },
+            ..Observed::nothing(now, installation)
+        }
+    }
+
+    /// The operator plans and carries the plan out, as far as it comes. Checks what must hold of every plan.
+    pub fn operate(&self, reach: Reach) -> World {
+        let observed = self.observe();
+        let plan = plan(&self.cache, &observed);
+        self.check(&plan);
+        let mut next = self.clone();
+        if next.cache.status.as_ref() != Some(&plan.status) {
+            next.change(|cache| cache.status = Some(plan.status.clone()));
+        }
+        if reach == Reach::Status {
+            return next;
+        }
+        if let Some(objects) = &plan.objects {
+            for generated in &objects.secrets {
+                let name = generated.secret.metadata.name.clone().unwrap();
+                let keys = [(generated.key.to_owned(), "random".to_owned())].into();
+                next.secrets.entry(name).or_insert(Secret { keys });
+            }
+            if let Workload::Apply(set) = &objects.stateful_set {
+                let spec = set.spec.as_ref().unwrap();
+                let claim = spec.volume_claim_templates.as_ref().map(|templates| {
+                    templates[0].spec.as_ref().unwrap().resources.as_ref().unwrap().requests.as_ref().unwrap()["storage"]
+                        .0
+                        .clone()
+                });
+                next.sets_made += u32::from(next.set.is_none());
+                if let Some(old) = &self.set {
+                    assert_eq!(old.claim, claim, "claims of a StatefulSet cannot be changed in place");
+                }
+                let size = claim.clone();
+                next.set = Some(Set {
+                    template: Template::of(&spec.template),
+                    replicas: spec.replicas.unwrap(),
+                    claim,
+                    uid: next.sets_made,
+                });
+                if let (Some(size), None) = (size, &next.claim) {
+                    next.claim = Some(Claim {
+                        name: format!("data-{}-0", set.metadata.name.as_ref().unwrap()),
+                        requested: size.clone(),
+                        actual: Some(size),
+                        refused: None,
+                    });
+                }
+            }
+            if let Workload::Apply(deployment) = &objects.deployment {
+                let spec = deployment.spec.as_ref().unwrap();
+                let old = next.deployment.as_ref().map_or(1, |rollout| rollout.replicas);
+                next.deployment = Some(Rollout {
+                    template: Template::of(&spec.template),
+                    replicas: spec.replicas.unwrap_or(old),
+                    is_ours: spec.replicas.is_some(),
+                });
+            }
+            for job in &objects.cleanup_jobs {
+                let name = job.metadata.name.clone().unwrap();
+                if !next.jobs.iter().any(|job| job.name == name) {
+                    next.jobs.push(Job { name, state: JobState::Running });
+                }
+            }
+            next.others
+                .retain(|(kind, name)| !plan.remove.iter().any(|child| child.kind == *kind && child.name == *name));
+            for child in objects.children() {
+                let id = (child.kind, child.name);
+                if !next.others.contains(&id) {
+                    next.others.push(id);
+                }
+            }
+            next.others.sort();
+        }
+        if reach == Reach::Objects {
+            return next;
+        }
+        for action in &plan.actions {
+            next.act(action);
+        }
+        next
+    }
+
+    fn act(&mut self, action: &Action) {
+        match action {
+            Action::AddFinalizer => self.change(|cache| cache.metadata.finalizers = Some(vec![FINALIZER.to_owned()])),
+            Action::RemoveFinalizer => {
+                self.change(|cache| cache.metadata.finalizers = None);
+                self.is_gone = self.cache.metadata.deletion_timestamp.is_some();
+            }
+            Action::Scale { role: Role::ViewSyncer, replicas } => {
+                let rollout = self.deployment.as_mut().unwrap();
+                rollout.replicas = *replicas;
+                rollout.is_ours = false;
+            }
+            Action::Scale { replicas, .. } => self.set.as_mut().unwrap().replicas = *replicas,
+            Action::DeletePod { name } => self.pods.retain(|pod| pod.name != *name),
+            Action::OrphanStatefulSet { uid, .. } => {
+                self.set.take_if(|set| set.uid.to_string() == *uid);
+            }
+            Action::GrowClaim { size, .. } => self.claim.as_mut().unwrap().requested = size.clone(),
+            Action::ReleaseUpstream => {
+                let runs = self.nodes_of(self.main_role()).next().is_some();
+                assert!(!runs, "a slot in use cannot be dropped");
+                self.is_released = true;
+            }
+        }
+    }
+
+    /// What must hold of every plan in every state.
+    fn check(&self, plan: &Plan) {
+        let Some(objects) = &plan.objects else { return };
+        if let Workload::Apply(deployment) = &objects.deployment {
+            let new = Template::of(&deployment.spec.as_ref().unwrap().template);
+            let is_change = self.deployment.as_ref().is_none_or(|old| old.template.revision != new.revision);
+            if is_change {
+                let manager = self.ready_manager().map(|node| &node.template);
+                let same = |it: &Template| {
+                    (&it.image, &it.generation, &it.log_level) == (&new.image, &new.generation, &new.log_level)
+                };
+                assert!(manager.is_some_and(same), "view-syncers {new:?} before their replication-manager {manager:?}");
+                assert!(
+                    self.cache.spec.backup.is_none()
+                        || self.snapshots.contains(&new.generation)
+                        || self.deployment.is_none(),
+                    "view-syncers move to {} before it is backed up",
+                    new.generation
+                );
+            }
+        }
+        for job in &objects.cleanup_jobs {
+            let arguments =
+                job.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0].args.clone().unwrap();
+            let url = arguments.iter().find_map(|text| text.strip_prefix("--url=")).unwrap();
+            for pod in &self.pods {
+                let used = format!("/{}/", pod.template.generation);
+                assert!(!url.ends_with(&used), "{} still uses {url}", pod.name);
+            }
+            assert!(
+                self.cache.metadata.deletion_timestamp.is_some() || {
+                    let used = format!("/{}/", self.cache.spec.generation);
+                    !url.ends_with(&used)
+                },
+                "{url} is wanted"
+            );
+        }
+        let serving = self.nodes_of(Role::ViewSyncer).filter(|pod| pod.is_ready).count();
+        let scales_to_nothing = plan.actions.contains(&Action::Scale { role: Role::ViewSyncer, replicas: 0 });
+        assert!(
+            !(scales_to_nothing && serving > 0)
+                || self.cache.spec.suspended
+                || self.cache.spec.view_syncer.replicas == 0
+                || self.cache.metadata.deletion_timestamp.is_some(),
+            "serving view-syncers are taken away"
+        );
+    }
+
+    /// Everything that may happen by itself and does no harm, in an order that is fair.
+    pub fn happenings(&self) -> Vec<(&'static str, World)> {
+        let mut list = Vec::new();
+        let mut may = |name: &'static str, next: Option<World>| list.extend(next.map(|next| (name, next)));
+        may("StatefulSet controller", self.control_set());
+        may("Deployment controller", self.control_deployment());
+        for index in 0..self.pods.len() {
+            may("kubelet", self.run_pod(index));
+        }
+        may("backup", self.write_snapshot());
+        may("volume", self.grow_volume());
+        may("Job", self.finish_job());
+        list
+    }
+
+    /// What goes wrong in a cluster.
+    pub fn accidents(&self) -> Vec<(&'static str, World)> {
+        let mut list = Vec::new();
+        for (index, pod) in self.pods.iter().enumerate() {
+            let mut lost = self.clone();
+            lost.pods.remove(index);
+            list.push(("pod lost", lost));
+            if pod.is_ready && !pod.is_terminating {
+                let mut sick = self.clone();
+                sick.pods[index].is_ready = false;
+                list.push(("pod not ready", sick));
+            }
+        }
+        if self.set.is_some() {
+            list.push(("StatefulSet deleted", World { set: None, ..self.clone() }));
+        }
+        if self.deployment.is_some() {
+            list.push(("Deployment deleted", World { deployment: None, ..self.clone() }));
+        }
+        for reach in [Reach::Status, Reach::Objects] {
+            list.push(("operator dies", self.operate(reach)));
+        }
+        list
+    }
+
+    /// Everything recorded happened long ago, except what was just read from others.
+    pub fn pass_time(&self) -> World {
+        let mut next = self.clone();
+        let Some(old) = &self.cache.status else { return next };
+        let text = serde_json::to_string(old).unwrap().replace(NOW, LONG_AGO);
+        let mut status: ZeroCacheStatus = serde_json::from_str(&text).unwrap();
+        status.connection_budget = old.connection_budget.clone();
+        status.replication_manager = old.replication_manager.clone();
+        if status != *old {
+            next.change(|cache| cache.status = Some(status));
+        }
+        next
+    }
+
+    fn control_set(&self) -> Option<World> {
+        let role = self.main_role();
+        let Some(set) = &self.set else { return None };
+        let mut next = self.clone();
+        let mut pods = next.pods.iter_mut().filter(|pod| pod.role == role);
+        match pods.next() {
+            None if set.replicas == 1 => next.create("main-0", role, set.template.clone()),
+            None => return None,
+            Some(pod) if pod.is_terminating => return None,
+            Some(pod) if set.replicas == 0 => pod.is_terminating = true,
+            // A StatefulSet waits for its pod to be ready before it replaces it.
+            Some(pod) if pod.template.revision != set.template.revision && pod.is_ready => pod.is_terminating = true,
+            Some(_) => return None,
+        }
+        Some(next)
+    }
+
+    /// One step of a rollout with a surge of one.
+    fn control_deployment(&self) -> Option<World> {
+        let mut next = self.clone();
+        let Some(rollout) = &self.deployment else {
+            // The garbage collector.
+            let orphan = next.pods.iter_mut().find(|pod| pod.role == Role::ViewSyncer && !pod.is_terminating)?;
+            orphan.is_terminating = true;
+            return Some(next);
+        };
+        let wanted = usize::try_from(rollout.replicas).unwrap();
+        let staying: Vec<&Node> = self.nodes_of(Role::ViewSyncer).filter(|pod| !pod.is_terminating).collect();
+        let is_new = |pod: &Node| pod.template.revision == rollout.template.revision;
+        let new = staying.iter().filter(|pod| is_new(pod)).count();
+        let ready = staying.iter().filter(|pod| pod.is_ready).count();
+        // Old pods that are of no use go first, then those that are not needed any longer.
+        let useless = staying.iter().find(|pod| !is_new(pod) && !pod.is_ready);
+        let surplus = staying.iter().find(|pod| !is_new(pod) && ready > wanted);
+        let excess = staying.iter().rev().find(|_| new > wanted || (wanted == 0 && !staying.is_empty()));
+        if let Some(victim) = useless.or(surplus).or(excess) {
+            let name = victim.name.clone();
+            next.pods.iter_mut().find(|pod| pod.name == name).unwrap().is_terminating = true;
+            return Some(next);
+        }
+        if new < wanted && staying.len() < wanted + 1 {
+            let free =
+                (0..).map(|index| format!("vs-{index}")).find(|name| !self.pods.iter().any(|pod| pod.name == *name));
+            next.create(&free.unwrap(), Role::ViewSyncer, rollout.template.clone());
+            return Some(next);
+        }
+        None
+    }
+
+    fn create(&mut self, name: &str, role: Role, template: Template) {
+        let name = name.to_owned();
+        self.pods.push(Node { name, role, template, is_ready: false, is_terminating: false, is_crashing: false });
+        self.pods.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    fn run_pod(&self, index: usize) -> Option<World> {
+        let mut next = self.clone();
+        let pod = &mut next.pods[index];
+        if pod.is_terminating {
+            next.pods.remove(index);
+            return Some(next);
+        }
+        if pod.is_ready || pod.is_crashing {
+            return None;
+        }
+        if pod.template.is_broken() {
+            pod.is_crashing = true;
+            return Some(next);
+        }
+        // A view-syncer starts from a replication-manager of the same generation and its backup.
+        let manager = self.ready_manager().map(|node| node.template.generation.as_str());
+        let is_served = manager == Some(pod.template.generation.as_str());
+        let has_backup = self.cache.spec.backup.is_none() || self.snapshots.contains(&pod.template.generation);
+        let needs = if pod.role == Role::ViewSyncer { is_served && has_backup } else { self.is_upstream_up };
+        needs.then(|| {
+            next.pods[index].is_ready = true;
+            next
+        })
+    }
+
+    fn write_snapshot(&self) -> Option<World> {
+        let generation = self.ready_manager()?.template.generation.clone();
+        let is_new = self.cache.spec.backup.is_some() && !self.snapshots.contains(&generation);
+        is_new.then(|| {
+            let mut next = self.clone();
+            next.snapshots.push(generation);
+            next.snapshots.sort();
+            next
+        })
+    }
+
+    fn grow_volume(&self) -> Option<World> {
+        let mut next = self.clone();
+        let claim = next.claim.as_mut().filter(|claim| claim.actual.as_ref() != Some(&claim.requested))?;
+        claim.actual = Some(claim.requested.clone());
+        Some(next)
+    }
+
+    fn finish_job(&self) -> Option<World> {
+        let mut next = self.clone();
+        let job = next.jobs.iter_mut().find(|job| job.state == JobState::Running)?;
+        job.state = JobState::Succeeded(Some(7));
+        Some(next)
+    }
+
+    /// The next state when nothing goes wrong; the same when nothing is left to happen.
+    pub fn settle_once(&self) -> Option<World> {
+        self.settle_after(self.operate(Reach::Everything))
+    }
+
+    /// The same, when what the operator makes of this state is known.
+    pub fn settle_after(&self, operated: World) -> Option<World> {
+        if self.is_gone {
+            return None;
+        }
+        let key = self.key();
+        if operated.key() != key {
+            return Some(operated);
+        }
+        if let Some((_, next)) = self.happenings().into_iter().next() {
+            return Some(next);
+        }
+        let later = self.pass_time();
+        (later.key() != key).then_some(later)
+    }
+
+    /// Everything that is still to happen, happens.
+    pub fn settle(mut self) -> World {
+        for _ in 0..400 {
+            match self.settle_once() {
+                Some(next) => self = next,
+                None => return self,
+            }
+        }
+        panic!("it does not settle: {:#?}", self.status());
+    }
+}
+
+/// A resource with the few fields that must be given, changed by `spec`.
+pub fn resource(spec: serde_json::Value) -> ZeroCache {
+    let mut document = serde_json::json!({
+        "apiVersion": "zerocache.dev/v1alpha1",
+        "kind": "ZeroCache",
+        "metadata": {
+            "name": "shop", "namespace": "web", "uid": "5e2c0f7e-0000-4000-8000-000000000001", "generation": 1,
+        },
+        "spec": {
+            "adminPassword": { "name": "db", "key": "admin" },
+            "databases": { "upstream": { "urlSecretRef": { "name": "db", "key": "upstream" } } },
+            "backup": { "url": "s3://shop/replica" },
+            "viewSyncer": { "replicas": 1 },
+            "deletion": { "upstream": "Retain" },
+        },
+    });
+    merge(&mut document["spec"], spec);
+    serde_json::from_value(document).unwrap()
+}
+
+/// Null takes a field away.
+pub fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+            for (name, value) in from {
+                if value.is_null() {
+                    into.remove(&name);
+                } else {
+                    merge(into.entry(name).or_insert(serde_json::Value::Null), value);
+                }
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+/// A person changes the spec.
+pub fn edit(world: &World, spec: serde_json::Value) -> World {
+    let mut next = world.clone();
+    let mut document = serde_json::to_value(&next.cache.spec).unwrap();
+    merge(&mut document, spec);
+    next.change(|cache| cache.spec = serde_json::from_value(document).unwrap());
+    next
+}
