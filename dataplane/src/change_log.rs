@@ -10,12 +10,14 @@ use changes::{Batch, Error, Log};
 use rows::Transaction;
 use streamer::Fanout;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 /// What is kept for readers that come back, beyond what is known to be needed; older pages are purged.
 const BYTES_KEPT: u64 = 256 << 20;
 const PURGE_PERIOD: Duration = Duration::from_secs(30);
+/// A node that has nothing to store learns within this time that it was replaced, and sends its followers on.
+const OWNERSHIP_PERIOD: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -36,16 +38,24 @@ pub enum Ended {
 
 /// Carries orders out, in turn, until the queue ends. While the database is away it retries; upstream then waits.
 pub async fn run(mut log: Log, fanout: Fanout, mut orders: mpsc::Receiver<Order>) -> Result<Ended> {
-    let mut tick = tokio::time::interval(PURGE_PERIOD);
+    let mut tick = tokio::time::interval(OWNERSHIP_PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut is_idle, mut purged) = (false, Instant::now());
     loop {
         let order = tokio::select! {
             order = orders.recv() => order,
             _ = tick.tick() => {
-                purge(&mut log, &fanout).await;
+                if std::mem::replace(&mut is_idle, true) && !check(&mut log).await? {
+                    return Ok(Ended::SteppedDown);
+                }
+                if purged.elapsed() >= PURGE_PERIOD {
+                    purged = Instant::now();
+                    purge(&mut log, &fanout).await;
+                }
                 continue;
             }
         };
+        is_idle = false;
         match order {
             None => return Ok(Ended::Idle(Box::new(log))),
             Some(Order::Append { transactions, stored }) => {
