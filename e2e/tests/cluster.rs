@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod bad_store;
+mod busy_restart;
 mod crowd;
 mod faults;
 mod lost_replica;

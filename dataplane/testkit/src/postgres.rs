@@ -87,6 +87,9 @@ pub struct Postgres {
     guard: Mutex<Option<Child>>,
 }
 
+/// A server waits for replication connections to take all that it has; somebody may keep it waiting for ever.
+const STOP_MAX: Duration = Duration::from_secs(60);
+
 static INSTANCES: AtomicU32 = AtomicU32::new(0);
 
 /// Runs the server, waits for the end of its input, stops the server and removes the folder if told to.
@@ -273,7 +276,16 @@ impl Postgres {
         let mut pipe = guard.stdin.take().context("the guard has a pipe")?;
         std::io::Write::write_all(&mut pipe, word.as_bytes())?;
         drop(pipe);
-        guard.wait().context("wait for postgres to end")?;
+        let deadline = Instant::now() + STOP_MAX;
+        while guard.try_wait().context("wait for postgres to end")?.is_none() {
+            if Instant::now() > deadline {
+                let id = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+                let id = id.lines().next().context("postgres has written its process id")?;
+                run(Command::new("kill").args(["-s", "KILL", id]))?;
+                bail!("postgres did not {} within {STOP_MAX:?}; its log ends:\n{}", word.trim(), self.log_tail());
+            }
+            sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 

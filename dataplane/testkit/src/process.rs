@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{free_ports, http};
+use crate::{free_ports, http, watchdog};
 
 /// Configuration by environment and a folder that outlives restarts.
 #[derive(Debug)]
@@ -163,7 +163,9 @@ impl ZeroCache {
         command.envs(self.environment.iter().cloned()).current_dir(&self.folder);
         // A process group of its own, so that Ctrl-C reaches the tests alone.
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        self.child = Some(command.spawn().with_context(|| format!("start {}", binary.display()))?);
+        let child = command.spawn().with_context(|| format!("start {}", binary.display()))?;
+        watchdog::watch(child.id())?;
+        self.child = Some(child);
         Ok(())
     }
 
@@ -201,8 +203,9 @@ impl ZeroCache {
         let Some(child) = &mut self.child else {
             return self.ended.map(Some).with_context(|| format!("{} was not started", self.name));
         };
-        let status = child.try_wait()?;
+        let (id, status) = (child.id(), child.try_wait()?);
         if status.is_some() {
+            watchdog::forget(id);
             self.child = None;
             self.ended = status;
         }
