@@ -1,6 +1,10 @@
 //! The definition as a whole: that its file is current, that the API server can take it, and that documents are read as
 //! the definition says.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod admission;
+
 use std::path::Path;
 
 use serde_json::{Value, json};
