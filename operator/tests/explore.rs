@@ -347,6 +347,27 @@ fn scaling_ends_with_the_pods_asked_for() {
     report("scale", explore(settled(json!({})), &[scale(2), scale(0), scale(1)], 0, running));
 }
 
+/// Handing the number of pods over to an autoscaler must not fall back to one pod on the way.
+#[test]
+fn an_autoscaler_takes_over_the_pods_there_are() {
+    let start = settled(json!({ "viewSyncer": { "replicas": 3 } }));
+    let scaled = json!({ "viewSyncer": { "autoscaling": { "minReplicas": 1, "maxReplicas": 9 } } });
+    let mut world = edit(&start, scaled);
+    for _ in 0..20 {
+        for reach in [Reach::Objects, Reach::Everything] {
+            let next = world.operate(reach);
+            assert_eq!(next.deployment.as_ref().unwrap().replicas, 3);
+            world = next;
+        }
+    }
+    assert!(!world.deployment.as_ref().unwrap().is_ours, "the operator still owns the number");
+    let asleep = edit(&world, json!({ "suspended": true })).settle();
+    assert!(asleep.pods.is_empty());
+    let awake = edit(&asleep, json!({ "suspended": false })).settle();
+    assert_eq!(awake.nodes_of(Role::ViewSyncer).count(), 1, "an autoscaler starts from its minimum");
+    running(&edit(&awake, json!({ "viewSyncer": { "autoscaling": null, "replicas": 2 } })).settle());
+}
+
 #[test]
 fn a_volume_grows_at_any_moment() {
     let grow = || spec(json!({ "replicationManager": { "storage": { "size": "40Gi" } } }));

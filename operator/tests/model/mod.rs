@@ -344,10 +344,11 @@ impl World {
             }
             if let Workload::Apply(deployment) = &objects.deployment {
                 let spec = deployment.spec.as_ref().unwrap();
-                let old = next.deployment.as_ref().map_or(1, |rollout| rollout.replicas);
+                // A field that its only owner gives up falls back to its default.
+                let kept = next.deployment.as_ref().filter(|rollout| !rollout.is_ours);
                 next.deployment = Some(Rollout {
                     template: Template::of(&spec.template),
-                    replicas: spec.replicas.unwrap_or(old),
+                    replicas: spec.replicas.unwrap_or(kept.map_or(1, |rollout| rollout.replicas)),
                     is_ours: spec.replicas.is_some(),
                 });
             }
