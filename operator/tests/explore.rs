@@ -129,6 +129,13 @@ fn judge(world: &World) {
     assert_eq!(plan.events, [], "told again and again");
     assert_eq!(plan.remove, [], "removed again and again");
     assert_eq!(plan.status, world.status(), "written again and again");
+    let status = world.status();
+    let is_flowing = status.upgrade.is_some() || status.reset.is_some();
+    for backed_up in world.snapshots.iter().filter(|_| !is_flowing) {
+        let is_current = status.current_generation.as_ref() == Some(backed_up);
+        let is_retired = status.retired_generations.iter().any(|it| it.name == *backed_up);
+        assert!(is_current || is_retired, "the backup of {backed_up} is forgotten");
+    }
     if is_running(world) {
         return;
     }
@@ -222,6 +229,15 @@ fn an_upgrade_to_a_broken_image_stalls_and_clients_stay_served() {
 #[test]
 fn going_back_from_a_broken_image_works_at_any_moment() {
     report("back", explore(settled(json!({})), &[image(BROKEN), image("1.0.0")], 1, running));
+}
+
+#[test]
+fn nothing_stands_in_the_way_back() {
+    let mut broken = image(BROKEN)(&settled(json!({}))).settle();
+    assert!(broken.set.as_ref().unwrap().template.image.ends_with(BROKEN));
+    broken.is_upstream_up = false;
+    let back = image("1.0.0")(&broken).settle();
+    assert!(back.set.as_ref().unwrap().template.image.ends_with(":1.0.0"), "a check held the way back up");
 }
 
 #[test]
@@ -514,7 +530,9 @@ fn retired_generations_are_deleted_and_no_other() {
         assert_eq!(states, [("v1", RetiredState::Deleted)]);
         assert_eq!(world.jobs.len(), 1);
     };
-    report("retention", explore(settled(retention), &[generation("v10")], 1, verdict));
+    report("retention", explore(settled(retention.clone()), &[generation("v10")], 1, verdict));
+    let edits = [generation("v10"), generation("v1"), Box::new(World::pass_time) as Edit];
+    report("retention, taken back", explore(settled(retention), &edits, 0, |_| {}));
 }
 
 #[test]

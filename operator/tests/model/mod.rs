@@ -348,7 +348,7 @@ impl World {
                 let kept = next.deployment.as_ref().filter(|rollout| !rollout.is_ours);
                 next.deployment = Some(Rollout {
                     template: Template::of(&spec.template),
-                    replicas: spec.replicas.unwrap_or(kept.map_or(1, |rollout| rollout.replicas)),
+                    replicas: spec.replicas.or_else(|| kept.map(|rollout| rollout.replicas)).unwrap_or(1),
                     is_ours: spec.replicas.is_some(),
                 });
             }
@@ -389,7 +389,11 @@ impl World {
                 rollout.replicas = *replicas;
                 rollout.is_ours = false;
             }
-            Action::Scale { replicas, .. } => self.set.as_mut().unwrap().replicas = *replicas,
+            Action::Scale { replicas, .. } => {
+                let syncers = self.nodes_of(Role::ViewSyncer).count();
+                assert!(*replicas > 0 || syncers == 0, "the replication-manager stops before {syncers} view-syncers");
+                self.set.as_mut().unwrap().replicas = *replicas;
+            }
             Action::DeletePod { name } => self.pods.retain(|pod| pod.name != *name),
             Action::OrphanStatefulSet { uid, .. } => {
                 self.set.take_if(|set| set.uid.to_string() == *uid);

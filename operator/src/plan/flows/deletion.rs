@@ -81,6 +81,11 @@ fn render(
     observed: &Observed,
     plan: &mut Plan,
 ) {
+    if deletion.step == DeletionStep::Done {
+        // The garbage collector does the rest.
+        plan.actions.push(Action::RemoveFinalizer);
+        return;
+    }
     let scale = |role, runs: Option<i32>| runs.filter(|count| *count > 0).map(|_| Action::Scale { role, replicas: 0 });
     let syncers = observed.deployment.as_ref().map(|it| it.replicas);
     let manager = observed.stateful_set.as_ref().map(|it| it.replicas);
@@ -92,7 +97,7 @@ fn render(
         plan.actions.extend(left.map(|pod| Action::DeletePod { name: pod.name.clone() }));
     }
     match deletion.step {
-        DeletionStep::StopViewSyncers | DeletionStep::StopReplicationManager => {}
+        DeletionStep::StopViewSyncers | DeletionStep::StopReplicationManager | DeletionStep::Done => {}
         DeletionStep::ReleaseUpstream => plan.actions.push(Action::ReleaseUpstream),
         DeletionStep::DeleteBackups => {
             let image = plan.status.current_image.clone().unwrap_or_else(|| wanted.image.clone());
@@ -106,7 +111,6 @@ fn render(
             let Objects { service_account, cleanup_jobs, .. } = objects::build(cache, wanted, workloads, observed.apis);
             plan.objects = Some(Objects { service_account, cleanup_jobs, ..Objects::default() });
         }
-        DeletionStep::Done => plan.actions.push(Action::RemoveFinalizer),
     }
 }
 
@@ -137,8 +141,15 @@ fn next(
         return at(DeletionStep::Done);
     }
     let is_done = match recorded.step {
-        DeletionStep::StopViewSyncers => observed.pods_of(Role::ViewSyncer).next().is_none(),
-        DeletionStep::StopReplicationManager => observed.pods_of(wanted.main_role()).next().is_none(),
+        // A workload that still asks for pods makes them again.
+        DeletionStep::StopViewSyncers => {
+            let asks = observed.deployment.as_ref().is_some_and(|it| it.replicas > 0);
+            !asks && observed.pods_of(Role::ViewSyncer).next().is_none()
+        }
+        DeletionStep::StopReplicationManager => {
+            let asks = observed.stateful_set.as_ref().is_some_and(|it| it.replicas > 0);
+            !asks && observed.pods_of(wanted.main_role()).next().is_none()
+        }
         DeletionStep::ReleaseUpstream => observed.release == Some(Ok(())),
         DeletionStep::DeleteBackups => cleanup.iter().all(|cleanup| {
             let name = cleanup_job_name(wanted, &cleanup.generation);

@@ -91,6 +91,12 @@ pub(super) fn next(recorded: &[RetiredGeneration], wanted: &Wanted, in_use: InUs
                 continue;
             }
             (RetiredState::Failed, _) => generation.state = RetiredState::Kept,
+            // Somebody wants it back: nothing is begun, and what is begun is awaited.
+            (RetiredState::Deleting, Some(JobState::Running)) if generation.name == wanted.spec.generation => continue,
+            (RetiredState::Kept | RetiredState::Deleting, _) if generation.name == wanted.spec.generation => {
+                generation.state = RetiredState::Kept;
+                continue;
+            }
             (RetiredState::Kept | RetiredState::Deleting, _) => {}
         }
         let Some(policy) = policy else {
