@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use changes::{Batch, Error, Log};
 use rows::Transaction;
 use streamer::Fanout;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
@@ -37,7 +37,13 @@ pub enum Ended {
 }
 
 /// Carries orders out, in turn, until the queue ends. While the database is away it retries; upstream then waits.
-pub async fn run(mut log: Log, fanout: Fanout, mut orders: mpsc::Receiver<Order>) -> Result<Ended> {
+/// `trouble` is true while the database cannot be written.
+pub async fn run(
+    mut log: Log,
+    fanout: Fanout,
+    mut orders: mpsc::Receiver<Order>,
+    trouble: watch::Sender<bool>,
+) -> Result<Ended> {
     let mut tick = tokio::time::interval(OWNERSHIP_PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_idle, mut purged) = (false, Instant::now());
@@ -60,7 +66,7 @@ pub async fn run(mut log: Log, fanout: Fanout, mut orders: mpsc::Receiver<Order>
             None => return Ok(Ended::Idle(Box::new(log))),
             Some(Order::Append { transactions, stored }) => {
                 let batch = Batch::encode(&transactions).context("encode changes")?;
-                if !append(&mut log, &batch).await? {
+                if !append(&mut log, &batch, &trouble).await? {
                     return Ok(Ended::SteppedDown);
                 }
                 fanout.publish(&batch);
@@ -79,16 +85,22 @@ pub async fn run(mut log: Log, fanout: Fanout, mut orders: mpsc::Receiver<Order>
 }
 
 /// `false`: another process owns the log.
-async fn append(log: &mut Log, batch: &Batch) -> Result<bool> {
+async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<bool>) -> Result<bool> {
     let mut pause = RETRY_MIN;
     loop {
         match log.append_batch(batch).await {
-            Ok(()) => return Ok(true),
+            Ok(()) => {
+                trouble.send_if_modified(|on| std::mem::replace(on, false));
+                return Ok(true);
+            }
             Err(Error::NotOwner) => return Ok(false),
             Err(error @ (Error::OutOfOrder { .. } | Error::Unreadable(_) | Error::Empty)) => {
                 return Err(error).context("change database");
             }
-            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot store changes, will retry"),
+            Err(error) => {
+                warn!(%error, retry_ms = pause.as_millis() as u64, "cannot store changes, will retry");
+                trouble.send_replace(true);
+            }
         }
         reconnect(log, &mut pause).await;
     }

@@ -70,14 +70,14 @@ impl Feed {
         Feed { commits, applied, thread: Some(thread) }
     }
 
-    /// Why the replica cannot be continued. Dropping the future loses nothing.
-    pub async fn failed(&mut self) -> Result<String> {
+    /// Why the replica cannot be continued; `None` if a commit could not be stored. Dropping the future loses nothing.
+    pub async fn failed(&mut self) -> Result<Option<String>> {
         let Some(thread) = &mut self.thread else { bail!("the thread that applies changes has ended") };
         let ended = thread.await;
         self.thread = None;
         match ended.context("the thread that applies changes failed")?? {
-            Ended::Unusable(reason) => Ok(reason),
-            Ended::Idle(_) => bail!("the thread that applies changes ended"),
+            Ended::Unusable(reason) => Ok(Some(reason)),
+            Ended::Idle(_) => Ok(None),
         }
     }
 

@@ -21,6 +21,8 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A node with a replica serves what it has if the replication-manager cannot be reached for this long after the start.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Attempts to reach the owner where it is said to be, before it is looked for as configured.
+const OWNER_ATTEMPTS: u32 = 5;
 /// Between two looks at how far the replica is.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -52,14 +54,18 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
     let opening = open(node, views.handle, feed.applied.clone(), head);
     let life = {
         let following = follower.run();
-        tokio::pin!(opening, following);
-        let (mut ended, mut is_open) = (views.ended, false);
+        let failed = serving::failed(views.ended);
+        tokio::pin!(opening, following, failed);
+        let mut is_open = false;
         loop {
             tokio::select! {
                 () = &mut opening, if !is_open => is_open = true,
                 reason = &mut following => break reset(&reason?),
-                reason = feed.failed() => break reset(&reason?),
-                reason = &mut ended => bail!("the views ended: {}", reason.unwrap_or_else(|_| "their thread panicked".into())),
+                reason = feed.failed() => match reason? {
+                    Some(reason) => break reset(&reason),
+                    None => bail!("the thread that applies changes ended"),
+                },
+                reason = &mut failed => bail!("the views ended: {reason}"),
                 () = node.finishing() => break Life::Over,
             }
         }
@@ -111,8 +117,8 @@ pub fn options(node: &Node<'_>) -> streamer::Options {
 pub struct Manager {
     source: Source,
     options: streamer::Options,
-    /// Where the last one that was asked said that the owner is.
-    pointed_to: Option<String>,
+    /// Where the last one that was asked said that the owner is, and how often that was tried in vain.
+    pointed_to: Option<(String, u32)>,
 }
 
 enum Source {
@@ -132,20 +138,23 @@ impl Manager {
     }
 
     /// How to connect now: first where the owner is said to be, then as configured.
-    pub async fn options(&mut self) -> streamer::Result<streamer::Options> {
-        let uri = match (self.pointed_to.take(), &self.source) {
-            (Some(owner), _) => owner,
+    pub async fn options(&self) -> streamer::Result<streamer::Options> {
+        let uri = match (&self.pointed_to, &self.source) {
+            (Some((owner, _)), _) => owner.clone(),
             (None, Source::Fixed(uri)) => uri.clone(),
             (None, Source::ChangeLog(options)) => discover(options).await?,
         };
         Ok(streamer::Options { uri, ..self.options.clone() })
     }
 
-    /// Takes note of where the owner is.
+    /// Takes note of where the owner is, or that it is not there.
     pub fn learn(&mut self, error: &Error) {
-        if let Error::Transient { owner: Some(owner), .. } = error {
-            self.pointed_to = Some(owner.clone());
-        }
+        self.pointed_to = match (error, self.pointed_to.take()) {
+            (Error::Transient { owner: Some(owner), .. }, _) => Some((owner.clone(), 0)),
+            // A successor that has just taken over may need a moment.
+            (_, Some((owner, failures))) if failures < OWNER_ATTEMPTS => Some((owner, failures + 1)),
+            _ => None,
+        };
     }
 }
 

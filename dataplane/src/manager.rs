@@ -9,14 +9,14 @@ use backup::{Running, Target};
 use changes::Log;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use replica::Writer;
+use replica::{Description, Writer};
 use rows::Version;
-use streamer::{Backup, Fanout, FanoutOptions, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
+use streamer::{Backup, Fanout, FanoutOptions, Gate, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::feed::{self, Feed};
-use crate::node::{Life, Node, await_database, is_unusable, reset};
+use crate::node::{Life, Node, await_database, is_passing, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
@@ -24,6 +24,7 @@ use crate::{options, serving};
 
 /// For the last increment of the backup when the node stops.
 const LAST_BACKUP_MAX: Duration = Duration::from_secs(20);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Lives until everything is to be finished, or it cannot go on.
 pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
@@ -35,16 +36,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         None => None,
     };
 
-    let prepared = node.unless_finishing(async {
-        await_database("ZERO_CHANGE_DB", &changes.address).await?;
-        let log = Log::open(&changes).await.context("change database")?;
-        let lineage = log.lineage().await.context("change database")?;
-        // The reservation is given up once this node owns the log.
-        let Origin { writer, copy, reservation: _reserved } =
-            origin::for_owner(node, &source, target.as_ref(), lineage.as_ref()).await?;
-        let taken = standby::take_over(node, gate, &source, log, writer, copy.initial_version).await?;
-        anyhow::Ok((copy, taken))
-    });
+    let prepared = node.unless_finishing(prepared(node, gate, &source, &changes, target.as_ref()));
     let (copy, taken) = match prepared.await {
         None => return Ok(Life::Over),
         Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
@@ -95,7 +87,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
                 Life::SteppedDown
             }
         },
-        reason = views_ended(ended) => bail!("the views ended: {reason}"),
+        reason = views_failed(ended) => bail!("the views ended: {reason}"),
         () = node.finishing() => Life::Over,
     };
     finish(replication, backing_up, life).await?;
@@ -113,10 +105,49 @@ async fn successor(changes: &changes::Options) -> String {
     }
 }
 
-/// Why the views ended; never without views.
-async fn views_ended(ended: Option<tokio::sync::oneshot::Receiver<String>>) -> String {
+/// A replica, and the change log that goes with it. Begins again while a database goes away.
+async fn prepared(
+    node: &Node<'_>,
+    gate: &Gate,
+    source: &upstream::Options,
+    changes: &changes::Options,
+    target: Option<&Target>,
+) -> Result<(Description, Taken)> {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match prepare(node, gate, source, changes, target).await {
+            Err(error) if is_passing(&error) => {
+                warn!(error = format!("{error:#}"), retry_ms = pause.as_millis() as u64, "cannot begin yet");
+            }
+            done => return done,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+async fn prepare(
+    node: &Node<'_>,
+    gate: &Gate,
+    source: &upstream::Options,
+    changes: &changes::Options,
+    target: Option<&Target>,
+) -> Result<(Description, Taken)> {
+    let is_upstream = node.config.change_db.expose() == node.config.upstream.db.expose();
+    await_database(if is_upstream { "ZERO_UPSTREAM_DB" } else { "ZERO_CHANGE_DB" }, &changes.address).await?;
+    let log = Log::open(changes).await.context("change database")?;
+    let lineage = log.lineage().await.context("change database")?;
+    // The reservation is given up once this node owns the log.
+    let Origin { writer, copy, reservation: _reserved } =
+        origin::for_owner(node, source, target, lineage.as_ref()).await?;
+    let taken = standby::take_over(node, gate, source, log, writer, copy.initial_version).await?;
+    Ok((copy, taken))
+}
+
+/// Why the views cannot go on; never without views.
+async fn views_failed(ended: Option<tokio::sync::oneshot::Receiver<views::Ending>>) -> String {
     match ended {
-        Some(ended) => ended.await.unwrap_or_else(|_| "their thread panicked".to_owned()),
+        Some(ended) => serving::failed(ended).await,
         None => std::future::pending().await,
     }
 }
@@ -127,6 +158,8 @@ async fn finish(replication: Replication, backing_up: Option<BackingUp>, life: L
         // A successor has begun a chain of its own: nobody would read what is added to this one.
         if life == Life::Over {
             backing_up.stop().await;
+        } else {
+            backing_up.telling.abort();
         }
     }
     if let Some(writer) = writer {
@@ -171,7 +204,7 @@ impl BackingUp {
                 let version = progress.borrow_and_update().restorable_version;
                 fanout.set_backup(version.map(|version| Backup { url: url.clone(), version }));
                 if progress.changed().await.is_err() {
-                    error!("the backup has ended; new nodes get their replica from this one");
+                    warn!("the backup has ended; new nodes get their replica from this one");
                     fanout.set_backup(None);
                     return;
                 }

@@ -72,6 +72,14 @@ pub fn is_unusable(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(replica::Error::Resync { .. }))
 }
 
+/// Whether a database that went away at the wrong moment is all that happened.
+pub fn is_passing(error: &anyhow::Error) -> bool {
+    use changes::Error::{Connect, Statement};
+    use upstream::Error::Transient;
+    matches!(error.downcast_ref(), Some(Statement { .. } | Connect(Transient { .. })))
+        || matches!(error.downcast_ref(), Some(Transient { .. }))
+}
+
 /// Waits until a database answers; gives up at once on what waiting cannot mend.
 pub async fn await_database(what: &str, address: &Address) -> Result<()> {
     let mut pause = Duration::from_millis(100);

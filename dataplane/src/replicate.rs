@@ -18,7 +18,7 @@ use changes::Log;
 use replica::Writer;
 use rows::Version;
 use streamer::Fanout;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 use upstream::{Error, Event, Resume, Stream};
@@ -62,7 +62,8 @@ impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
         let Start { source, initial, log, stored, fanout, metrics } = start;
         let (orders, queue) = mpsc::channel(ORDERS_QUEUED);
-        let storing = Some(tokio::spawn(change_log::run(log, fanout, queue)));
+        let (trouble, is_troubled) = watch::channel(false);
+        let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
         let follower = Follower {
             source,
             initial,
@@ -70,6 +71,7 @@ impl Replication {
             orders,
             commits: feed.commits.clone(),
             applied: feed.applied.clone(),
+            is_troubled,
             metrics,
             pause: RETRY_MIN,
         };
@@ -80,17 +82,14 @@ impl Replication {
     /// meanwhile. Dropping the future loses nothing.
     pub async fn run(&mut self) -> Result<Ended> {
         loop {
-            let Some(storing) = &mut self.storing else { bail!("the task that stores changes has ended") };
             let turn = tokio::select! {
                 turn = self.follower.turn() => turn,
-                ended = storing => {
-                    self.storing = None;
-                    match ended.context("the task that stores changes failed")?? {
-                        change_log::Ended::SteppedDown => return Ok(Ended::SteppedDown),
-                        change_log::Ended::Idle(_) => bail!("the task that stores changes ended"),
-                    }
-                }
-                reason = self.feed.failed() => return Ok(Ended::Reset(reason?)),
+                ended = stored(&mut self.storing) => return ended,
+                reason = self.feed.failed() => match reason? {
+                    Some(reason) => Some(reason),
+                    // A commit could not be stored.
+                    None => return stored(&mut self.storing).await,
+                },
             };
             if let Some(message) = turn {
                 return Ok(Ended::Reset(message));
@@ -113,6 +112,17 @@ impl Replication {
     }
 }
 
+/// How the task that stores changes ended while it was needed.
+async fn stored(storing: &mut Option<JoinHandle<Result<change_log::Ended>>>) -> Result<Ended> {
+    let Some(task) = storing else { bail!("the task that stores changes has ended") };
+    let ended = task.await;
+    *storing = None;
+    match ended.context("the task that stores changes failed")?? {
+        change_log::Ended::SteppedDown => Ok(Ended::SteppedDown),
+        change_log::Ended::Idle(_) => bail!("the task that stores changes ended"),
+    }
+}
+
 struct Follower {
     source: upstream::Options,
     initial: Version,
@@ -121,6 +131,8 @@ struct Follower {
     orders: mpsc::Sender<Order>,
     commits: mpsc::Sender<Commit>,
     applied: Applied,
+    /// The change log cannot be written at present.
+    is_troubled: watch::Receiver<bool>,
     metrics: Metrics,
     pause: Duration,
 }
@@ -128,17 +140,23 @@ struct Follower {
 impl Follower {
     /// One stream, and the pause before the next. `Some` is why the replica must be rebuilt.
     async fn turn(&mut self) -> Option<String> {
-        let failure = self.follow().await;
+        let mut is_troubled = self.is_troubled.clone();
+        let failure = tokio::select! {
+            failure = self.follow() => Some(failure),
+            // Postgres waits for us when it shuts down, and what it sent may not become durable before it is up again.
+            _ = is_troubled.wait_for(|on| *on) => None,
+        };
         // A successor that made a new copy has dropped our slot: that is no reason to make one as well.
         self.check_ownership().await;
         let retry_ms = self.pause.as_millis() as u64;
         match failure {
-            Error::ResetRequired { message } => return Some(message),
-            Error::Transient { .. } | Error::SlotInUse { .. } => {
-                warn!(error = %failure, retry_ms, "the replication stream ended, will retry");
+            None => {}
+            Some(Error::ResetRequired { message }) => return Some(message),
+            Some(error @ (Error::Transient { .. } | Error::SlotInUse { .. })) => {
+                warn!(%error, retry_ms, "the replication stream ended, will retry");
             }
-            Error::Configuration { .. } => {
-                error!(error = %failure, retry_ms, "replication cannot go on; clients are served what is here");
+            Some(error @ Error::Configuration { .. }) => {
+                error!(%error, retry_ms, "replication cannot go on; clients are served what is here");
             }
         }
         tokio::time::sleep(self.pause).await;

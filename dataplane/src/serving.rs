@@ -2,32 +2,54 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use replica::{Description, Writer};
+use tracing::warn;
 use upstream::Address;
+use views::Ending;
 use views::store::Copy;
 
+use crate::config::Role;
 use crate::node::{Node, await_database};
+
+/// A database that goes away between two looks comes back within this many attempts, or a person must see to it.
+const ATTEMPTS: u32 = 12;
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Starts the views. Clients are let in by the caller, by opening the gate.
 pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Result<views::Started> {
+    let cvr: Address = node.config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;
+    let mut pause = Duration::from_millis(100);
+    for _ in 1..ATTEMPTS {
+        await_database("ZERO_CVR_DB", &cvr).await?;
+        match views::start(options(node, cvr.clone(), writer, copy)).await {
+            Ok(started) => return Ok(started),
+            Err(error) => warn!(error, retry_ms = pause.as_millis() as u64, "cannot start the views yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+    views::start(options(node, cvr, writer, copy)).await.map_err(anyhow::Error::msg)
+}
+
+fn options(node: &Node<'_>, cvr: Address, writer: &Writer, copy: &Description) -> views::Options {
     let config = node.config;
-    let cvr: Address = config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;
-    await_database("ZERO_CVR_DB", &cvr).await?;
     let path: PathBuf = writer.path().to_owned();
     let connector: views::store::Connector = Arc::new(move || {
         let cvr = cvr.clone();
         Box::pin(async move { upstream::connect(&cvr, "zero-cvr").await.map_err(|e| e.to_string()) })
     });
     let shard = format!("{}_{}", config.app.id, config.app.shard_num);
-    views::start(views::Options {
+    views::Options {
         clients_table: format!("{shard}.clients"),
         mutations_table: format!("{shard}.mutations"),
         cvr_schema: format!("{shard}/cvr"),
         cvr: connector,
         cvr_connections_max: config.cvr.connections_max,
         copy: Copy { id: copy.replica_id.clone(), version: copy.initial_version },
+        is_alone: config.role == Role::SingleNode,
         memory_bytes: crate::memory::limit(),
         cvr_purge_hours: i32::try_from(config.cvr.inactivity_threshold.as_secs() / 3600).unwrap_or(i32::MAX).max(1),
         hydrators: config.engine.threads,
@@ -37,7 +59,14 @@ pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Resu
         revalidate: config.auth.revalidate_interval,
         retransform: config.auth.retransform_interval,
         metrics: node.view_metrics.clone(),
-    })
-    .await
-    .map_err(anyhow::Error::msg)
+    }
+}
+
+/// Why the views cannot go on. Never, if they end as they were told to: the node then finishes by itself.
+pub async fn failed(ended: tokio::sync::oneshot::Receiver<Ending>) -> String {
+    match ended.await {
+        Ok(Ending::Failed(reason)) => reason,
+        Ok(Ending::Drained) => std::future::pending().await,
+        Err(_) => "their thread panicked".to_owned(),
+    }
 }

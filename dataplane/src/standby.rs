@@ -51,7 +51,7 @@ pub async fn take_over(
         Some(lineage) if lineage.replica == initial => {
             let running = lineage.owner.filter(|other| other.id != owner.id);
             if let Some(other) = running
-                && upstream::is_streamed(source).await.context("ZERO_UPSTREAM_DB")?
+                && is_streamed(source).await
             {
                 match wait(node, gate, &mut log, writer, &other).await? {
                     Ok(caught_up) => writer = caught_up,
@@ -72,6 +72,8 @@ pub async fn take_over(
             return Ok(Taken::Reset(format!("the change log does not fit the replica of {initial}: {have}")));
         }
     }
+    // From here on the former owner is not the one to ask any more.
+    gate.set(Role::Starting);
     let lineage = log.take_over(&owner).await.context("change database")?;
     if lineage.replica != initial {
         return Ok(Taken::Reset(format!("the change log was begun anew for the copy of {}", lineage.replica)));
@@ -86,6 +88,14 @@ pub async fn take_over(
         }
     }
     Ok(Taken::owned(log, lineage, writer))
+}
+
+/// Whether the owner is at work. One that does not reach upstream is not.
+async fn is_streamed(source: &upstream::Options) -> bool {
+    upstream::is_streamed(source).await.unwrap_or_else(|error| {
+        warn!(%error, "cannot see whether another process replicates");
+        false
+    })
 }
 
 /// Follows the log of a running owner until this node is asked for the stream, or for as long as it is configured.

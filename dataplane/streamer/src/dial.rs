@@ -212,15 +212,18 @@ async fn reach(options: &Options, target: &Target, purpose: &str, hello: Hello) 
     }
 }
 
+const WHERE: &str =
+    "it serves no change stream; is ZERO_CHANGE_STREAMER_URI the change stream's port (4849 by default)?";
+
 fn refused(authority: &str, response: &Response<Option<Vec<u8>>>) -> Error {
     let status = response.status();
     let reason = response.headers().get(ERROR_HEADER).and_then(|value| value.to_str().ok());
     let told = reason.map_or_else(String::new, |reason| format!(": {reason}"));
     let message = format!("the server at {authority} refused the change stream with status {}{told}", status.as_u16());
     match status {
-        StatusCode::NOT_FOUND if reason.is_none() => Error::configuration(format!(
-            "{message}: it serves no change stream; is ZERO_CHANGE_STREAMER_URI the change stream's port (4849 by default)?"
-        )),
+        StatusCode::NOT_FOUND if reason.is_none() => Error::configuration(format!("{message}: {WHERE}")),
+        // The client port of a node without views says so as well.
+        StatusCode::SERVICE_UNAVAILABLE if reason.is_none() => Error::transient(format!("{message}: {WHERE}")),
         // A load balancer or a full node; both pass.
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => Error::transient(message),
         _ => Error::configuration(message),

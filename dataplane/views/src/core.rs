@@ -46,6 +46,8 @@ pub struct Options {
     pub cvr_connections_max: usize,
     /// The copy that the replica began with.
     pub copy: Copy,
+    /// No other node serves this application's clients: client groups of former processes are taken without waiting.
+    pub is_alone: bool,
     /// What the process may use of memory; budgets are parts of it. `None`: not known.
     pub memory_bytes: Option<usize>,
     /// Age at which an unused client group is forgotten.
@@ -113,17 +115,29 @@ fn row_count(batch: &Batch) -> usize {
     batch.tables.iter().map(|t| t.rows.len()).sum()
 }
 
+/// How the views ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// As they were told to.
+    Drained,
+    /// They cannot go on, for this reason.
+    Failed(String),
+}
+
 /// The views, running.
 pub struct Started {
     pub handle: Handle,
     pub batches: Batches,
     /// Ends with an error when the replica cannot be read any more; the process should then stop.
-    pub ended: tokio::sync::oneshot::Receiver<String>,
+    pub ended: tokio::sync::oneshot::Receiver<Ending>,
 }
 
 /// Prepares the CVR database and starts the thread.
 pub async fn start(options: Options) -> Result<Started, String> {
-    let limits = options.memory_bytes.map_or_else(Limits::default, Limits::for_memory);
+    let mut limits = options.memory_bytes.map_or_else(Limits::default, Limits::for_memory);
+    if options.is_alone {
+        limits.node_live = Duration::ZERO;
+    }
     start_within(options, limits).await
 }
 
@@ -184,8 +198,8 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
             let materialisations = Materialisations::new(pool, node * LINEAGES_PER_NODE, options.metrics.clone());
             let around = Around { store, events, runtime, backlog };
             let core = Core::new(options, limits, reader, materialisations, around);
-            let reason = core.run(&receiver);
-            let _ = ended_sender.send(reason);
+            let ending = core.run(&receiver);
+            let _ = ended_sender.send(ending);
         })
         .map_err(|e| format!("start the views' thread: {e}"))?;
     Ok(Started { handle: Handle { commands }, batches, ended })
@@ -289,11 +303,11 @@ impl Core {
         }
     }
 
-    /// Runs until the replica fails; returns the reason.
-    fn run(mut self, receiver: &Receiver<Event>) -> String {
+    /// Runs until a drain has ended, or it cannot go on.
+    fn run(mut self, receiver: &Receiver<Event>) -> Ending {
         match self.reader.begin() {
             Ok(version) => self.version = version,
-            Err(error) => return error.to_string(),
+            Err(error) => return Ending::Failed(error.to_string()),
         }
         self.reader.end();
         let mut next_tick = Instant::now() + TICK;
@@ -309,7 +323,9 @@ impl Core {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return "every handle to the views is gone".into(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Ending::Failed("every handle to the views is gone".into());
+                }
             }
             let now = Instant::now();
             if now >= next_tick {
@@ -325,18 +341,18 @@ impl Core {
                 && let Err(reason) = self.step(receiver)
             {
                 error!(reason, "the views cannot go on");
-                return reason;
+                return Ending::Failed(reason);
             }
             if self.gone && !self.has_left() {
                 let reason = "the other nodes took this one for dead: it was not heard of for too long";
                 error!(reason, "the views cannot go on");
-                return reason.into();
+                return Ending::Failed(reason.into());
             }
             if self.finish_drain() {
-                return "drained".into();
+                return Ending::Drained;
             }
             if self.abandoned {
-                return "every handle to the views is gone".into();
+                return Ending::Failed("every handle to the views is gone".into());
             }
         }
     }

@@ -45,4 +45,4 @@ pub mod store;
 mod tidy;
 mod transform;
 
-pub use crate::core::{Batches, Options, Started, start, start_within};
+pub use crate::core::{Batches, Ending, Options, Started, start, start_within};

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use rows::Change;
 use serde_json::{Value as Json, json};
 use tokio::time::Instant;
+use views::Ending;
 use views::limits::Limits;
 
 use crate::client::{Client, PATIENCE, Seen, Store, del, put};
@@ -394,8 +395,9 @@ impl Life {
     /// A node that was held for so long that the others gave it up stops; something starts it again.
     async fn replace_struck_off(&mut self) {
         for n in 0..self.cluster.nodes.len() {
-            if let Some(reason) = self.cluster.nodes[n].world.has_ended() {
-                assert!(reason.contains("for dead"), "node {n} ended: {reason}");
+            if let Some(ending) = self.cluster.nodes[n].world.has_ended() {
+                let is_struck_off = matches!(&ending, Ending::Failed(reason) if reason.contains("for dead"));
+                assert!(is_struck_off, "node {n} ended: {ending:?}");
                 self.stop(n, false).await;
                 self.start(n).await;
                 self.cluster.advance(n, usize::MAX).await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rows::Version;
 use serde_json::json;
 use testkit::pgbouncer::PgBouncer;
+use views::Ending;
 
 use crate::client::{Client, PATIENCE, Poke, Seen, Store, del, put};
 use crate::cluster::{Cluster, eventually, rehomed};
@@ -308,7 +309,7 @@ async fn a_drain_frees_its_groups_one_after_the_other() {
         assert!(matches!(seen.last(), Some(Seen::Close(Some((1001, _))))), "without an error: {seen:?}");
         assert_eq!(c.store.rows.len(), 5, "what was on its way arrived");
     }
-    assert_eq!(cluster.nodes[0].world.ended().await, "drained");
+    assert_eq!(cluster.nodes[0].world.ended().await, Ending::Drained);
     let owned = cluster.query("SELECT id FROM cvr.groups WHERE owner IS NOT NULL").await;
     assert!(owned.is_empty(), "{owned:?}");
     assert_eq!(cluster.count("nodes").await, 1, "the node has signed off");
@@ -435,8 +436,8 @@ async fn a_node_that_was_struck_off_stops() {
     c2.until("the row", |s| s.rows.len() == 5).await;
     let before = c.store.clone();
     cluster.release(0);
-    let reason = cluster.nodes[0].world.ended().await;
-    assert!(reason.contains("for dead"), "{reason}");
+    let ending = cluster.nodes[0].world.ended().await;
+    assert!(matches!(&ending, Ending::Failed(reason) if reason.contains("for dead")), "{ending:?}");
     while let Ok(Some(frame)) = tokio::time::timeout(A_WHILE, c.outbox.recv()).await {
         let views::api::Frame::Text(text) = frame else { continue };
         assert!(!text.starts_with(b"[\"pokeEnd\""), "nothing is promised any more");

@@ -19,7 +19,7 @@ use views::api::{
 use views::limits::Limits;
 use views::metrics::Metrics;
 use views::store::Copy;
-use views::{Options, Started};
+use views::{Ending, Options, Started};
 
 use crate::client::{Client, Store, key_text};
 use crate::data::{self, Ask, CLIENTS, MUTATIONS, cells, client_schema};
@@ -211,6 +211,7 @@ impl World {
             }),
             cvr_connections_max: self.cvr_connections_max,
             copy: self.copy.clone(),
+            is_alone: false,
             memory_bytes: None,
             cvr_purge_hours: 48,
             hydrators: 2,
@@ -237,7 +238,7 @@ impl World {
         let (done, drained) = tokio::sync::oneshot::channel();
         life.started.handle.commands.send(Command::Drain { done, within: Duration::ZERO }).unwrap();
         tokio::time::timeout(Duration::from_secs(20), drained).await.expect("drained").unwrap();
-        assert_eq!(life.started.ended.await.unwrap(), "drained");
+        assert_eq!(life.started.ended.await.unwrap(), Ending::Drained);
         life.runtime.shutdown_background();
     }
 
@@ -250,12 +251,12 @@ impl World {
     }
 
     /// Why the views have ended, if they have. Says so once.
-    pub fn has_ended(&mut self) -> Option<String> {
+    pub fn has_ended(&mut self) -> Option<Ending> {
         self.life.as_mut()?.started.ended.try_recv().ok()
     }
 
     /// Why the views end.
-    pub async fn ended(&mut self) -> String {
+    pub async fn ended(&mut self) -> Ending {
         let life = self.life.take().unwrap();
         let reason = tokio::time::timeout(Duration::from_secs(20), life.started.ended).await.unwrap().unwrap();
         life.runtime.shutdown_background();
