@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crds::conditions::kind;
 use crds::names::annotation;
-use crds::status::{Phase, RetiredState};
+use crds::status::{Phase, RetiredState, UpgradeStep};
 use serde_json::{Value, json};
 
 use crate::model::{BROKEN, Reach, World, edit, resource};
@@ -243,7 +243,7 @@ fn nothing_stands_in_the_way_back() {
 #[test]
 fn going_forward_from_a_broken_image_works_at_any_moment() {
     let downgrade = json!({ "upgrade": { "allowDowngrade": true } });
-    report("forward", explore(settled(downgrade), &[image(BROKEN), image("1.9.10")], 1, running));
+    report("forward", explore(settled(downgrade), &[image(BROKEN), image("1.9.10")], 0, running));
 }
 
 #[test]
@@ -326,6 +326,24 @@ fn pausing_freezes_and_unpausing_goes_on() {
     let paused = edit(&settled(json!({})), json!({ "paused": true, "image": { "tag": "1.1.0" } })).settle();
     assert!(paused.is(kind::RECONCILIATION_PAUSED) && paused.is(kind::READY));
     assert!(paused.pods.iter().all(|pod| pod.template.image.ends_with(":1.0.0")));
+}
+
+#[test]
+fn time_spent_in_a_pause_is_nobodys_delay() {
+    let mut world = image("1.1.0")(&settled(json!({})));
+    for _ in 0..3 {
+        world = world.operate(Reach::Everything);
+    }
+    assert_eq!(world.status().upgrade.unwrap().step, UpgradeStep::ReplicationManager);
+    let late = world.pass_time().operate(Reach::Everything);
+    assert!(late.is(kind::UPGRADE_STALLED), "a step that takes long is late");
+    for stop in ["paused", "suspended"] {
+        let stopped = edit(&world, json!({ stop: true })).operate(Reach::Everything).pass_time();
+        let stopped = stopped.operate(Reach::Everything);
+        assert!(!stopped.is(kind::UPGRADE_STALLED), "{stop}: late while nothing may happen");
+        let resumed = edit(&stopped, json!({ stop: false })).operate(Reach::Everything);
+        assert!(!resumed.is(kind::UPGRADE_STALLED), "{stop}: late at once");
+    }
 }
 
 fn rotate(world: &mut World) {
@@ -492,6 +510,12 @@ fn a_gate_waits_for_a_person() {
     let half = annotate(|world| world.status().upgrade.unwrap().target)(&manual).settle();
     assert_eq!((tags(&half, Role::ReplicationManager), tags(&half, Role::ViewSyncer)), (vec![true], vec![false]));
     running(&annotate(|world| format!("{}/view-syncers", world.status().upgrade.unwrap().target))(&half).settle());
+
+    // Going back needs nobody's leave.
+    let manual = image(BROKEN)(&settled(json!({ "upgrade": { "strategy": "Manual" } }))).settle();
+    let broken = annotate(|world| world.status().upgrade.unwrap().target)(&manual).settle();
+    assert!(broken.is(kind::UPGRADE_STALLED));
+    running(&image("1.0.0")(&broken).settle());
 }
 
 #[test]
@@ -514,7 +538,7 @@ fn an_upgrade_waits_for_a_database_that_answers() {
     let blocked = image("1.1.0")(&start).settle();
     assert_eq!(blocked.condition(kind::UPGRADE_BLOCKED).1, "Unreachable");
     let up = world(|world| world.is_upstream_up = true);
-    report("database", explore(start, &[image("1.1.0"), up], 1, running));
+    report("database", explore(start, &[image("1.1.0"), up], 0, running));
 }
 
 #[test]

@@ -409,6 +409,19 @@ impl World {
 
     /// What must hold of every plan in every state.
     fn check(&self, plan: &Plan) {
+        let before = self.status();
+        if before.upgrade.as_ref().is_some_and(|it| plan.status.current_revision.as_ref() == Some(&it.target))
+            && plan.status.upgrade.is_none()
+            && before.current_revision != plan.status.current_revision
+        {
+            let revision = self.deployment.as_ref().map(|it| it.template.revision.as_str());
+            let is_left = |pod: &&Node| revision != Some(pod.template.revision.as_str());
+            assert_eq!(
+                self.nodes_of(Role::ViewSyncer).filter(is_left).count(),
+                0,
+                "an upgrade ends while old pods drain"
+            );
+        }
         let Some(objects) = &plan.objects else { return };
         if let Workload::Apply(deployment) = &objects.deployment {
             let new = Template::of(&deployment.spec.as_ref().unwrap().template);

@@ -222,6 +222,11 @@ fn is_overdue(since: &Time, context: &Context) -> bool {
     seconds_between(since.0, context.observed.now) >= context.wanted.spec.upgrade.step_timeout.seconds()
 }
 
+/// Flows are held, so that no step can be late.
+fn stands_still(context: &Context) -> bool {
+    context.hold.is_some() || context.wanted.spec.paused || context.wanted.spec.suspended
+}
+
 /// The first start has no step of its own: it is as old as the resource has not been ready.
 fn is_overdue_start(context: &Context, next: &ZeroCacheStatus) -> bool {
     let ready = context.recorded.conditions.iter().find(|condition| condition.type_ == kind::READY);
@@ -258,7 +263,7 @@ fn upgrade(context: &Context, next: &ZeroCacheStatus) -> Vec<Finding> {
         (UpgradeStep::Preflight, None) if upgrade.message.starts_with("waiting") => Some(reason::WAITING_FOR_RELEASE),
         _ => None,
     };
-    let is_stalled = !is_waiting && is_overdue(&upgrade.step_started_at, context) && context.hold.is_none();
+    let is_stalled = !is_waiting && is_overdue(&upgrade.step_started_at, context) && !stands_still(context);
     let stalled = format!(
         "{step} takes longer than {}: {}; repair the cause, or go back by setting the image or configuration that ran before",
         context.wanted.spec.upgrade.step_timeout, upgrade.message
@@ -295,7 +300,7 @@ fn reset(context: &Context, next: &ZeroCacheStatus) -> Vec<Finding> {
     };
     let block = context.reset_block.filter(|_| reset.step == ResetStep::Requested);
     let is_stalled =
-        reset.step != ResetStep::Requested && is_overdue(&reset.step_started_at, context) && context.hold.is_none();
+        reset.step != ResetStep::Requested && is_overdue(&reset.step_started_at, context) && !stands_still(context);
     let stalled = format!(
         "{step} takes longer than {}: {}; repair the cause, or go back by setting generation to {}",
         context.wanted.spec.upgrade.step_timeout, reset.message, reset.from

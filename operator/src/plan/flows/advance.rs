@@ -146,6 +146,8 @@ impl Flows<'_> {
         let with_syncers = format!("{target}{VIEW_SYNCERS_RELEASE}");
         let (first, second) = (is_released(self.cache, target), is_released(self.cache, &with_syncers));
         let is_manual = spec.strategy == UpgradeStrategy::Manual;
+        // What ran before needs nobody's leave.
+        let goes_back = self.recorded.current_revision.as_deref() == Some(target);
         upgrade::Facts {
             now: self.observed.now,
             target,
@@ -153,11 +155,12 @@ impl Flows<'_> {
             cause: self.cause(),
             block,
             gates: upgrade::Gates {
-                holds_manager: is_manual && !first && !second,
-                holds_syncers: match is_manual {
-                    true => !second,
-                    false => spec.pause_after_replication_manager && !first && !second,
-                },
+                holds_manager: is_manual && !first && !second && !goes_back,
+                holds_syncers: !goes_back
+                    && match is_manual {
+                        true => !second,
+                        false => spec.pause_after_replication_manager && !first && !second,
+                    },
             },
             is_manager_proven: self.is_manager_proven(&self.target.manager.revision),
             is_streaming: self.observed.nodes.as_ref().and_then(|nodes| nodes.streaming).unwrap_or(true),
