@@ -121,15 +121,23 @@ fn transactions(rows: i64, count: usize) -> Vec<Vec<Transaction>> {
     (0..count).map(|_| (0..10).map(|_| transaction()).collect()).collect()
 }
 
-/// Row changes a second.
-fn apply(writer: &mut Writer, work: &[Vec<Transaction>]) -> f64 {
-    let began = Instant::now();
+/// Row changes a second: by the clock, and without the time that the thread waited for a processor, which on a machine that does
+/// other things as well says more.
+fn apply(writer: &mut Writer, work: &[Vec<Transaction>]) -> (f64, f64) {
+    let (began, waited) = (Instant::now(), waited_for_processor());
     let mut changes = 0;
     for transactions in work {
         writer.apply(transactions).unwrap();
         changes += transactions.iter().map(|t| t.changes.len()).sum::<usize>();
     }
-    changes as f64 / began.elapsed().as_secs_f64()
+    let (elapsed, waited) = (began.elapsed(), waited_for_processor() - waited);
+    (changes as f64 / elapsed.as_secs_f64(), changes as f64 / (elapsed - waited).as_secs_f64())
+}
+
+/// By this thread, so far.
+fn waited_for_processor() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(stat.split(' ').nth(1).unwrap().parse().unwrap())
 }
 
 async fn writer_cost(rows: i64, commits: usize, rounds: usize) {
@@ -139,20 +147,26 @@ async fn writer_cost(rows: i64, commits: usize, rounds: usize) {
     for round in 0..rounds * 2 {
         let is_with = round % 2 == 1;
         let directory = tempfile::tempdir().unwrap();
-        let s3 = S3::start(BUCKET).await.unwrap();
+        // In memory where that is possible: the store's disk is not the writer's.
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let s3 = S3::start_in(BUCKET, &parent).await.unwrap();
         let path = directory.path().join("replica.db");
         let mut writer = create(&path, rows);
         let running = if is_with { Some(start(&options(&s3), &mut writer).await.1) } else { None };
         let shared = Arc::clone(&work);
-        let (mut writer, rate) = tokio::task::spawn_blocking(move || {
-            let rate = apply(&mut writer, &shared);
-            (writer, rate)
+        let (mut writer, (clock, rate)) = tokio::task::spawn_blocking(move || {
+            let rates = apply(&mut writer, &shared);
+            (writer, rates)
         })
         .await
         .unwrap();
         let name = if is_with { "with backup" } else { "without" };
         let wal = std::fs::metadata(directory.path().join("replica.db-wal")).map_or(0, |m| m.len());
-        println!("  {name:<12} {rate:>9.0} changes/s   WAL {:>6.1} MiB at the end", wal as f64 / MIB);
+        let wal = wal as f64 / MIB;
+        println!(
+            "  {name:<12} {clock:>9.0} changes/s   {rate:>9.0} without waits for a processor   WAL {wal:>6.1} MiB at the end"
+        );
         if is_with {
             with.push(rate)
         } else {
@@ -170,7 +184,10 @@ async fn writer_cost(rows: i64, commits: usize, rounds: usize) {
         rates[rates.len() / 2]
     };
     let (a, b) = (median(&mut without), median(&mut with));
-    println!("  the backup costs {:.1} % of the writer's throughput (medians)", (1.0 - b / a) * 100.0);
+    println!(
+        "  the backup costs {:.1} % of the writer's throughput (medians, without waits for a processor)",
+        (1.0 - b / a) * 100.0
+    );
 }
 
 async fn restoring(rows: i64, rounds: usize) {

@@ -24,8 +24,8 @@ use crate::now_ms;
 use crate::view::{self, View};
 use crate::wal::{Frame, Position, Wal};
 
-/// From here on the increment should be sent even before its time.
-pub const PENDING_DUE: usize = 64 << 20;
+/// From here on the increment should be sent even before its time. Less would send pages that change often more often.
+pub const PENDING_DUE: usize = 128 << 20;
 /// Reading stops here: while the store does not take what is read, the WAL keeps the rest.
 const PENDING_MAX: usize = 2 * PENDING_DUE;
 /// A WAL that cannot be cut grows to at most so many bytes, or to the size of the database if that is more. Then the chain is

@@ -77,7 +77,7 @@ impl Checkpointer {
         }
         self.due = pages + STEP;
         let result = if pages < LONG {
-            run(conn, "PASSIVE").map(drop)
+            self.copy(conn, gate.version())
         } else if pages < self.patient_at {
             gate.quiet(|version| self.cut(conn, version, Duration::ZERO)).map(drop)
         } else {
@@ -97,6 +97,17 @@ impl Checkpointer {
     /// Copies everything and cuts the WAL, waiting so long for readers. Whether it was cut.
     pub(crate) fn truncate(&mut self, conn: &Connection, gate: &CommitGate) -> Result<bool, Fault> {
         Ok(gate.quiet(|version| self.cut(conn, version, PATIENCE))? == Cut::Done)
+    }
+
+    /// Copies what readers allow. If that is everything, the next commit starts the WAL over in place, which costs less than cutting
+    /// it: its blocks stay where they are.
+    fn copy(&mut self, conn: &Connection, version: Version) -> Result<(), Fault> {
+        let is_released = self.keeper.as_mut().is_some_and(|keeper| keeper.release(version));
+        let result = run(conn, "PASSIVE").map(drop);
+        if let Some(keeper) = self.keeper.as_mut().filter(|_| is_released) {
+            keeper.resume();
+        }
+        result
     }
 
     fn cut(&mut self, conn: &Connection, version: Version, patience: Duration) -> Result<Cut, Fault> {

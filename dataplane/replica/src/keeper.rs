@@ -8,15 +8,15 @@ use rows::Version;
 /// Copies the WAL elsewhere, frame by frame. Between the calls it holds a read transaction, so that SQLite never starts the WAL
 /// over before its frames are copied.
 ///
-/// Both methods run on the writer's thread, between two commits, while the [`crate::CommitGate`] is closed: waiting for the gate
+/// Both methods run on the writer's thread, between two commits, and the [`crate::CommitGate`] may be closed: waiting for the gate
 /// in them would wait forever.
 pub trait WalKeeper: Send + Debug {
-    /// The writer wants to cut the WAL, which ends at `version`. To allow it, copy what is not copied yet, end all read
-    /// transactions, and answer `true`. After `false` the WAL stays and grows.
+    /// The writer wants to cut the WAL, which ends at `version`, or to have it started over by the next commit. To allow it, copy
+    /// what is not copied yet, end all read transactions, and answer `true`. After `false` the WAL stays and grows.
     fn release(&mut self, version: Version) -> bool;
 
-    /// The cut was tried, or given up; [`WalEnd::frames`] says what the WAL now holds. No commit happened since
-    /// [`WalKeeper::release`].
+    /// After a [`WalKeeper::release`] that allowed it: the cut was tried. [`WalEnd::frames`] says what the WAL now holds; no commit
+    /// happened meanwhile.
     fn resume(&mut self);
 }
 

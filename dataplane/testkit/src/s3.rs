@@ -58,7 +58,12 @@ pub struct S3 {
 impl S3 {
     /// Starts a server with one empty bucket on a loopback port, on the present runtime.
     pub async fn start(bucket: &str) -> Result<S3> {
-        let root = tempfile::tempdir().context("create a directory for objects")?;
+        S3::start_in(bucket, &std::env::temp_dir()).await
+    }
+
+    /// The same, with its objects in a temporary directory below `parent`.
+    pub async fn start_in(bucket: &str, parent: &Path) -> Result<S3> {
+        let root = tempfile::tempdir_in(parent).context("create a directory for objects")?;
         std::fs::create_dir(root.path().join(bucket)).context("create the bucket")?;
         let files = FileSystem::new(root.path()).map_err(|e| anyhow::anyhow!("{e:?}")).context("open the objects")?;
         let mut builder = S3ServiceBuilder::new(files);
