@@ -1,4 +1,4 @@
-//! Types and reasons of conditions and events. Each reason's sentence is what the reference and the troubleshooting page say.
+//! Types and reasons of conditions and events: what programs match on, and the troubleshooting page is ordered by.
 
 /// Types of conditions.
 pub mod kind {
@@ -111,7 +111,6 @@ pub mod reason {
     pub const PREFIX_NOT_EMPTY: &str = "PrefixNotEmpty";
     pub const GENERATION_RETIRED: &str = "GenerationRetired";
     pub const UPGRADE_IN_PROGRESS: &str = "UpgradeInProgress";
-    pub const INSUFFICIENT_STORAGE: &str = "InsufficientStorage";
     // ReconciliationPaused
     pub const PAUSED_BY_SPEC: &str = "PausedBySpec";
     pub const NOT_PAUSED: &str = "NotPaused";
@@ -135,7 +134,6 @@ pub mod event {
     pub const GENERATION_DELETED: &str = "GenerationDeleted";
     pub const PAUSED: &str = "Paused";
     pub const RESUMED: &str = "Resumed";
-    pub const SUSPENDED: &str = "Suspended";
     pub const CREATED: &str = "Created";
     pub const DELETION_STARTED: &str = "DeletionStarted";
     pub const RELEASED: &str = "Released";

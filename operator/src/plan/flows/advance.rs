@@ -12,6 +12,7 @@ use super::{Block, Flows, Stage, VIEW_SYNCERS_RELEASE, reset, retention, upgrade
 use crate::observe::Role;
 
 impl Flows<'_> {
+    /// Takes each flow one step on.
     pub(super) fn advance(
         &mut self,
         next: &mut ZeroCacheStatus,
@@ -46,6 +47,7 @@ impl Flows<'_> {
         }
     }
 
+    /// While nothing has run wholly there is nothing to keep: a change is taken over as it comes.
     fn advance_provisioning(&mut self, next: &mut ZeroCacheStatus) {
         let is_done = matches!(self.stage(), Stage::Provisioning)
             && self.is_manager_proven(&self.target.manager.revision)
@@ -60,6 +62,7 @@ impl Flows<'_> {
         }
     }
 
+    /// What is wanted becomes what is current.
     fn make_current(&self, next: &mut ZeroCacheStatus) {
         next.current_image = Some(self.wanted.image.clone());
         next.current_version = Some(version_of(&self.wanted.image));
@@ -187,6 +190,7 @@ impl Flows<'_> {
         }
     }
 
+    /// What made the pods' templates differ from those that run.
     pub(super) fn cause(&self) -> UpgradeCause {
         if self.recorded.current_image.as_ref() != Some(&self.wanted.image) {
             return UpgradeCause::Image;
@@ -204,6 +208,7 @@ impl Flows<'_> {
         }
     }
 
+    /// A pause or a suspension is no time that a step took.
     pub(super) fn restart_clocks(&self, next: &mut ZeroCacheStatus, is_paused: bool) {
         let was_frozen = conditions::is_true(self.recorded, kind::RECONCILIATION_PAUSED)
             || self.recorded.suspension.is_some_and(|step| step != SuspensionStep::StartingReplicationManager);

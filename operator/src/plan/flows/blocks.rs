@@ -9,6 +9,8 @@ use super::{Block, Flows, upgrade};
 use crate::observe::BackupFault;
 
 impl Flows<'_> {
+    /// What a person must decide or repair before a rollout begins. Only a change of image is held back by the state of the
+    /// world: the other changes may be its cure.
     pub(super) fn upgrade_block(&self) -> Option<Block> {
         let current = self.recorded.current_image.as_deref()?;
         let is_wanted = self.recorded.current_revision.as_deref() != Some(self.target.hash.as_str());
@@ -51,6 +53,7 @@ impl Flows<'_> {
         Some(Block { reason, message })
     }
 
+    /// What a person must decide before a new generation is made.
     pub(super) fn reset_block(&self) -> Option<Block> {
         let current = self.recorded.current_generation.as_deref()?;
         let wanted = self.wanted.spec.generation.as_str();

@@ -14,7 +14,7 @@ mod volume;
 
 use crds::ZeroCache;
 use crds::conditions::event;
-use crds::status::{ResetStatus, ResetStep, UpgradeStatus, UpgradeStep, ZeroCacheStatus};
+use crds::status::{ResetStatus, ResetStep, StorageStatus, UpgradeStatus, UpgradeStep, ZeroCacheStatus};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 
 use super::budget::{self, Budget};
@@ -31,6 +31,7 @@ pub(super) use upgrade::Block;
 const VIEW_SYNCERS_RELEASE: &str = "/view-syncers";
 
 /// Templates of both roles for one image and generation.
+#[derive(Clone)]
 struct Revision {
     manager: Template,
     syncer: Option<Template>,
@@ -151,6 +152,9 @@ impl<'a> Flows<'a> {
             }
         }
         let repairs = self.repairs(manager.as_ref(), &volume);
+        if !is_paused {
+            self.tell_of(&repairs, volume.status.as_ref());
+        }
         self.actions.extend(repairs);
         let image = self.recorded.current_image.clone().unwrap_or_else(|| self.wanted.image.clone());
         let replicas = self.syncer_replicas();
@@ -203,6 +207,7 @@ impl<'a> Flows<'a> {
         }
     }
 
+    /// Where the flows are. A flow whose wish changed meanwhile is looked at again before anything is applied for it.
     fn stage(&self) -> Stage<'a> {
         let recorded = self.recorded;
         let generation = recorded.current_generation.as_deref();
@@ -219,16 +224,17 @@ impl<'a> Flows<'a> {
         }
     }
 
+    /// The templates that may be applied now, the first with its image; nothing where a workload stays as it is.
     fn workloads(&self, stage: &Stage, is_frozen: bool) -> (Option<(Template, String)>, Option<Template>) {
         if is_frozen {
             return (None, None);
         }
         let (revision, with_syncers) = match stage {
             Stage::Unrecorded | Stage::Changed => return (None, None),
-            Stage::Provisioning | Stage::Steady => (self.copy_of_target(), true),
+            Stage::Provisioning | Stage::Steady => (self.target.clone(), true),
             Stage::Upgrade(it) if it.step == UpgradeStep::Preflight => return (self.missing_manager(), None),
             Stage::Reset(it) if it.step == ResetStep::Requested => return (self.missing_manager(), None),
-            Stage::Upgrade(it) => (self.copy_of_target(), it.step == UpgradeStep::ViewSyncers),
+            Stage::Upgrade(it) => (self.target.clone(), it.step == UpgradeStep::ViewSyncers),
             Stage::Reset(it) => (self.current_in(&it.to), it.step == ResetStep::ViewSyncers),
         };
         let is_proven = self.is_manager_proven(&revision.manager.revision);
@@ -240,16 +246,13 @@ impl<'a> Flows<'a> {
         (Some((revision.manager, revision.image)), syncer)
     }
 
-    fn copy_of_target(&self) -> Revision {
-        let Revision { manager, syncer, hash, image } = &self.target;
-        Revision { manager: manager.clone(), syncer: syncer.clone(), hash: hash.clone(), image: image.clone() }
-    }
-
+    /// The image that is current, in some generation.
     fn current_in(&self, generation: &str) -> Revision {
         let image = self.recorded.current_image.as_deref().unwrap_or(&self.wanted.image);
         revision(self.cache, self.wanted, image, generation, &self.budget)
     }
 
+    /// While checks run the replication-manager stays as it is; if somebody removed it, it comes back as it was.
     fn missing_manager(&self) -> Option<(Template, String)> {
         let generation = self.recorded.current_generation.as_deref().unwrap_or(&self.wanted.spec.generation);
         self.observed.stateful_set.is_none().then(|| {
@@ -258,6 +261,7 @@ impl<'a> Flows<'a> {
         })
     }
 
+    /// The StatefulSet has this template, and its only pod was made from it and has been ready for a while.
     fn is_manager_proven(&self, revision: &str) -> bool {
         let is_set = self
             .observed
@@ -270,6 +274,7 @@ impl<'a> Flows<'a> {
             && pods.next().is_none()
     }
 
+    /// All view-syncers have this template and are ready, and none of another is left, not even draining.
     fn are_syncers_proven(&self, revision: Option<&str>) -> bool {
         let Some(revision) = revision else { return true };
         let Some(deployment) = &self.observed.deployment else { return false };
@@ -282,6 +287,21 @@ impl<'a> Flows<'a> {
             && self.observed.pods_of(Role::ViewSyncer).all(|pod| pod.revision == revision)
     }
 
+    /// What a person should read of them in the history.
+    fn tell_of(&mut self, repairs: &[Action], storage: Option<&StorageStatus>) {
+        for action in repairs {
+            if let Action::DeletePod { name } = action {
+                let text = format!("{name} is not replaced by its StatefulSet; it is deleted");
+                self.events.push(Event::warning(event::STUCK_POD_DELETED, text));
+            }
+        }
+        let was_pending = self.recorded.storage.as_ref().is_some_and(|it| it.resize_pending);
+        if let Some(storage) = storage.filter(|it| was_pending && !it.resize_pending) {
+            self.events.push(Event::normal(event::VOLUME_RESIZED, format!("the volume has {} now", storage.requested)));
+        }
+    }
+
+    /// What Kubernetes does not do by itself.
     fn repairs(&self, manager: Option<&(Template, String)>, volume: &volume::Volume) -> Vec<Action> {
         let mut actions = volume.actions.clone();
         // A set that was deleted without its pod, to grow its volume, has nobody to stop the pod.
@@ -319,6 +339,7 @@ impl<'a> Flows<'a> {
         Workload::Apply(Box::new(objects::deployment(self.cache, self.wanted, template, image, replicas.applied)))
     }
 
+    /// The finalizer is there exactly while something outside would have to be released.
     fn finalizer(&mut self) {
         let needs = deletion::needs_finalizer(self.wanted.spec);
         let has = deletion::has_finalizer(self.cache);

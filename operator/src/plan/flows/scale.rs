@@ -1,8 +1,11 @@
 //! How many view-syncers there are: the wish, held back by the budget, by a replication-manager that is not there yet, or left to an
 //! autoscaler.
 
+use crds::conditions::event;
+
 use super::super::Action;
 use super::super::budget::Verdict;
+use super::super::conditions::Event;
 use super::super::objects::{Bounds, Workload, Workloads};
 use super::{Flows, Stage};
 use crate::observe::Role;
@@ -19,6 +22,7 @@ pub(super) struct Replicas {
 }
 
 impl Flows<'_> {
+    /// Scales what is otherwise left as it is.
     pub(super) fn scale(&mut self, planned: &Workloads, replicas: &Replicas) {
         let power = self.power.manager;
         if let Some(set) = &self.observed.stateful_set
@@ -28,6 +32,12 @@ impl Flows<'_> {
             self.actions.push(Action::Scale { role: self.wanted.main_role(), replicas: power });
         }
         let Some(deployment) = &self.observed.deployment else { return };
+        if let Some(wanted) = replicas.wanted.filter(|wanted| *wanted != deployment.replicas)
+            && !self.wanted.spec.paused
+        {
+            let text = format!("view-syncers from {} to {wanted}", deployment.replicas);
+            self.events.push(Event::normal(event::SCALED, text));
+        }
         let is_kept = planned.deployment == Workload::Keep;
         if let Some(wanted) = replicas.wanted
             && (is_kept || replicas.applied.is_none())
