@@ -15,9 +15,9 @@ use crate::chaos::random;
 /// A connection of an application that writes at a steady pace and comes back when Postgres does.
 pub struct Writer {
     commits: Arc<AtomicU64>,
-    /// Whether it may write; it answers through `idle`.
+    /// Whether it may write; it answers through `is_idle`.
     may_write: watch::Sender<bool>,
-    idle: watch::Receiver<bool>,
+    is_idle: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -37,17 +37,21 @@ impl Writer {
     pub fn start(url: &str, pause: Duration, mut sql: impl FnMut(u64) -> String + Send + 'static) -> Writer {
         let commits = Arc::new(AtomicU64::new(0));
         let (may_write, mut may) = watch::channel(true);
-        let (idle_sender, idle) = watch::channel(false);
+        let is_idle = watch::Sender::new(false);
+        let telling = is_idle.clone();
         let url = url.to_owned();
         let count = Arc::clone(&commits);
         let task = tokio::spawn(async move {
             let mut connection = None;
             loop {
-                idle_sender.send_replace(!*may.borrow());
-                if may.wait_for(|on| *on).await.is_err() {
-                    return;
+                // Said only when it is seen here: whoever asks for a pause may do so at any moment.
+                if !*may.borrow_and_update() {
+                    telling.send_replace(true);
+                    if may.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
                 }
-                idle_sender.send_replace(false);
                 let client = match connection.take() {
                     Some(client) => client,
                     None => match testkit::postgres::connect(&url).await {
@@ -66,7 +70,7 @@ impl Writer {
                 tokio::time::sleep(pause).await;
             }
         });
-        Writer { commits, may_write, idle, task }
+        Writer { commits, may_write, is_idle, task }
     }
 
     #[must_use]
@@ -77,11 +81,12 @@ impl Writer {
     /// Returns when nothing is being written.
     pub async fn pause(&mut self) -> Result<()> {
         self.may_write.send_replace(false);
-        self.idle.wait_for(|idle| *idle).await?;
+        self.is_idle.subscribe().wait_for(|idle| *idle).await?;
         Ok(())
     }
 
     pub fn go_on(&self) {
+        self.is_idle.send_replace(false);
         self.may_write.send_replace(true);
     }
 }
