@@ -18,6 +18,8 @@ const BYTES_KEPT: u64 = 256 << 20;
 const PURGE_PERIOD: Duration = Duration::from_secs(30);
 /// A node that has nothing to store learns within this time that it was replaced, and sends its followers on.
 const OWNERSHIP_PERIOD: Duration = Duration::from_secs(5);
+/// An append that takes longer makes upstream free to shut down or to send to somebody else.
+const SLOW: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -88,7 +90,7 @@ pub async fn run(
 async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<bool>) -> Result<bool> {
     let mut pause = RETRY_MIN;
     loop {
-        match log.append_batch(batch).await {
+        match unless_slow(log.append_batch(batch), trouble).await {
             Ok(()) => {
                 trouble.send_if_modified(|on| std::mem::replace(on, false));
                 return Ok(true);
@@ -103,6 +105,19 @@ async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<bool>) -> 
             }
         }
         reconnect(log, &mut pause).await;
+    }
+}
+
+/// A pooler keeps a statement waiting while its database is down, so silence is trouble as well.
+async fn unless_slow<T>(attempt: impl Future<Output = T>, trouble: &watch::Sender<bool>) -> T {
+    tokio::pin!(attempt);
+    match tokio::time::timeout(SLOW, &mut attempt).await {
+        Ok(done) => done,
+        Err(_) => {
+            warn!(after_ms = SLOW.as_millis() as u64, "the change database does not answer");
+            trouble.send_replace(true);
+            attempt.await
+        }
     }
 }
 
