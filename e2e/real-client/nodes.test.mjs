@@ -19,6 +19,20 @@ import {ids, show} from './view.mjs';
 /** The published client waits for 5 s before it connects again, and may be sent on more than once. */
 const PATIENCE_MS = 40_000;
 const ROUNDS_MAX = 30;
+/**
+ * The published client 1.4.0 takes its connection's end for an internal error if it comes at the very moment of a ping, and then
+ * waits for the application, which connects again.
+ */
+const PING_RACE = 'Expected socket to be connected for ping';
+
+function reconnectAfterPingRace(zero) {
+  zero.connection.state.subscribe(state => {
+    if (state.name === 'error' && String(state.reason).includes(PING_RACE)) {
+      setTimeout(() => zero.connection.connect().catch(() => {}), 0);
+    }
+  });
+  return zero;
+}
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'zero-real-nodes-'));
 fs.chmodSync(folder, 0o755);
@@ -68,8 +82,9 @@ for (const version of ['1-4', '1-9']) {
       parts.push(() => relay.close());
       // Clients call every lost connection an error; here there are many.
       const quiet = {logSink: {log() {}}};
-      tabs = [application.client(relay.url, 'tabs', quiet), application.client(relay.url, 'tabs', quiet)];
-      other = application.client(relay.url, 'other', quiet);
+      const client = storageKey => reconnectAfterPingRace(application.client(relay.url, storageKey, quiet));
+      tabs = [client('tabs'), client('tabs')];
+      other = client('other');
       parts.push(...[...tabs, other].map(zero => () => zero.close()));
     });
 
@@ -99,7 +114,10 @@ for (const version of ['1-4', '1-9']) {
       await Promise.all(views.map(view => view.complete()));
       for (const [n, zero] of [...tabs, other].entries()) {
         const title = `By client ${n}`;
-        const result = await zero.mutate(mutators.book.retitle({id: 'b2', title})).server;
+        let result;
+        do {
+          result = await zero.mutate(mutators.book.retitle({id: 'b2', title})).server;
+        } while (result?.type === 'error' && result.error.message.includes(PING_RACE));
         assert.notEqual(result?.type, 'error', JSON.stringify(result));
         await Promise.all(views.map(view => view.until(title, book => book.title === title)));
       }
