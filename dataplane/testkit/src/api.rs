@@ -2,6 +2,7 @@
 //! bookkeeping as the published server library. It can be told to be down, to answer garbage, and it counts calls.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -94,7 +95,12 @@ impl std::fmt::Debug for Shared {
 
 impl Api {
     pub async fn start(app: App) -> Result<Api> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("bind the API server")?;
+        Self::start_at(app, Ipv4Addr::LOCALHOST).await
+    }
+
+    /// On another of this machine's addresses.
+    pub async fn start_at(app: App, address: Ipv4Addr) -> Result<Api> {
+        let listener = TcpListener::bind((address, 0)).await.context("bind the API server")?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
             app,
@@ -115,6 +121,11 @@ impl Api {
             }
         });
         Ok(Api { port, shared, task })
+    }
+
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     #[must_use]

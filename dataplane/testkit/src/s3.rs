@@ -63,13 +63,22 @@ impl S3 {
 
     /// The same, with its objects in a temporary directory below `parent`.
     pub async fn start_in(bucket: &str, parent: &Path) -> Result<S3> {
+        S3::listen(bucket, parent, Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same on another of this machine's addresses.
+    pub async fn start_at(bucket: &str, address: Ipv4Addr) -> Result<S3> {
+        S3::listen(bucket, &std::env::temp_dir(), address).await
+    }
+
+    async fn listen(bucket: &str, parent: &Path, address: Ipv4Addr) -> Result<S3> {
         let root = tempfile::tempdir_in(parent).context("create a directory for objects")?;
         std::fs::create_dir(root.path().join(bucket)).context("create the bucket")?;
         let files = FileSystem::new(root.path()).map_err(|e| anyhow::anyhow!("{e:?}")).context("open the objects")?;
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("listen")?;
+        let listener = TcpListener::bind((address, 0)).await.context("listen")?;
         let address = listener.local_addr()?;
         let state =
             Arc::new(State { faults: Mutex::default(), requests: AtomicU64::new(0), writes_left: AtomicI64::new(-1) });
@@ -80,6 +89,11 @@ impl S3 {
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// What a process needs in its environment to be let in.
