@@ -1,7 +1,7 @@
 //! Contents of `/statz`: named groups of facts about the running server.
 //!
-//! A group that fails says so in its own place and never fails the page. Knows no HTTP: the gateway checks the password, asks
-//! for groups by name and renders them. Groups that ask a database are added by the composition root.
+//! A group that fails says so in its own place and never fails the page. Knows no HTTP: a node's ports check the password,
+//! ask for groups by name and render them. Groups that ask a database are added by the composition root.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -55,9 +55,9 @@ impl Statz {
         .group("os", || std::future::ready(os()))
     }
 
-    /// For [`gateway::Server::build`].
+    /// For [`port::StatusPage::new`].
     #[must_use]
-    pub fn into_status(self) -> gateway::Status {
+    pub fn into_status(self) -> port::Status {
         let statz = Arc::new(self);
         Arc::new(move |wanted| {
             let statz = Arc::clone(&statz);

@@ -36,8 +36,6 @@ pub fn gateway(config: &Config) -> gateway::Options {
         mutate: api(&config.mutate),
         query: api(&config.query),
         auth: auth(config),
-        admin_password: config.admin.password.as_ref().map(|p| Secret(p.expose().to_owned())),
-        development: config.admin.development,
         limits: Limits { payload_bytes_max: config.network.websocket_max_payload_bytes, ..Limits::default() },
         ..gateway::Options::new(config.app.id.clone())
     }
@@ -61,6 +59,12 @@ pub fn backup(settings: &config::Backup, url: &str) -> backup::Options {
         multipart_concurrency: settings.multipart_concurrency,
         ..backup::Options::new(url)
     }
+}
+
+/// `/statz` of both ports.
+pub fn status_page(config: &Config, status: port::Status) -> port::StatusPage {
+    let password = config.admin.password.as_ref().map(config::Secret::expose);
+    port::StatusPage::new(status, password, config.admin.development)
 }
 
 /// What nodes show each other; `None` only in development without a password.

@@ -66,14 +66,17 @@ async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
     let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let status =
         Statz::default().with_own_groups(facts, config.replica.file.clone(), metrics.registry.clone()).into_status();
-    let clients = gateway::Server::build(options::gateway(config), metrics.registry.clone(), status).await?;
+    let status_page = options::status_page(config, status);
+    let clients =
+        gateway::Server::build(options::gateway(config), metrics.registry.clone(), status_page.clone()).await?;
     let (client_gate, transformer) = (clients.gate(), clients.transformer());
     info!(address = %clients.address(), "listening; not ready yet");
     let followers = match config.role {
         Role::ViewSyncer => None,
         Role::SingleNode | Role::ReplicationManager => {
             let options = options::stream_port(config, token.clone());
-            let server = streamer::Server::build(options, metrics.registry.clone(), stream_metrics.clone()).await?;
+            let registry = metrics.registry.clone();
+            let server = streamer::Server::build(options, registry, stream_metrics.clone(), status_page).await?;
             info!(address = %server.address(), "listening for other nodes");
             Some(server)
         }

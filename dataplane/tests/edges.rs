@@ -14,14 +14,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ivm", &["rows"]),
     ("upstream", &["rows"]),
     ("changes", &["rows", "upstream"]),
-    ("streamer", &["rows", "changes"]),
+    ("port", &[]),
+    ("streamer", &["rows", "changes", "port"]),
     ("replica", &["rows", "ivm"]),
     ("backup", &["rows", "replica"]),
     ("views", &["rows", "ivm", "replica", "protocol"]),
-    ("gateway", &["rows", "views", "protocol"]),
+    ("gateway", &["rows", "views", "protocol", "port"]),
     (
         "zero-cache",
-        &["rows", "protocol", "ivm", "upstream", "changes", "streamer", "replica", "backup", "views", "gateway"],
+        &[
+            "rows", "protocol", "ivm", "upstream", "changes", "streamer", "replica", "backup", "views", "port",
+            "gateway",
+        ],
     ),
     // Only ever a development dependency.
     ("testkit", &["rows", "protocol"]),
@@ -35,8 +39,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("tokio-postgres", &["upstream", "changes", "views", "testkit", "zero-cache", "e2e"]),
     ("rusqlite", &["replica", "backup", "testkit", "e2e"]),
     ("kube", &["crds", "zero-cache-operator", "e2e"]),
-    ("hyper", &["streamer", "gateway", "testkit", "zero-cache", "e2e"]),
-    ("tokio-tungstenite", &["streamer", "gateway", "testkit", "e2e"]),
+    ("hyper", &["port", "streamer", "gateway", "testkit", "zero-cache", "zero-cache-operator", "e2e"]),
+    ("tokio-tungstenite", &["port", "streamer", "gateway", "testkit", "e2e"]),
     ("aws-sdk-s3", &["backup"]),
 ];
 

@@ -18,11 +18,9 @@ mod query;
 mod registry;
 mod server;
 mod socket;
-mod tasks;
 mod upgrade;
 mod writer;
 
 pub use gate::Gate;
-pub use http::{Status, StatusFuture};
 pub use options::{ApiOptions, AuthOptions, Limits, Options, Secret};
 pub use server::{BuildError, Outcome, Server};

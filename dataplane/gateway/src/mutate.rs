@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use port::Tasks;
 use protocol::error::{CallReason, ErrorBody, Failure, MutationId, PushFailed, ServerReason, preview};
 use protocol::up::{MutationKind, Push};
 use serde_json::{Value, json};
@@ -19,7 +20,6 @@ use views::api::{ConnectionContext, ConnectionId};
 use crate::api::{CallError, Caller, Endpoint, Operation};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::tasks::Tasks;
 use answer::Answer;
 
 /// On whose behalf mutations are pushed. A new one with every change of credentials.
@@ -82,7 +82,7 @@ impl Pusher {
                 groups: Mutex::default(),
                 group_bytes_max,
                 cleanups: Arc::new(Semaphore::new(CLEANUPS_MAX)),
-                tasks: Tasks::new(),
+                tasks: Tasks::default(),
                 metrics,
             }),
         }

@@ -22,9 +22,6 @@ pub struct Options {
     pub mutate: ApiOptions,
     pub query: ApiOptions,
     pub auth: AuthOptions,
-    /// Guards `/statz`. Without one it is open in development only.
-    pub admin_password: Option<Secret>,
-    pub development: bool,
     pub limits: Limits,
 }
 
@@ -39,8 +36,6 @@ impl Options {
             mutate: ApiOptions::default(),
             query: ApiOptions::default(),
             auth: AuthOptions::default(),
-            admin_password: None,
-            development: false,
             limits: Limits::default(),
         }
     }

@@ -1,17 +1,11 @@
 //! The port: binding, accepting, shutting down.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use port::{BindError, HeadLimits, StatusPage, Tasks, websocket};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -22,13 +16,12 @@ use crate::api::{Caller, Endpoint, EndpointError};
 use crate::auth::{AuthError, Verifier};
 use crate::control::Ending;
 use crate::gate::Gate;
-use crate::http::{self, Status};
+use crate::http;
 use crate::metrics::Metrics;
 use crate::mutate::Pusher;
-use crate::options::{Limits, Options, Secret};
+use crate::options::{Limits, Options};
 use crate::query::QueryTransformer;
 use crate::registry::Registry;
-use crate::tasks::Tasks;
 use crate::upgrade;
 
 /// Unsent bytes that the kernel may hold per socket. What it holds is ahead of any pong.
@@ -38,8 +31,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error("bind {address}: {error}")]
-    Bind { address: SocketAddr, error: io::Error },
+    #[error(transparent)]
+    Bind(#[from] BindError),
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     #[error(transparent)]
@@ -62,9 +55,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) prometheus: prometheus::Registry,
-    pub(crate) status: Status,
-    pub(crate) admin_password: Option<Secret>,
-    pub(crate) development: bool,
+    pub(crate) status_page: StatusPage,
     pub(crate) gate: Gate,
     pub(crate) registry: Arc<Registry>,
     pub(crate) verifier: Verifier,
@@ -83,7 +74,11 @@ pub struct Server {
 
 impl Server {
     /// Binds the port and reads the configuration. `metrics` receives this crate's metrics and is what `/metrics` shows.
-    pub async fn build(options: Options, metrics: prometheus::Registry, status: Status) -> Result<Server, BuildError> {
+    pub async fn build(
+        options: Options,
+        metrics: prometheus::Registry,
+        status_page: StatusPage,
+    ) -> Result<Server, BuildError> {
         let prometheus = metrics;
         let metrics = Metrics::register(&prometheus)?;
         let limits = options.limits;
@@ -96,22 +91,19 @@ impl Server {
             Pusher::new(mutate, caller.clone(), Arc::clone(&registry), limits.push_queue_bytes_max, metrics.clone());
         let transformer: Arc<dyn Transformer> =
             Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
-        let listener = bind(options.listen).await?;
-        let address = listener.local_addr().map_err(|error| BuildError::Bind { address: options.listen, error })?;
+        let (listener, address) = port::bind(options.listen).await?;
         let shared = Arc::new(Shared {
             limits,
             metrics,
             prometheus,
-            status,
-            admin_password: options.admin_password,
-            development: options.development,
+            status_page,
             gate: Gate::new(),
             registry,
             verifier,
             pusher,
-            sockets: Tasks::new(),
+            sockets: Tasks::default(),
         });
-        Ok(Server { shared, listener, address, transformer, requests: Tasks::new() })
+        Ok(Server { shared, listener, address, transformer, requests: Tasks::default() })
     }
 
     #[must_use]
@@ -148,85 +140,40 @@ impl Server {
 
     async fn accept(&self) {
         loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    prepare(&stream);
-                    let shared = Arc::clone(&self.shared);
-                    self.requests.spawn("http connection", serve(shared, stream));
-                }
-                Err(error) => {
-                    // Out of file descriptors, usually: waiting is all that helps, spinning makes it worse.
-                    tracing::error!(%error, "accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let stream = port::accept(&self.listener).await;
+            prepare(&stream);
+            let shared = Arc::clone(&self.shared);
+            self.requests.spawn("http connection", serve(shared, stream));
         }
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, BuildError> {
-    match TcpListener::bind(address).await {
-        // A host without IPv6 has no "any address" of it.
-        Err(error) if address.is_ipv6() && address.ip().is_unspecified() && is_no_ipv6(&error) => {
-            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            TcpListener::bind(address).await.map_err(|error| BuildError::Bind { address, error })
-        }
-        bound => bound.map_err(|error| BuildError::Bind { address, error }),
-    }
-}
-
-fn is_no_ipv6(error: &io::Error) -> bool {
-    // EAFNOSUPPORT has no kind of its own.
-    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(97)
-}
-
-/// Options of a client's TCP connection. None is vital: where the system refuses one, the socket works without.
 fn prepare(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
-    let options = [
-        socket.set_tcp_nodelay(true),
-        socket.set_tcp_notsent_lowat(UNSENT_BYTES),
-        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)),
-    ];
-    for error in options.into_iter().filter_map(Result::err) {
+    port::prepare(stream, UNACKNOWLEDGED);
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
         tracing::debug!(%error, "set a socket option");
     }
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    let gate = shared.gate.clone();
-    let limits = shared.limits.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let shared = Arc::clone(&shared);
-        async move {
-            let response = if upgrade::is_upgrade(&request) {
-                upgrade::accept(&shared, request)
-            } else {
-                http::answer(&shared, &request).await
-            };
-            Ok::<_, Infallible>(response)
-        }
-    });
+    let gate = &shared.gate;
+    let limits = HeadLimits { timeout: shared.limits.handshake_timeout, bytes_max: shared.limits.header_bytes_max };
     // One that comes while the node drains is for one request, a probe most likely, and is closed after it.
     let is_last = gate.is_draining();
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake_timeout)
-        .max_buf_size(limits.header_bytes_max.max(16 * 1024))
-        .max_header_size(limits.header_bytes_max.max(16 * 1024))
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = gate.draining(), if !is_last => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let draining = async {
+        if is_last {
+            std::future::pending::<()>().await;
+        }
+        gate.draining().await;
+    };
+    let answer = async |request| {
+        if websocket::is_upgrade(&request) {
+            upgrade::accept(&shared, request)
+        } else {
+            http::answer(&shared, &request).await
         }
     };
-    if let Err(error) = result {
-        tracing::debug!(%error, "http connection ended");
-    }
+    port::serve(stream, limits, draining, answer).await;
 }
 
 async fn drain(shared: &Arc<Shared>, requests: &Tasks) -> Outcome {

@@ -8,27 +8,23 @@ use std::time::Instant;
 
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{
-    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
-};
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::{Request, Response, StatusCode};
+use port::text;
+use port::websocket::{self, Handshake};
 use protocol::connect::{self, ConnectError, ConnectParams, ProtocolHeader};
 use protocol::down;
 use protocol::error::{ErrorBody, Kind};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use views::api::{Command, Connect, ConnectionContext, Frame, Handle, Outbox};
 
 use bytes::Bytes;
 
 use crate::auth::Auth;
 use crate::control::{Control, Ending};
-use crate::http::text;
 use crate::mutate::{PushContext, unix_ms};
 use crate::server::Shared;
 use crate::socket::{self, Session, linger};
@@ -39,10 +35,6 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 /// Who connects to a node that is leaving may be routed to it again for a moment.
 const RETRY_WHILE_DRAINING_MS: u64 = 250;
 
-pub(crate) fn is_upgrade<B>(request: &Request<B>) -> bool {
-    request.headers().contains_key(UPGRADE)
-}
-
 /// Answers an upgrade request; the socket itself goes on in a task of its own.
 pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
     shared.metrics.connection_attempts.inc();
@@ -50,9 +42,9 @@ pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Re
         shared.metrics.connection_failures.with_label_values(&["http"]).inc();
         text(status, reason)
     };
-    let key = match check(&request) {
-        Ok(key) => key,
-        Err((status, reason)) => return refuse(status, reason),
+    let handshake = match Handshake::check(&request) {
+        Ok(handshake) => handshake,
+        Err(refusal) => return refuse(refusal.status, refusal.reason),
     };
     let Some(views) = shared.gate.views() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "this node does not take clients now");
@@ -62,35 +54,22 @@ pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Re
     }
     let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
     let asked = ask(&request, offered.as_ref());
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, key);
+    let mut response = handshake.response();
     // Browsers abort a handshake that offered a subprotocol and got none.
     if let Some(echo) = offered.as_ref().and_then(first_offer) {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, echo);
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, echo);
     }
     let upgrading = hyper::upgrade::on(&mut request);
     let shared_in_task = Arc::clone(shared);
     shared.sockets.spawn("socket", async move {
         let shared = shared_in_task;
-        let Ok(upgraded) = upgrading.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(FRAGMENT_BYTES)
             .max_write_buffer_size(64 * FRAGMENT_BYTES)
             .max_message_size(Some(shared.limits.payload_bytes_max))
             .max_frame_size(Some(shared.limits.payload_bytes_max));
-        let stream = WebSocketStream::from_partially_read(
-            parts.io.into_inner(),
-            parts.read_buf.into(),
-            Role::Server,
-            Some(config),
-        )
-        .await;
+        let Some(stream) = websocket::upgraded(upgrading, config).await else { return };
         admit(&shared, views, asked, stream).await;
     });
     response
@@ -118,49 +97,6 @@ fn retained(headers: &HeaderMap) -> Vec<(String, String)> {
             (name.as_str().to_owned(), values.join(", "))
         })
         .collect()
-}
-
-/// The accept key, or why this is no WebSocket handshake.
-fn check(request: &Request<Incoming>) -> Result<HeaderValue, (StatusCode, &'static str)> {
-    let bad = |reason| Err((StatusCode::BAD_REQUEST, reason));
-    if request.method() != Method::GET {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket handshake is a GET request"));
-    }
-    let headers = request.headers();
-    if !headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
-        return bad("only upgrades to websocket are known");
-    }
-    let is_upgrade = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|v| v.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
-    };
-    if !headers.get_all(CONNECTION).iter().any(is_upgrade) {
-        return bad("the Connection header does not say upgrade");
-    }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|value| value != "13") {
-        return bad("the Sec-WebSocket-Version must be 13");
-    }
-    let Some(key) = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes())) else {
-        return bad("the Sec-WebSocket-Key is missing or malformed");
-    };
-    if headers.get(SEC_WEBSOCKET_PROTOCOL).is_some_and(|offered| !is_token_list(offered.as_bytes())) {
-        return bad("the Sec-WebSocket-Protocol is not a list of tokens");
-    }
-    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).or_else(|_| bad("the Sec-WebSocket-Key is malformed"))
-}
-
-/// Sixteen bytes in base64.
-fn is_key(key: &[u8]) -> bool {
-    key.len() == 24
-        && key.ends_with(b"==")
-        && key[..22].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
-}
-
-fn is_token_list(value: &[u8]) -> bool {
-    let is_token = |token: &[u8]| {
-        let token = token.trim_ascii();
-        !token.is_empty() && token.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
-    };
-    value.split(|b| *b == b',').all(is_token)
 }
 
 fn first_offer(offered: &HeaderValue) -> Option<HeaderValue> {

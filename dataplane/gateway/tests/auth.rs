@@ -216,7 +216,7 @@ async fn one_published_key_is_enough() {
 async fn contradicting_token_options_are_refused_at_start() {
     let mut options = jwt_options();
     options.auth.jwks_url = Some("http://k".to_owned());
-    let status: gateway::Status = std::sync::Arc::new(|_| Box::pin(async { json!({}) }));
+    let status = port::StatusPage::new(std::sync::Arc::new(|_| Box::pin(async { json!({}) })), None, false);
     let built = gateway::Server::build(options, prometheus::Registry::new(), status).await;
     assert!(built.is_err_and(|e| e.to_string().contains("only one")));
 }

@@ -1,9 +1,8 @@
 use base64::Engine;
-use gateway::Secret;
 use serde_json::Value;
 
 use crate::support::client::{get, request};
-use crate::support::{Harness, options};
+use crate::support::{ADMIN_PASSWORD, Harness, options};
 
 fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").expect("a body").1
@@ -37,15 +36,13 @@ async fn other_paths_are_not_found() {
 
 #[tokio::test]
 async fn statistics_need_the_password() {
-    let mut options = options();
-    options.admin_password = Some(Secret("pw".to_owned()));
-    let harness = Harness::start(options).await;
+    let (harness, _handle) = Harness::start_closed(options()).await;
     let basic = |text: &str| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text));
     let (status, answer) = get(harness.address, "/statz", &[]).await;
     assert_eq!(status, 401);
     assert!(answer.to_ascii_lowercase().contains("www-authenticate: basic realm=\"statz protected area\""), "{answer}");
     assert_eq!(get(harness.address, "/statz", &[("Authorization", &basic("u:no"))]).await.0, 401);
-    let good = basic("anyone:pw");
+    let good = basic(&format!("anyone:{ADMIN_PASSWORD}"));
     let (status, answer) = get(harness.address, "/statz?group=os,cvr", &[("Authorization", &good)]).await;
     assert_eq!(status, 200);
     assert!(body(&answer).contains("groups: os+cvr"), "{answer}");

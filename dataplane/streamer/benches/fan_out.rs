@@ -87,7 +87,9 @@ async fn main() {
     let token = Token::from_config(Some("t"), None).unwrap();
     let options =
         ServerOptions { listen: ([127, 0, 0, 1], 0).into(), token: token.clone(), ..ServerOptions::default() };
-    let server = Server::build(options, registry, metrics.clone()).await.unwrap();
+    let status = Arc::new(|_| Box::pin(std::future::ready(serde_json::Value::Null)) as _);
+    let page = port::StatusPage::new(status, None, false);
+    let server = Server::build(options, registry, metrics.clone(), page).await.unwrap();
     let (address, gate) = (server.address(), server.gate());
     tokio::spawn(server.run(std::future::pending()));
     let fanout = Fanout::new(FanoutOptions::new(log_options, lineage), metrics);

@@ -34,7 +34,6 @@ mod server;
 mod session;
 mod snapshot;
 mod socket;
-mod tasks;
 mod tls;
 mod upgrade;
 pub mod wire;

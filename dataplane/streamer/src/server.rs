@@ -1,19 +1,12 @@
 //! The port: binding, accepting, shutting down.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
+use port::{BindError, HeadLimits, StatusPage, Tasks, websocket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,11 +14,10 @@ use crate::auth::Token;
 use crate::line::Pace;
 use crate::metrics::Metrics;
 use crate::role::{Gate, Role};
-use crate::tasks::Tasks;
 use crate::{http, upgrade, wire};
 
 /// A peer that acknowledges nothing for this long is gone, whatever the retransmission schedule says.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// Between two lines about refused requests.
 const WARN_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -79,8 +71,8 @@ impl Default for Options {
 
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error("bind {address}: {error}")]
-    Bind { address: SocketAddr, error: io::Error },
+    #[error(transparent)]
+    Bind(#[from] BindError),
 }
 
 /// How the server ended.
@@ -95,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) metrics: Metrics,
     pub(crate) prometheus: prometheus::Registry,
+    pub(crate) status_page: StatusPage,
     pub(crate) gate: Gate,
     pub(crate) sockets: Tasks,
     warned: Mutex<Option<Instant>>,
@@ -131,18 +124,19 @@ impl Server {
         options: Options,
         registry: prometheus::Registry,
         metrics: Metrics,
+        status_page: StatusPage,
     ) -> Result<Server, BuildError> {
-        let listener = bind(options.listen).await?;
-        let address = listener.local_addr().map_err(|error| BuildError::Bind { address: options.listen, error })?;
+        let (listener, address) = port::bind(options.listen).await?;
         let shared = Shared {
             options,
             metrics,
             prometheus: registry,
+            status_page,
             gate: Gate::new(),
-            sockets: Tasks::new(),
+            sockets: Tasks::default(),
             warned: Mutex::default(),
         };
-        Ok(Server { shared: Arc::new(shared), listener, address, requests: Tasks::new() })
+        Ok(Server { shared: Arc::new(shared), listener, address, requests: Tasks::default() })
     }
 
     #[must_use]
@@ -175,84 +169,30 @@ impl Server {
 
     async fn accept(&self) {
         loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    // A socket counts twice for a moment, as a request and as a stream.
-                    let is_full = self.shared.sockets.live() >= self.shared.options.connections_max;
-                    let member = self.requests.admit("http connection", self.shared.options.connections_max);
-                    let Some(member) = member.filter(|_| !is_full) else {
-                        self.shared.metrics.refusals.with_label_values(&["connections"]).inc();
-                        continue;
-                    };
-                    prepare(&stream);
-                    member.spawn(serve(Arc::clone(&self.shared), stream));
-                }
-                Err(error) => {
-                    // Out of file descriptors, usually: waiting is all that helps, spinning makes it worse.
-                    tracing::error!(%error, "accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            let stream = port::accept(&self.listener).await;
+            // A socket counts twice for a moment, as a request and as a stream.
+            let is_full = self.shared.sockets.live() >= self.shared.options.connections_max;
+            let member = self.requests.admit("http connection", self.shared.options.connections_max);
+            let Some(member) = member.filter(|_| !is_full) else {
+                self.shared.metrics.refusals.with_label_values(&["connections"]).inc();
+                continue;
+            };
+            port::prepare(&stream, UNACKNOWLEDGED);
+            member.spawn(serve(Arc::clone(&self.shared), stream));
         }
-    }
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, BuildError> {
-    match TcpListener::bind(address).await {
-        // A host without IPv6 has no "any address" of it.
-        Err(error) if address.is_ipv6() && address.ip().is_unspecified() && is_no_ipv6(&error) => {
-            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            TcpListener::bind(address).await.map_err(|error| BuildError::Bind { address, error })
-        }
-        bound => bound.map_err(|error| BuildError::Bind { address, error }),
-    }
-}
-
-fn is_no_ipv6(error: &io::Error) -> bool {
-    // EAFNOSUPPORT has no kind of its own.
-    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(97)
-}
-
-/// Options of a connection between nodes. None is vital: where the system refuses one, the socket works without.
-pub(crate) fn prepare(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
-    let options = [socket.set_tcp_nodelay(true), socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))];
-    for error in options.into_iter().filter_map(Result::err) {
-        tracing::debug!(%error, "set a socket option");
     }
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    let gate = shared.gate.clone();
     let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (shared, peer) = (Arc::clone(&shared), peer.clone());
-        async move {
-            let response = if upgrade::is_upgrade(&request) {
-                upgrade::accept(&shared, request, peer).await
-            } else {
-                http::answer(&shared, &request)
-            };
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(handshake_timeout)
-        .max_buf_size(header_bytes_max.max(16 * 1024))
-        .max_header_size(header_bytes_max.max(16 * 1024))
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = gate.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let limits = HeadLimits { timeout: handshake_timeout, bytes_max: header_bytes_max };
+    let answer = async |request| {
+        if websocket::is_upgrade(&request) {
+            upgrade::accept(&shared, request, &peer).await
+        } else {
+            http::answer(&shared, &request).await
         }
     };
-    if let Err(error) = result {
-        tracing::debug!(%error, "http connection ended");
-    }
+    port::serve(stream, limits, shared.gate.draining(), answer).await;
 }

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use url::Url;
 
 use crate::error::{Error, Result};
-use crate::server::prepare;
+use crate::server::UNACKNOWLEDGED;
 
 /// Where the owner's port is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Target {
         let failed =
             |error: io::Error| Error::transient(format!("cannot reach the change stream at {authority}: {error}"));
         let stream = TcpStream::connect(&authority).await.map_err(failed)?;
-        prepare(&stream);
+        port::prepare(&stream, UNACKNOWLEDGED);
         if !self.is_tls {
             return Ok(Connection::Plain(stream));
         }

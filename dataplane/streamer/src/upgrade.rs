@@ -9,17 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{
-    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
-};
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Request, Response, StatusCode};
+use port::text;
+use port::websocket::{self, Handshake};
 use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
-use crate::http::text;
 use crate::line::End;
 use crate::server::Shared;
 use crate::socket::{self, Ended, Sink, Source, finish, receive, split};
@@ -42,16 +37,8 @@ enum Purpose {
     Foreign,
 }
 
-pub(crate) fn is_upgrade<B>(request: &Request<B>) -> bool {
-    request.headers().contains_key(UPGRADE)
-}
-
 /// Answers an upgrade request; the socket itself goes on in a task of its own.
-pub(crate) async fn accept(
-    shared: &Arc<Shared>,
-    mut request: Request<Incoming>,
-    peer: String,
-) -> Response<Full<Bytes>> {
+pub(crate) async fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>, peer: &str) -> Response<Full<Bytes>> {
     let refuse = |status, name: &'static str, reason: &str| {
         shared.metrics.refusals.with_label_values(&[name]).inc();
         if shared.may_warn() {
@@ -92,34 +79,22 @@ pub(crate) async fn accept(
             (purpose, version)
         }
     };
-    let key = match check(&request) {
-        Ok(key) => key,
-        Err((status, reason)) => return refuse(status, "handshake", reason),
+    let handshake = match Handshake::check(&request) {
+        Ok(handshake) => handshake,
+        Err(refusal) => return refuse(refusal.status, "handshake", refusal.reason),
     };
     let Some(member) = shared.sockets.admit("change stream", shared.options.connections_max) else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "connections", "too many connections");
     };
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, key);
+    let mut response = handshake.response();
     if purpose != Purpose::Foreign {
-        headers.insert(VERSIONS_HEADER, HeaderValue::from(version));
+        response.headers_mut().insert(VERSIONS_HEADER, HeaderValue::from(version));
     }
     let upgrading = hyper::upgrade::on(&mut request);
-    let shared = Arc::clone(shared);
+    let (shared, peer) = (Arc::clone(shared), peer.to_owned());
     member.spawn(async move {
-        let Ok(upgraded) = upgrading.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-        let stream = WebSocketStream::from_partially_read(
-            parts.io.into_inner(),
-            parts.read_buf.into(),
-            Role::Server,
-            Some(socket::config(SUBSCRIBER_FRAME_BYTES_MAX)),
-        )
-        .await;
+        let config = socket::config(SUBSCRIBER_FRAME_BYTES_MAX);
+        let Some(stream) = websocket::upgraded(upgrading, config).await else { return };
         let (sink, source) = split(stream);
         if purpose == Purpose::Foreign {
             shared.metrics.refusals.with_label_values(&["foreign"]).inc();
@@ -142,25 +117,6 @@ fn parse_path(path: &str) -> Option<(u16, Purpose)> {
         _ => return None,
     };
     Some((version.parse().ok()?, purpose))
-}
-
-/// The accept key, or why this is no WebSocket handshake.
-fn check<B>(request: &Request<B>) -> Result<HeaderValue, (StatusCode, &'static str)> {
-    let bad = |reason| Err((StatusCode::BAD_REQUEST, reason));
-    if request.method() != Method::GET {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket handshake is a GET request"));
-    }
-    let headers = request.headers();
-    if !headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
-        return bad("only upgrades to websocket are known");
-    }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|value| value != "13") {
-        return bad("the Sec-WebSocket-Version must be 13");
-    }
-    let Some(key) = headers.get(SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24) else {
-        return bad("the Sec-WebSocket-Key is missing or malformed");
-    };
-    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).or_else(|_| bad("the Sec-WebSocket-Key is malformed"))
 }
 
 /// Serves an authenticated socket to its end, and says why it ended to the peer, the log and the metrics.

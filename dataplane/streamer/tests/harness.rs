@@ -7,6 +7,7 @@ use std::time::Duration;
 use changes::{Batch, Log};
 use rows::schema::ColumnSpec;
 use rows::{Cell, Change, ColumnType, TableSpec, Transaction, Version};
+use serde_json::json;
 use streamer::{
     Error, Event, Fanout, FanoutOptions, Gate, Metrics, Options, Outcome, Role, Server, ServerOptions, Subscriber,
     Token,
@@ -48,6 +49,9 @@ pub fn server_options() -> ServerOptions {
     }
 }
 
+/// Of `/statz`.
+pub const ADMIN_PASSWORD: &str = "pw";
+
 /// A node that owns the log.
 pub struct Owner {
     pub log: Log,
@@ -68,7 +72,9 @@ impl Port {
     pub async fn start(options: ServerOptions) -> Port {
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
-        let server = Server::build(options, registry, metrics.clone()).await.unwrap();
+        let status: port::Status = Arc::new(|wanted| Box::pin(async move { json!({ "node": { "asked": wanted } }) }));
+        let page = port::StatusPage::new(status, Some(ADMIN_PASSWORD), false);
+        let server = Server::build(options, registry, metrics.clone(), page).await.unwrap();
         let (address, gate) = (server.address(), server.gate());
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(server.run(async move { drop(stopped.await) }));

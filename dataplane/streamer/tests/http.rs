@@ -1,10 +1,12 @@
 //! The port as probes and people see it.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use streamer::{Fanout, FanoutOptions, Gate, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Owner, Port, database, log_options, server_options};
+use crate::harness::{ADMIN_PASSWORD, Owner, Port, database, log_options, server_options};
 
 pub async fn get(port: &Port, path: &str, headers: &str) -> (u16, String) {
     request(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n")).await
@@ -29,6 +31,11 @@ async fn probes_tell_the_role() {
     let mut port = Port::start(server_options()).await;
     let status = async |path: &str| get(&port, path, "").await.0;
     assert_eq!((status("/").await, status("/keepalive").await), (503, 200), "starting");
+    // What a node says of itself is most wanted before it is ready.
+    assert_eq!(status("/statz").await, 401);
+    let admin = format!("authorization: Basic {}\r\n", STANDARD.encode(format!("any:{ADMIN_PASSWORD}")));
+    let (code, answer) = get(&port, "/statz?group=node&format=json", &admin).await;
+    assert!(code == 200 && answer.ends_with(r#"{"node":{"asked":["node"]}}"#), "{answer}");
     port.gate.set(Role::Standby { owner: String::new(), is_ready: false });
     assert_eq!(status("/").await, 503);
     port.gate.set(Role::Standby { owner: String::new(), is_ready: true });
@@ -39,7 +46,7 @@ async fn probes_tell_the_role() {
     let (_, metrics) = get(&port, "/metrics", "").await;
     assert!(metrics.contains("zero_change_stream_reservations 0"), "{metrics}");
     assert_eq!(status("/metrics").await, 200);
-    for path in ["/other", "/sync", "/statz", "/replicationx", "//"] {
+    for path in ["/other", "/sync", "/statzx", "/replicationx", "//"] {
         assert_eq!(status(path).await, 404, "{path}");
     }
     assert_eq!(status("/replication/v1/changes").await, 426);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::{Gate, Options, Outcome, Server};
+use port::StatusPage;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -36,6 +37,9 @@ pub fn options() -> Options {
     options
 }
 
+/// Of the harness's `/statz`.
+pub const ADMIN_PASSWORD: &str = "pw";
+
 impl Harness {
     pub async fn start(options: Options) -> Harness {
         let harness = Harness::start_closed(options).await;
@@ -45,10 +49,11 @@ impl Harness {
 
     /// The gate is not open yet; the handle opens it.
     pub async fn start_closed(options: Options) -> (Harness, Handle) {
-        let status: gateway::Status = Arc::new(|groups| {
+        let status: port::Status = Arc::new(|groups| {
             Box::pin(async move { json!({"os": {"cpus": 2}, "asked": {"groups": groups.join("+")}}) })
         });
-        let server = Server::build(options, prometheus::Registry::new(), status).await.unwrap();
+        let status_page = StatusPage::new(status, Some(ADMIN_PASSWORD), false);
+        let server = Server::build(options, prometheus::Registry::new(), status_page).await.unwrap();
         let (commands, views) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let address = server.address();

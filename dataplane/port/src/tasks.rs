@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-#[derive(Clone, Debug)]
-pub(crate) struct Tasks {
+/// Cheap to clone: clones are of one set.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
     live: Arc<watch::Sender<usize>>,
 }
 
 /// Counts as long as it lives.
-pub(crate) struct Member {
+pub struct Member {
     live: Arc<watch::Sender<usize>>,
     name: &'static str,
 }
@@ -26,12 +27,9 @@ impl Drop for Member {
 }
 
 impl Tasks {
-    pub(crate) fn new() -> Tasks {
-        Tasks { live: Arc::new(watch::Sender::new(0)) }
-    }
-
     /// Counts a member unless there are `max` already.
-    pub(crate) fn admit(&self, name: &'static str, max: usize) -> Option<Member> {
+    #[must_use]
+    pub fn admit(&self, name: &'static str, max: usize) -> Option<Member> {
         let admitted = self.live.send_if_modified(|n| {
             let is_free = *n < max;
             *n += usize::from(is_free);
@@ -40,12 +38,20 @@ impl Tasks {
         admitted.then(|| Member { live: Arc::clone(&self.live), name })
     }
 
-    pub(crate) fn live(&self) -> usize {
+    /// Runs a task that counts, however many there are: for work whose number is bounded elsewhere.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.live.send_modify(|n| *n += 1);
+        Member { live: Arc::clone(&self.live), name }.spawn(task);
+    }
+
+    /// How many members there are.
+    #[must_use]
+    pub fn live(&self) -> usize {
         *self.live.borrow()
     }
 
     /// Returns when no member is left.
-    pub(crate) async fn finished(&self) {
+    pub async fn finished(&self) {
         let mut live = self.live.subscribe();
         // The sender lives as long as self.
         let _ = live.wait_for(|n| *n == 0).await;
@@ -54,7 +60,7 @@ impl Tasks {
 
 impl Member {
     /// Runs a task that counts as this member.
-    pub(crate) fn spawn(self, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(async move {
             let _member = self;
             task.await;

@@ -1,0 +1,17 @@
+//! What every HTTP port of a node does: bind, accept, serve one connection, answer plainly, wait for what is under way.
+//!
+//! Must not know: who connects, what is asked for, any message of ours.
+//!
+//! Invariants: a panic in the work of one connection ends that connection only, and nobody waits for it in vain; the admin
+//! password is compared in constant time and never logged.
+
+mod listen;
+mod plain;
+mod statz;
+mod tasks;
+pub mod websocket;
+
+pub use listen::{BindError, HeadLimits, accept, bind, prepare, serve};
+pub use plain::{metrics, respond, text};
+pub use statz::{Status, StatusFuture, StatusPage};
+pub use tasks::{Member, Tasks};
