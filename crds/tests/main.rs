@@ -5,6 +5,7 @@
 
 mod admission;
 mod charts;
+mod examples;
 
 use std::path::Path;
 
