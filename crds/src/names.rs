@@ -63,8 +63,10 @@ pub mod port {
 pub mod path {
     /// Answers 200 while the node takes work.
     pub const READY: &str = "/";
-    /// Answers 200 while the process is alive, also while it drains.
+    /// Answers 200 from when the node first took work to the end of the process, also while it drains.
     pub const ALIVE: &str = "/keepalive";
+    /// Answers 200 from the beginning to the end of the process, also during an initial copy.
+    pub const LIVE: &str = "/livez";
     pub const METRICS: &str = "/metrics";
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use port::Health;
 use tokio::sync::watch;
 use views::api::Handle;
 
@@ -38,7 +39,7 @@ impl Gate {
 
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.inner.views.get().is_some() && !self.is_draining()
+        self.health() == Health::Ready
     }
 
     /// When `/keepalive` was last asked, for the watch on a load balancer that went away.
@@ -49,6 +50,15 @@ impl Gate {
 
     pub(crate) fn saw_keepalive(&self) {
         *self.inner.keepalive.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let was_ready = self.inner.views.get().is_some();
+        match (self.is_draining(), was_ready) {
+            (true, was_ready) => Health::Draining { was_ready },
+            (false, true) => Health::Ready,
+            (false, false) => Health::Starting,
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {

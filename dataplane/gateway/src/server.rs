@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use port::{BindError, HeadLimits, StatusPage, Tasks, websocket};
+use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -54,8 +54,7 @@ pub struct Outcome {
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
-    pub(crate) prometheus: prometheus::Registry,
-    pub(crate) status_page: StatusPage,
+    pub(crate) pages: Pages,
     pub(crate) gate: Gate,
     pub(crate) registry: Arc<Registry>,
     pub(crate) verifier: Verifier,
@@ -95,8 +94,7 @@ impl Server {
         let shared = Arc::new(Shared {
             limits,
             metrics,
-            prometheus,
-            status_page,
+            pages: Pages::new(prometheus, status_page),
             gate: Gate::new(),
             registry,
             verifier,

@@ -26,7 +26,9 @@ async fn sockets_close_when_the_views_have_drained() {
     let done = drain(&mut harness).await;
     assert!(!harness.gate.is_ready());
     assert_eq!(get(harness.address, "/", &[]).await.0, 503, "load balancers turn away");
-    assert_eq!(get(harness.address, "/keepalive", &[]).await.0, 200, "and nobody kills the process");
+    for path in ["/keepalive", "/livez"] {
+        assert_eq!(get(harness.address, path, &[]).await.0, 200, "and nobody kills the process");
+    }
     // Who comes anew is sent elsewhere at once.
     let mut late = Client::connect(harness.address, &params("late")).await;
     let error = late.error().await;

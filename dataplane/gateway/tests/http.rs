@@ -12,11 +12,13 @@ fn body(answer: &str) -> &str {
 async fn probes_say_whether_the_node_is_ready() {
     let (harness, views) = Harness::start_closed(options()).await;
     for path in ["/", "/keepalive"] {
-        assert_eq!(get(harness.address, path, &[]).await.0, 503);
+        let (status, answer) = get(harness.address, path, &[]).await;
+        assert_eq!((status, body(&answer)), (503, "starting"), "{path}");
     }
+    assert_eq!(get(harness.address, "/livez", &[]).await.0, 200, "nobody kills a node that copies for hours");
     harness.gate.open(Some(views));
     assert!(harness.gate.last_keepalive().is_some());
-    for path in ["/", "/keepalive", "/keepalive?x=1"] {
+    for path in ["/", "/keepalive", "/keepalive?x=1", "/livez"] {
         let (status, answer) = get(harness.address, path, &[]).await;
         assert_eq!((status, body(&answer)), (200, "OK"), "{path}");
         let (status, answer) = request(harness.address, "HEAD", path, &[]).await;

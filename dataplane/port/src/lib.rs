@@ -6,12 +6,14 @@
 //! password is compared in constant time and never logged.
 
 mod listen;
+mod pages;
 mod plain;
 mod statz;
 mod tasks;
 pub mod websocket;
 
 pub use listen::{BindError, HeadLimits, accept, bind, prepare, serve};
-pub use plain::{metrics, respond, text};
+pub use pages::{Health, Pages};
+pub use plain::{respond, text};
 pub use statz::{Status, StatusFuture, StatusPage};
 pub use tasks::{Member, Tasks};

@@ -20,7 +20,7 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> R
 }
 
 /// A scrape, in Prometheus's text format.
-pub fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+pub(crate) fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
     let mut body = Vec::new();
     match TextEncoder::new().encode(&registry.gather(), &mut body) {
         Ok(()) => respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into()),

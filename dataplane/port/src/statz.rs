@@ -44,7 +44,7 @@ impl StatusPage {
     }
 
     /// Answers `?group=a,b` with these groups only, `&format=json` as JSON, `&pretty` indented.
-    pub async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let given = request.headers().get(AUTHORIZATION).and_then(password);
         if !self.access.admits(given.as_deref()) {
             let mut response = text(StatusCode::UNAUTHORIZED, "Unauthorized");

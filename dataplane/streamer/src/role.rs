@@ -1,7 +1,9 @@
 //! What this node is with regard to the change log, as the composition root sees it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use port::Health;
 use tokio::sync::watch;
 
 use crate::fanout::Fanout;
@@ -23,6 +25,12 @@ pub enum Role {
     Draining,
 }
 
+impl Role {
+    fn is_ready(&self) -> bool {
+        matches!(self, Role::Owner(_) | Role::Standby { is_ready: true, .. })
+    }
+}
+
 /// Set by the composition root, read by the port. Changing the role ends the streams that it does not cover.
 #[derive(Clone)]
 pub struct Gate {
@@ -31,13 +39,20 @@ pub struct Gate {
 
 struct Inner {
     role: watch::Sender<Role>,
+    was_ready: AtomicBool,
     /// Requests for the stream that came while another node owned the log, or nobody.
     wanted: watch::Sender<u64>,
 }
 
 impl Gate {
     pub(crate) fn new() -> Gate {
-        Gate { inner: Arc::new(Inner { role: watch::Sender::new(Role::Starting), wanted: watch::Sender::new(0) }) }
+        Gate {
+            inner: Arc::new(Inner {
+                role: watch::Sender::new(Role::Starting),
+                was_ready: AtomicBool::new(false),
+                wanted: watch::Sender::new(0),
+            }),
+        }
     }
 
     /// Changes the role. Draining is final.
@@ -46,6 +61,7 @@ impl Gate {
             let is_final = matches!(current, Role::Draining);
             if !is_final {
                 *current = role;
+                self.inner.was_ready.fetch_or(current.is_ready(), Ordering::AcqRel);
             }
             !is_final
         });
@@ -56,9 +72,14 @@ impl Gate {
         self.inner.role.borrow().clone()
     }
 
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        matches!(&*self.inner.role.borrow(), Role::Owner(_) | Role::Standby { is_ready: true, .. })
+    pub(crate) fn health(&self) -> Health {
+        let role = self.inner.role.borrow();
+        match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
+            (Role::Draining, was_ready) => Health::Draining { was_ready },
+            (role, _) if role.is_ready() => Health::Ready,
+            (_, true) => Health::Interrupted,
+            (_, false) => Health::Starting,
+        }
     }
 
     /// Completes when a subscriber asks for the stream although this node does not own the log: traffic is routed here, so it is
@@ -68,10 +89,6 @@ impl Gate {
         wanted.borrow_and_update();
         // The sender lives as long as self.
         let _ = wanted.changed().await;
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        matches!(&*self.inner.role.borrow(), Role::Draining)
     }
 
     pub(crate) async fn draining(&self) {

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use port::{BindError, HeadLimits, StatusPage, Tasks, websocket};
+use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
@@ -86,8 +86,7 @@ pub struct Outcome {
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) metrics: Metrics,
-    pub(crate) prometheus: prometheus::Registry,
-    pub(crate) status_page: StatusPage,
+    pub(crate) pages: Pages,
     pub(crate) gate: Gate,
     pub(crate) sockets: Tasks,
     warned: Mutex<Option<Instant>>,
@@ -130,8 +129,7 @@ impl Server {
         let shared = Shared {
             options,
             metrics,
-            prometheus: registry,
-            status_page,
+            pages: Pages::new(registry, status_page),
             gate: Gate::new(),
             sockets: Tasks::default(),
             warned: Mutex::default(),

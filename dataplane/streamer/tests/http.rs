@@ -30,16 +30,19 @@ async fn probes_tell_the_role() {
     let lineage = owner.log.lineage().await.unwrap().unwrap();
     let mut port = Port::start(server_options()).await;
     let status = async |path: &str| get(&port, path, "").await.0;
-    assert_eq!((status("/").await, status("/keepalive").await), (503, 200), "starting");
+    let probes = async || [status("/").await, status("/keepalive").await, status("/livez").await];
+    assert_eq!(probes().await, [503, 503, 200], "starting: an initial copy may take hours");
     // What a node says of itself is most wanted before it is ready.
     assert_eq!(status("/statz").await, 401);
     let admin = format!("authorization: Basic {}\r\n", STANDARD.encode(format!("any:{ADMIN_PASSWORD}")));
     let (code, answer) = get(&port, "/statz?group=node&format=json", &admin).await;
     assert!(code == 200 && answer.ends_with(r#"{"node":{"asked":["node"]}}"#), "{answer}");
     port.gate.set(Role::Standby { owner: String::new(), is_ready: false });
-    assert_eq!(status("/").await, 503);
+    assert_eq!(probes().await, [503, 503, 200], "not ready so far");
     port.gate.set(Role::Standby { owner: String::new(), is_ready: true });
-    assert_eq!(status("/").await, 200);
+    assert_eq!(probes().await, [200, 200, 200]);
+    port.gate.set(Role::Standby { owner: String::new(), is_ready: false });
+    assert_eq!(probes().await, [503, 200, 200], "a node that catches up must not be killed");
     let fanout = Fanout::new(FanoutOptions::new(log_options(&database), lineage), port.metrics.clone());
     port.gate.set(Role::Owner(fanout));
     assert_eq!((status("/").await, status("/?x").await), (200, 200));

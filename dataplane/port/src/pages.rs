@@ -1,0 +1,83 @@
+//! The paths that every port answers: probes, metrics, statistics.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, Response, StatusCode};
+use prometheus::Registry;
+
+use crate::plain::{metrics, text};
+use crate::statz::StatusPage;
+
+/// What the node can say of itself when it is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Not ready yet: an initial copy or a restore may take hours.
+    Starting,
+    Ready,
+    /// Was ready and is not now.
+    Interrupted,
+    /// `was_ready` before the stop signal came.
+    Draining {
+        was_ready: bool,
+    },
+}
+
+impl Health {
+    /// For load balancers: whether to send work here. They turn away while the node drains, before it sends anybody away itself.
+    fn ready(self) -> Response<Full<Bytes>> {
+        match self {
+            Health::Ready => text(StatusCode::OK, "OK"),
+            Health::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            Health::Interrupted => text(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            Health::Draining { .. } => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+        }
+    }
+
+    /// For deployments with one health check for everything: who starts after this node waits for it, and nobody kills it for
+    /// draining or for falling behind.
+    fn alive(self) -> Response<Full<Bytes>> {
+        match self {
+            Health::Starting | Health::Draining { was_ready: false } => self.ready(),
+            Health::Ready | Health::Interrupted | Health::Draining { was_ready: true } => text(StatusCode::OK, "OK"),
+        }
+    }
+}
+
+/// What the answers are made from.
+#[derive(Clone)]
+pub struct Pages {
+    registry: Registry,
+    status: StatusPage,
+}
+
+impl Pages {
+    #[must_use]
+    pub fn new(registry: Registry, status: StatusPage) -> Pages {
+        Pages { registry, status }
+    }
+
+    /// The answer and the path it is for, unless the request is for something else.
+    ///
+    /// | path | answers 200 |
+    /// | --- | --- |
+    /// | `/` | while the node takes work |
+    /// | `/keepalive` | from when it first took work to the end of the process |
+    /// | `/livez` | from the beginning to the end of the process |
+    pub async fn answer<B>(
+        &self,
+        request: &Request<B>,
+        health: Health,
+    ) -> Option<(&'static str, Response<Full<Bytes>>)> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return None;
+        }
+        Some(match request.uri().path() {
+            "/" => ("/", health.ready()),
+            "/keepalive" => ("/keepalive", health.alive()),
+            "/livez" => ("/livez", text(StatusCode::OK, "OK")),
+            "/metrics" => ("/metrics", metrics(&self.registry)),
+            "/statz" => ("/statz", self.status.answer(request).await),
+            _ => return None,
+        })
+    }
+}
