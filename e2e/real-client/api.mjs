@@ -2,7 +2,7 @@
 
 import http from 'node:http';
 
-export async function startAPI({sql, model, zero, server, adapter, positional}) {
+export async function startAPI({sql, model, zero, server, adapter, positional, address}) {
   const {schema, zql, queries, mutators} = model;
   const dbProvider = adapter.zeroPostgresJS(schema, sql);
   const calls = {query: 0, mutate: 0};
@@ -41,9 +41,9 @@ export async function startAPI({sql, model, zero, server, adapter, positional}) 
       response.writeHead(500).end(String(e));
     }
   });
-  await new Promise(resolve => listener.listen(0, '127.0.0.1', resolve));
+  await new Promise(resolve => listener.listen(0, address, resolve));
   return {
-    url: `http://127.0.0.1:${listener.address().port}`,
+    url: `http://${address}:${listener.address().port}`,
     calls,
     close() {
       listener.close();

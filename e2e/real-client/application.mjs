@@ -4,8 +4,8 @@ import postgres from 'postgres';
 import {startAPI} from './api.mjs';
 import {TABLES, makeModel} from './model.mjs';
 
-/** `name` becomes the name of its database. */
-export async function startApplication(version, database, name) {
+/** `name` becomes the name of its database; the API server listens on the address. */
+export async function startApplication(version, database, name, address = '127.0.0.1') {
   const zero = await import(`zero-${version}`);
   const server = await import(`zero-${version}/server`);
   const adapter = await import(`zero-${version}/server/adapters/postgresjs`);
@@ -17,7 +17,7 @@ export async function startApplication(version, database, name) {
   await sql.unsafe(TABLES);
   const model = makeModel(zero);
   const {schema, queries, mutators} = model;
-  const api = await startAPI({sql, model, zero, server, adapter, positional: version === '1-4'});
+  const api = await startAPI({sql, model, zero, server, adapter, positional: version === '1-4', address});
   return {
     sql,
     api,

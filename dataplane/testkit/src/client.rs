@@ -119,6 +119,8 @@ pub struct Client {
     next_mutation_id: u64,
     watch: Watch,
     connection: Option<Connection>,
+    /// HTTP cookies by name, as a browser keeps them: proxies find a client's node by them.
+    jar: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -137,6 +139,7 @@ impl Client {
             next_mutation_id: 1,
             watch: Watch::new(),
             connection: None,
+            jar: BTreeMap::new(),
         }
     }
 
@@ -245,7 +248,7 @@ impl Client {
         json!(["initConnection", body])
     }
 
-    async fn handshake(&self, header: &Value) -> Result<Socket> {
+    async fn handshake(&mut self, header: &Value) -> Result<Socket> {
         let (cookie, last_mutation_id) = {
             let store = self.lock();
             (
@@ -269,11 +272,28 @@ impl Client {
         let mut request = uri.into_client_request()?;
         let protocol = encode(&base64::engine::general_purpose::STANDARD.encode(header.to_string()));
         request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse()?);
+        if !self.jar.is_empty() {
+            request.headers_mut().insert("Cookie", self.http_cookies().parse()?);
+        }
         let stream =
             TcpStream::connect(&options.address).await.with_context(|| format!("connect to {}", options.address))?;
         stream.set_nodelay(true)?;
-        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.context("upgrade to a WebSocket")?;
+        let (socket, answer) =
+            tokio_tungstenite::client_async(request, stream).await.context("upgrade to a WebSocket")?;
+        for cookie in answer.headers().get_all("Set-Cookie") {
+            let pair = cookie.to_str()?.split(';').next().unwrap_or_default();
+            if let Some((name, value)) = pair.split_once('=') {
+                self.jar.insert(name.trim().to_owned(), value.trim().to_owned());
+            }
+        }
         Ok(socket)
+    }
+
+    /// What a browser would send as the header `Cookie`.
+    #[must_use]
+    pub fn http_cookies(&self) -> String {
+        let pairs: Vec<_> = self.jar.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        pairs.join("; ")
     }
 
     fn adopt(&mut self, socket: Socket) {

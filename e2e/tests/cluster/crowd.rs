@@ -1,7 +1,7 @@
 //! Many tabs in client groups, and the question whether all of them are right.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rand::Rng;
@@ -11,12 +11,23 @@ use testkit::client::{Client, Options, Query};
 use testkit::oracle::{Snapshot, check_store};
 use testkit::postgres::Database;
 use testkit::tab::Tab;
+use tokio::sync::watch;
 
 use crate::app::{TABLES, asts, client_schema, fence, query};
 use crate::chaos::random;
 
 /// How long anybody may take to come back after the last fault, on a busy machine of two cores.
 const CALM: Duration = Duration::from_secs(60);
+
+/// An operation that takes longer has failed for its user, connected or not.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What came of using an application for a while.
+pub struct Use {
+    pub crowd: Crowd,
+    pub operations: u32,
+    pub slowest: Duration,
+}
 
 /// The tabs, and what they have asked for.
 #[derive(Default)]
@@ -85,6 +96,31 @@ impl Crowd {
         let id = tab.push("count", Value::Null).await?;
         self.pushed.insert(tab.client_id().to_owned(), id);
         Ok(id)
+    }
+
+    /// Mutations and changes of queries by one tab after the other until somebody says that it is over; each must be answered.
+    pub async fn use_until(mut self, mut dice: StdRng, is_over: watch::Receiver<bool>) -> Result<Use> {
+        let (mut operations, mut slowest) = (0, Duration::ZERO);
+        for turn in 0.. {
+            if *is_over.borrow() {
+                break;
+            }
+            let index = turn % self.tabs.len();
+            let begin = Instant::now();
+            let mutation = self.push_from(index).await?;
+            self.change_queries_of(index, &mut dice).await;
+            let tab = &self.tabs[index];
+            let answered = tab.wait(PATIENCE, "its mutation", |store| {
+                store.last_mutation_ids.get(tab.client_id()).is_some_and(|last| *last >= mutation)
+            });
+            answered.await?;
+            tab.wait_got(PATIENCE, &tab.wanted().await).await?;
+            slowest = slowest.max(begin.elapsed());
+            operations += 2;
+            self.check()?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(Use { crowd: self, operations, slowest })
     }
 
     pub fn pushes(&self) -> u64 {

@@ -8,14 +8,12 @@ use rand::rngs::StdRng;
 use testkit::client::Store;
 use tokio::sync::watch;
 
-use super::crowd::Crowd;
+use super::crowd::{Crowd, PATIENCE, Use};
 use super::writer::Writer;
 use super::{Cluster, Plan};
 
 /// Every tab sees a change as often as this.
 const PACE: Duration = Duration::from_millis(20);
-/// An operation that takes longer has failed for its user, connected or not.
-const GAP_MAX: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_upgrade_fails_no_operation() -> Result<()> {
@@ -28,14 +26,14 @@ async fn a_rolling_upgrade_fails_no_operation() -> Result<()> {
     let beat = |n| format!("INSERT INTO fence VALUES (3, {n}) ON CONFLICT (id) DO UPDATE SET value = {n}");
     let mut writer = Writer::start(&cluster.database.url(), PACE, beat);
     for tab in &crowd.tabs {
-        let beating = tab.wait(GAP_MAX, "the beat", |store| store.rows["fence"].contains_key("[3]"));
+        let beating = tab.wait(PATIENCE, "the beat", |store| store.rows["fence"].contains_key("[3]"));
         beating.await?;
         tab.watch().measure_gaps();
     }
     let begin = Instant::now();
     let (over, is_over) = watch::channel(false);
     // Apart from this task, which waits for processes and lets nothing else run meanwhile.
-    let using = tokio::spawn(use_it(crowd, dice, is_over));
+    let using = tokio::spawn(crowd.use_until(dice, is_over));
     let upgraded = cluster.rolling_restart().await;
     let took = begin.elapsed();
     over.send_replace(true);
@@ -46,7 +44,7 @@ async fn a_rolling_upgrade_fails_no_operation() -> Result<()> {
     let mut gaps = Vec::new();
     for tab in &crowd.tabs {
         let gap = tab.watch().look(Store::longest_gap);
-        ensure!(gap < GAP_MAX, "{} waited {gap:?} for a change", tab.name());
+        ensure!(gap < PATIENCE, "{} waited {gap:?} for a change", tab.name());
         gaps.push(gap);
     }
     writer.pause().await?;
@@ -58,35 +56,4 @@ async fn a_rolling_upgrade_fails_no_operation() -> Result<()> {
         crowd.summary()
     );
     cluster.check_logs()
-}
-
-struct Use {
-    crowd: Crowd,
-    operations: u32,
-    slowest: Duration,
-}
-
-/// Mutations and changes of queries by one tab after the other; each must be answered.
-async fn use_it(mut crowd: Crowd, mut dice: StdRng, is_over: watch::Receiver<bool>) -> Result<Use> {
-    let (mut operations, mut slowest) = (0, Duration::ZERO);
-    for turn in 0.. {
-        if *is_over.borrow() {
-            break;
-        }
-        let index = turn % crowd.tabs.len();
-        let begin = Instant::now();
-        let mutation = crowd.push_from(index).await?;
-        crowd.change_queries_of(index, &mut dice).await;
-        let tab = &crowd.tabs[index];
-        let answered = tab.wait(GAP_MAX, "its mutation", |store| {
-            store.last_mutation_ids.get(tab.client_id()).is_some_and(|last| *last >= mutation)
-        });
-        answered.await?;
-        tab.wait_got(GAP_MAX, &tab.wanted().await).await?;
-        slowest = slowest.max(begin.elapsed());
-        operations += 2;
-        crowd.check()?;
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(Use { crowd, operations, slowest })
 }
