@@ -14,6 +14,7 @@ use tracing::info;
 use views::Batches;
 
 use crate::metrics::Metrics;
+use crate::status::Status;
 
 /// Changes collected for one commit.
 pub const CHANGES_PER_COMMIT_MAX: usize = 10_000;
@@ -59,13 +60,16 @@ enum Ended {
 
 impl Feed {
     /// `batches` is absent on a node without views.
-    pub fn start(writer: Writer, batches: Option<Batches>, metrics: Metrics) -> Feed {
+    pub fn start(writer: Writer, batches: Option<Batches>, metrics: Metrics, status: Status) -> Feed {
+        status.at(writer.version());
         let (commits, queue) = mpsc::channel(COMMITS_QUEUED);
         let applied = Applied(Arc::new(AtomicU64::new(writer.version().as_u64())));
         let runtime = tokio::runtime::Handle::current();
         let thread = {
             let applied = applied.clone();
-            tokio::task::spawn_blocking(move || apply(writer, queue, batches.as_ref(), &runtime, &applied, &metrics))
+            tokio::task::spawn_blocking(move || {
+                apply(writer, queue, batches.as_ref(), &runtime, &applied, &metrics, &status)
+            })
         };
         Feed { commits, applied, thread: Some(thread) }
     }
@@ -109,6 +113,7 @@ fn apply(
     runtime: &tokio::runtime::Handle,
     applied: &Applied,
     metrics: &Metrics,
+    status: &Status,
 ) -> Result<Ended> {
     while let Some(Commit { transactions, is_stored, acknowledge, bytes }) = commits.blocking_recv() {
         let timer = metrics.apply.start_timer();
@@ -124,6 +129,7 @@ fn apply(
         metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());
         metrics.replica_version_lag.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
         if let Some(version) = transactions.last().map(|t| t.version) {
+            status.applied(&transactions);
             applied.0.fetch_max(version.as_u64(), Ordering::Release);
             acknowledge(version);
         }

@@ -10,26 +10,25 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::config::StreamSource;
 use crate::feed::{self, Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
 use crate::node::{Life, Node, is_unusable, reset};
 use crate::origin::{self, Origin};
-use crate::{options, serving};
+use crate::route::Route;
+use crate::serving;
+use crate::status::Status;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A node with a replica serves what it has if the replication-manager cannot be reached for this long after the start.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Attempts to reach the owner where it is said to be, before it is looked for as configured.
-const OWNER_ATTEMPTS: u32 = 5;
 /// Between two looks at how far the replica is.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Lives until everything is to be finished, or the replica must be made anew.
 pub async fn live(node: &Node<'_>) -> Result<Life> {
-    let mut manager = Manager::new(node)?;
-    let prepared = match node.unless_finishing(prepare(node, &mut manager)).await {
+    let mut route = Route::new(node)?;
+    let prepared = match node.unless_finishing(prepare(node, &mut route)).await {
         None => return Ok(Life::Over),
         Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
         Some(prepared) => prepared?,
@@ -38,15 +37,16 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
     let Some(views) = node.unless_finishing(serving::start(node, &writer, &copy)).await else { return Ok(Life::Over) };
     let views = views?;
     let version = writer.version();
-    let mut feed = Feed::start(writer, Some(views.batches), node.metrics.clone());
+    let mut feed = Feed::start(writer, Some(views.batches), node.metrics.clone(), node.status.clone());
     let (connected, head) = watch::channel(None);
     let mut follower = Follower {
-        manager,
+        route,
         initial: copy.initial_version,
         after: version,
         commits: feed.commits.clone(),
         applied: feed.applied.clone(),
         metrics: node.metrics.clone(),
+        status: node.status.clone(),
         reservation,
         connected,
         pause: RETRY_MIN,
@@ -77,10 +77,10 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
     Ok(life)
 }
 
-async fn prepare(node: &Node<'_>, manager: &mut Manager) -> Result<Origin> {
+async fn prepare(node: &Node<'_>, route: &mut Route) -> Result<Origin> {
     match origin::local(&node.config.replica.file, &node.identity())? {
         Some(found) => Ok(found),
-        None => origin::for_follower(node, manager).await,
+        None => origin::for_follower(node, route).await,
     }
 }
 
@@ -105,76 +105,15 @@ async fn open(
     info!(after_ms = node.started.elapsed().as_millis() as u64, version = %applied.version(), "ready");
 }
 
-/// How this node presents itself to another one, whose address is yet to be filled in.
-pub fn options(node: &Node<'_>) -> streamer::Options {
-    let config = node.config;
-    let (app, shard) = (config.app.id.clone(), config.app.shard_num);
-    let options = streamer::Options::new(String::new(), app, shard, config.task_id.clone());
-    streamer::Options { token: node.token.clone(), ..options }
-}
-
-/// How the replication-manager is reached.
-pub struct Manager {
-    source: Source,
-    options: streamer::Options,
-    /// Where the last one that was asked said that the owner is, and how often that was tried in vain.
-    pointed_to: Option<(String, u32)>,
-}
-
-enum Source {
-    Fixed(String),
-    ChangeLog(Box<changes::Options>),
-}
-
-impl Manager {
-    fn new(node: &Node<'_>) -> Result<Manager> {
-        let config = node.config;
-        let source = match &config.change_stream.source {
-            Some(StreamSource::Uri(uri)) => Source::Fixed(uri.expose().to_owned()),
-            Some(StreamSource::Discover) => Source::ChangeLog(Box::new(options::changes(config)?)),
-            None => bail!("a node that follows has ZERO_CHANGE_STREAMER_URI or ZERO_CHANGE_STREAMER_MODE=discover"),
-        };
-        Ok(Manager { source, options: options(node), pointed_to: None })
-    }
-
-    /// How to connect now: first where the owner is said to be, then as configured.
-    pub async fn options(&self) -> streamer::Result<streamer::Options> {
-        let uri = match (&self.pointed_to, &self.source) {
-            (Some((owner, _)), _) => owner.clone(),
-            (None, Source::Fixed(uri)) => uri.clone(),
-            (None, Source::ChangeLog(options)) => discover(options).await?,
-        };
-        Ok(streamer::Options { uri, ..self.options.clone() })
-    }
-
-    /// Takes note of where the owner is, or that it is not there.
-    pub fn learn(&mut self, error: &Error) {
-        self.pointed_to = match (error, self.pointed_to.take()) {
-            (Error::Transient { owner: Some(owner), .. }, _) => Some((owner.clone(), 0)),
-            // A successor that has just taken over may need a moment.
-            (_, Some((owner, failures))) if failures < OWNER_ATTEMPTS => Some((owner, failures + 1)),
-            _ => None,
-        };
-    }
-}
-
-async fn discover(options: &changes::Options) -> streamer::Result<String> {
-    let away = |message: String| Error::Transient { message, owner: None };
-    match changes::discover(options).await {
-        Ok(Some(owner)) if !owner.address.is_empty() => Ok(owner.address),
-        Ok(_) => Err(away("no replication-manager has registered in the change database yet".to_owned())),
-        Err(error) => Err(away(error.to_string())),
-    }
-}
-
 struct Follower {
-    manager: Manager,
+    route: Route,
     initial: Version,
     /// The last version handed on.
     after: Version,
     commits: mpsc::Sender<Commit>,
     applied: Applied,
     metrics: Metrics,
+    status: Status,
     /// Dropped once this node streams.
     reservation: Option<Reservation>,
     /// Where the log ended when the stream began.
@@ -189,7 +128,7 @@ impl Follower {
         loop {
             let began = Instant::now();
             let failure = self.follow().await;
-            self.manager.learn(&failure);
+            self.route.learn(&failure);
             if began.elapsed() > 2 * RETRY_MAX {
                 self.pause = RETRY_MIN;
             }
@@ -207,14 +146,17 @@ impl Follower {
                     error!(error = %failure, retry_ms, "the change stream cannot go on; clients are served what is here");
                 }
             }
-            tokio::time::sleep(self.pause).await;
+            // Who has just said where the owner is knows it well.
+            if !(self.route.is_pointed() && self.pause == RETRY_MIN) {
+                tokio::time::sleep(self.pause).await;
+            }
             self.pause = (self.pause * 2).min(RETRY_MAX);
         }
     }
 
     /// Follows one stream to its end.
     async fn follow(&mut self) -> Error {
-        let options = match self.manager.options().await {
+        let options = match self.route.options().await {
             Ok(options) => options,
             Err(error) => return error,
         };
@@ -225,8 +167,10 @@ impl Follower {
             Err(error) => return error,
         };
         info!(after = %self.after, %head, "following the replication-manager");
+        self.route.reached();
         self.reservation = None;
         self.connected.send_replace(Some(head));
+        let _streaming = self.status.streaming();
         let acks = subscriber.acks();
         // What was applied before this stream began.
         acks.ack(self.applied.version());
@@ -249,6 +193,7 @@ impl Follower {
             }
             let Some(version) = transactions.last().map(|t| t.version) else { continue };
             let bytes = version.as_u64().saturating_sub(self.after.as_u64());
+            self.status.received(&transactions);
             let (stored, is_stored) = oneshot::channel();
             // Only what is stored is sent.
             let _ = stored.send(());

@@ -21,6 +21,9 @@ mod origin;
 #[cfg(test)]
 mod reference_page;
 mod replicate;
+mod restoring;
 pub mod root;
+mod route;
 mod serving;
 mod standby;
+mod status;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use backup::{Running, Target};
+use backup::{Progress, Running, Target};
 use changes::Log;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -20,7 +20,7 @@ use crate::node::{Life, Node, await_database, is_passing, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
-use crate::{options, serving};
+use crate::{options, serving, status};
 
 /// For the last increment of the backup when the node stops.
 const LAST_BACKUP_MAX: Duration = Duration::from_secs(20);
@@ -36,6 +36,9 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         None => None,
     };
 
+    if target.is_some() {
+        node.status.backup(|_| ());
+    }
     let prepared = node.unless_finishing(prepared(node, gate, &source, &changes, target.as_ref()));
     let (copy, taken) = match prepared.await {
         None => return Ok(Life::Over),
@@ -71,8 +74,16 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         None => (None, None, None),
     };
     let version = writer.version();
-    let feed = Feed::start(writer, batches, node.metrics.clone());
-    let start = Start { source, initial, log, stored, fanout: fanout.clone(), metrics: node.metrics.clone() };
+    let feed = Feed::start(writer, batches, node.metrics.clone(), node.status.clone());
+    let start = Start {
+        source,
+        initial,
+        log,
+        stored,
+        fanout: fanout.clone(),
+        metrics: node.metrics.clone(),
+        status: node.status.clone(),
+    };
     let mut replication = Replication::start(start, feed);
     gate.set(Role::Owner(fanout));
     node.gate.open(handle);
@@ -198,10 +209,12 @@ impl BackingUp {
         let lineage = backup::Lineage { app: identity.app, shard: identity.shard, initial };
         let running = backup::start(target, writer, epoch, lineage, node.backup_metrics.clone())
             .context("ZERO_LITESTREAM_BACKUP_URL")?;
-        let mut progress = running.progress.clone();
+        let (mut progress, status) = (running.progress.clone(), node.status.clone());
         let telling = tokio::spawn(async move {
             loop {
-                let version = progress.borrow_and_update().restorable_version;
+                let Progress { restorable_version: version, last_success, snapshot_at, failure, .. } =
+                    progress.borrow_and_update().clone();
+                status.backup(|backup| *backup = status::Backup { snapshot_at, last_at: last_success, fault: failure });
                 fanout.set_backup(version.map(|version| Backup { url: url.clone(), version }));
                 if progress.changed().await.is_err() {
                     warn!("the backup has ended; new nodes get their replica from this one");

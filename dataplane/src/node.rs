@@ -11,6 +11,7 @@ use upstream::Address;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::status::Status;
 
 /// How a life of the parts ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub enum Life {
 pub struct Node<'a> {
     pub config: &'a Config,
     pub metrics: Metrics,
+    pub status: Status,
     pub backup_metrics: backup::metrics::Metrics,
     pub stream_metrics: streamer::Metrics,
     pub view_metrics: views::metrics::Metrics,

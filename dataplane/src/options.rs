@@ -8,6 +8,7 @@ use gateway::{ApiOptions, AuthOptions, Limits, Secret};
 use upstream::{Address, App};
 
 use crate::config::{self, ApiServer, Config, TokenKey};
+use crate::node::Node;
 
 /// Snapshots stay for so long after a newer one is due.
 const SNAPSHOT_GRACE: Duration = Duration::from_secs(6 * 3600);
@@ -72,6 +73,14 @@ pub fn token(config: &Config) -> Result<Option<streamer::Token>> {
     let token = config.change_stream.token.as_ref().map(config::Secret::expose);
     let password = config.admin.password.as_ref().map(config::Secret::expose);
     streamer::Token::from_config(token, password).context("ZERO_CHANGE_STREAMER_TOKEN")
+}
+
+/// How this node presents itself to another one, whose address is yet to be filled in.
+pub fn subscriber(node: &Node<'_>) -> streamer::Options {
+    let config = node.config;
+    let (app, shard) = (config.app.id.clone(), config.app.shard_num);
+    let options = streamer::Options::new(String::new(), app, shard, config.task_id.clone());
+    streamer::Options { token: node.token.clone(), ..options }
 }
 
 pub fn stream_port(config: &Config, token: Option<streamer::Token>) -> streamer::ServerOptions {

@@ -3,7 +3,6 @@
 //! Invariant: what is handed on descends from the copy that was asked for.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,17 +11,17 @@ use changes::{Lineage, Owner};
 use replica::{Description, Identity, Opened, Replica, Writer};
 use rows::Version;
 use streamer::{Reservation, Welcome};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::follower::Manager;
 use crate::node::Node;
-use crate::{copy, follower, options};
+use crate::restoring::{Restoring, Source};
+use crate::route::Route;
+use crate::{copy, options};
 
-/// Attempts to restore the backup before a node makes a copy of its own.
-const RESTORE_ATTEMPTS: u32 = 3;
-const RETRY: Duration = Duration::from_secs(2);
-/// Between two lines about progress.
-const TELL_SECONDS: u64 = 2;
+/// A node that has lost its replica waits for so long for a store that does not answer, before it makes a copy of its own.
+const PATIENCE: Duration = Duration::from_secs(120);
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(15);
 
 /// A replica that is ready to be written, and the copy that it descends from.
 pub struct Origin {
@@ -49,6 +48,9 @@ fn made(path: &Path, identity: &Identity, reservation: Option<Reservation>) -> R
 }
 
 /// For a node that replicates. `log` is the change log as it stands; without one, only a new copy will do.
+///
+/// A new copy costs upstream a full read, and every node and client its state. So a backup that cannot be read for the moment is
+/// waited for, and one that a person must open again, by credentials say, for as long as that takes.
 pub async fn for_owner(
     node: &Node<'_>,
     source: &upstream::Options,
@@ -60,72 +62,88 @@ pub async fn for_owner(
     if let Some(found) = local(path, &identity)? {
         return Ok(found);
     }
-    if let Some(log) = log {
-        if let Some(target) = target
-            && restored(target, path, &identity, log.replica).await?
-        {
-            return made(path, &identity, None);
-        }
+    let (began, mut pause) = (Instant::now(), RETRY_MIN);
+    while let Some(log) = log {
+        let Some(obstacle) = restored(node, target, log.replica).await? else { return made(path, &identity, None) };
         if let Some(owner) = log.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
-            match from_owner(node, owner, path, &identity, log.replica).await {
+            match from_owner(node, owner, log.replica).await {
                 Ok(reservation) => return made(path, &identity, Some(reservation)),
                 Err(Fault::Fatal(error)) => return Err(error),
                 Err(Fault::Retry(reason)) => info!(owner = owner.id, reason, "no replica from the present owner"),
             }
         }
+        let retry_ms = pause.as_millis() as u64;
+        match obstacle {
+            NoBackup::Absent => break,
+            NoBackup::Unreadable(error) if error.needs_a_person() => {
+                error!(%error, retry_ms, "the replica is gone and its backup cannot be opened: mend that, or unset ZERO_LITESTREAM_BACKUP_URL to copy everything from upstream anew");
+            }
+            NoBackup::Unreadable(error) if began.elapsed() < PATIENCE => {
+                warn!(%error, retry_ms, "cannot restore the replica from the backup yet");
+            }
+            NoBackup::Unreadable(error) => {
+                warn!(%error, "giving up on the backup; the replica is copied from upstream");
+                break;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
     }
+    let _copying = node.status.copying();
     copy::run(source, path, &identity).await?;
     made(path, &identity, None)
 }
 
 /// The snapshot of a node that replicates at present and is to be relieved.
-async fn from_owner(
-    node: &Node<'_>,
-    owner: &Owner,
-    path: &Path,
-    identity: &Identity,
-    wanted: Version,
-) -> std::result::Result<Reservation, Fault> {
-    let options = streamer::Options { uri: owner.address.clone(), ..follower::options(node) };
+async fn from_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::result::Result<Reservation, Fault> {
+    let options = streamer::Options { uri: owner.address.clone(), ..options::subscriber(node) };
     let (welcome, mut reservation) =
         Reservation::open(&options).await.map_err(|error| Fault::Retry(error.to_string()))?;
     if welcome.replica != wanted {
         return Err(Fault::Retry("it begins anew".to_owned()));
     }
-    from_snapshot(&mut reservation, path, identity, wanted).await?;
+    from_snapshot(node, &mut reservation, wanted).await?;
     Ok(reservation)
 }
 
-/// Whether the backup could be restored. An error is what must not be answered by an initial copy.
-async fn restored(target: &Target, path: &Path, identity: &Identity, wanted: Version) -> Result<bool> {
-    for attempt in 1..=RESTORE_ATTEMPTS {
-        match backup::restore(target, path, identity, Some(wanted), told("restoring the backup")).await {
-            Ok(restored) => {
-                info!(version = %restored.version, "restored the replica from the backup");
-                return Ok(true);
-            }
-            Err(error @ (Error::Nothing { .. } | Error::Foreign { .. })) => {
-                info!(%error, "no backup of this replica");
-                return Ok(false);
-            }
-            Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
-                return Err(error).context("restore the replica from the backup");
-            }
-            Err(error) => warn!(%error, attempt, "cannot restore the replica from the backup"),
+/// Why there is no replica from the backup.
+enum NoBackup {
+    /// None is kept, or none of this replica.
+    Absent,
+    /// It may be there and cannot be read now.
+    Unreadable(Error),
+}
+
+/// `None` if the backup is restored. An error is what must not be answered by trying elsewhere.
+async fn restored(node: &Node<'_>, target: Option<&Target>, wanted: Version) -> Result<Option<NoBackup>> {
+    let Some(target) = target else { return Ok(Some(NoBackup::Absent)) };
+    match from_target(node, target, wanted).await {
+        Ok(()) => Ok(None),
+        Err(error @ (Error::Nothing { .. } | Error::Foreign { .. })) => {
+            info!(%error, "no backup of this replica");
+            Ok(Some(NoBackup::Absent))
         }
-        tokio::time::sleep(RETRY).await;
+        Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
+            Err(error).context("restore the replica from the backup")
+        }
+        Err(error) => Ok(Some(NoBackup::Unreadable(error))),
     }
-    warn!("giving up on the backup; the replica is copied from upstream");
-    Ok(false)
+}
+
+async fn from_target(node: &Node<'_>, target: &Target, wanted: Version) -> std::result::Result<(), Error> {
+    let restoring = Restoring::begin(node, Source::Backup);
+    let path = &node.config.replica.file;
+    let restored = backup::restore(target, path, &node.identity(), Some(wanted), restoring.progress()).await;
+    restoring.end(restored).map(drop)
 }
 
 /// For a node that follows another. The reservation keeps the log for this node until it streams.
-pub async fn for_follower(node: &Node<'_>, manager: &mut Manager) -> Result<Origin> {
+pub async fn for_follower(node: &Node<'_>, route: &mut Route) -> Result<Origin> {
     let path = &node.config.replica.file;
     let identity = node.identity();
     let mut pause = Duration::from_millis(200);
     loop {
-        match fetch(node, manager, path, &identity).await {
+        match fetch(node, route).await {
             Ok((welcome, reservation)) => {
                 let origin = made(path, &identity, Some(reservation))?;
                 if origin.copy.initial_version == welcome.replica {
@@ -168,16 +186,12 @@ impl From<streamer::Error> for Fault {
 }
 
 /// Makes the file from the backup that the manager names, or else from the manager's own snapshot.
-async fn fetch(
-    node: &Node<'_>,
-    manager: &mut Manager,
-    path: &Path,
-    identity: &Identity,
-) -> std::result::Result<(Welcome, Reservation), Fault> {
-    let opened = Reservation::open(&manager.options().await?).await;
-    let (welcome, mut reservation) = opened.inspect_err(|error| manager.learn(error))?;
+async fn fetch(node: &Node<'_>, route: &mut Route) -> std::result::Result<(Welcome, Reservation), Fault> {
+    let opened = Reservation::open(&route.options().await?).await;
+    let (welcome, mut reservation) = opened.inspect_err(|error| route.learn(error))?;
+    route.reached();
     if let Some(offered) = welcome.backup.as_ref().filter(|offered| offered.reaches(welcome.start)) {
-        match from_backup(node, &offered.url, path, identity, welcome.replica).await {
+        match from_backup(node, &offered.url, welcome.replica).await {
             Ok(()) => return Ok((welcome, reservation)),
             Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
                 return Err(Fault::Fatal(anyhow::Error::new(error).context("restore the replica from the backup")));
@@ -188,25 +202,23 @@ async fn fetch(
             Err(error) => return Err(Fault::Retry(error.to_string())),
         }
     }
-    from_snapshot(&mut reservation, path, identity, welcome.replica).await?;
+    from_snapshot(node, &mut reservation, welcome.replica).await?;
     Ok((welcome, reservation))
 }
 
 async fn from_snapshot(
+    node: &Node<'_>,
     reservation: &mut Reservation,
-    path: &Path,
-    identity: &Identity,
     wanted: Version,
 ) -> std::result::Result<(), Fault> {
     let (info, bytes) = reservation.fetch().await?;
-    let told = told("receiving the replica");
-    let total = info.bytes.unwrap_or_default();
+    let restoring = Restoring::begin(node, Source::Snapshot);
+    let (told, total) = (restoring.progress(), info.bytes.unwrap_or_default());
     let received = move |done| told(done, total);
-    match backup::restore_bytes(bytes, path, identity, Some(wanted), received).await {
-        Ok(restored) => {
-            info!(version = %restored.version, "received the replica from the replication-manager");
-            Ok(())
-        }
+    let path = &node.config.replica.file;
+    let restored = backup::restore_bytes(bytes, path, &node.identity(), Some(wanted), received).await;
+    match restoring.end(restored) {
+        Ok(_) => Ok(()),
         Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
             Err(Fault::Fatal(anyhow::Error::new(error).context("receive the replica")))
         }
@@ -214,31 +226,7 @@ async fn from_snapshot(
     }
 }
 
-async fn from_backup(
-    node: &Node<'_>,
-    url: &str,
-    path: &Path,
-    identity: &Identity,
-    wanted: Version,
-) -> std::result::Result<(), Error> {
-    let target = Target::open(&options::backup(&node.config.backup, url)).await?;
-    let restored = backup::restore(&target, path, identity, Some(wanted), told("restoring the backup")).await?;
-    info!(version = %restored.version, "restored the replica from the backup");
-    Ok(())
-}
-
-/// Logs how far it is from time to time: bytes done, bytes in all (0 if that is unknown).
-fn told(doing: &'static str) -> impl Fn(u64, u64) + Send + Sync + 'static {
-    let started = Instant::now();
-    let told = AtomicU64::new(0);
-    move |done, total| {
-        let seconds = started.elapsed().as_secs();
-        if seconds < told.load(Ordering::Relaxed) + TELL_SECONDS {
-            return;
-        }
-        told.store(seconds, Ordering::Relaxed);
-        let percent = (done * 100).checked_div(total).map(|percent| percent.min(100));
-        let left = total.saturating_sub(done) * seconds / done.max(1);
-        info!(bytes = done, percent, seconds_left = (total > 0).then_some(left), "{doing}");
-    }
+async fn from_backup(node: &Node<'_>, url: &str, wanted: Version) -> std::result::Result<(), Error> {
+    let target = Target::unasked(&options::backup(&node.config.backup, url)).await?;
+    from_target(node, &target, wanted).await
 }

@@ -26,6 +26,7 @@ use upstream::{Error, Event, Resume, Stream};
 use crate::change_log::{self, Order};
 use crate::feed::{Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
+use crate::status::Status;
 
 /// Orders that may wait for the log.
 const ORDERS_QUEUED: usize = 2;
@@ -42,6 +43,7 @@ pub struct Start {
     pub stored: Version,
     pub fanout: Fanout,
     pub metrics: Metrics,
+    pub status: Status,
 }
 
 pub enum Ended {
@@ -60,7 +62,7 @@ pub struct Replication {
 
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
-        let Start { source, initial, log, stored, fanout, metrics } = start;
+        let Start { source, initial, log, stored, fanout, metrics, status } = start;
         let (orders, queue) = mpsc::channel(ORDERS_QUEUED);
         let (trouble, is_troubled) = watch::channel(false);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
@@ -73,6 +75,7 @@ impl Replication {
             applied: feed.applied.clone(),
             is_troubled,
             metrics,
+            status,
             pause: RETRY_MIN,
         };
         Replication { follower, feed, storing }
@@ -134,6 +137,7 @@ struct Follower {
     /// The change log cannot be written at present.
     is_troubled: watch::Receiver<bool>,
     metrics: Metrics,
+    status: Status,
     pause: Duration,
 }
 
@@ -151,7 +155,12 @@ impl Follower {
         let retry_ms = self.pause.as_millis() as u64;
         match failure {
             None => {}
-            Some(Error::ResetRequired { message }) => return Some(message),
+            Some(Error::ResetRequired { message, is_slot_lost }) => {
+                if is_slot_lost {
+                    self.status.lost_slot();
+                }
+                return Some(message);
+            }
             Some(error @ (Error::Transient { .. } | Error::SlotInUse { .. })) => {
                 warn!(%error, retry_ms, "the replication stream ended, will retry");
             }
@@ -181,6 +190,7 @@ impl Follower {
             Ok(stream) => stream,
             Err(error) => return error,
         };
+        let _streaming = self.status.streaming();
         let acks = stream.acks();
         let acknowledge: Arc<dyn Fn(Version) + Send + Sync> = {
             let acks = acks.clone();
@@ -210,6 +220,7 @@ impl Follower {
             let Some(version) = transactions.last().map(|t| t.version) else { continue };
             self.pause = RETRY_MIN;
             let bytes = version.as_u64().saturating_sub(self.after.as_u64());
+            self.status.received(&transactions);
             let transactions = Arc::new(transactions);
             let (stored, is_stored) = oneshot::channel();
             let append = Order::Append { transactions: Arc::clone(&transactions), stored };

@@ -12,16 +12,20 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::Statz;
 use crate::config::{Config, Role};
 use crate::metrics::Metrics;
 use crate::node::{Life, Node};
+use crate::status::Status;
 use crate::{follower, manager, options};
+
+/// Between two lines about what a person has to do.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// How the process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,25 +39,26 @@ pub enum Ending {
 /// Runs until SIGTERM or SIGINT, or until another process takes over.
 pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
+    let status = Status::default();
+    let mut may_begin = true;
     loop {
-        match live(&config, stop.clone()).await? {
+        match live(&config, stop.clone(), &status, may_begin).await? {
             Life::Over => return Ok(Ending::Stopped),
             Life::SteppedDown => return Ok(Ending::SteppedDown),
             Life::Reset => {
                 // A node that follows only gets what the replication-manager has already.
-                if !config.replica.auto_reset && config.role != Role::ViewSyncer {
-                    bail!(
-                        "the replica must be rebuilt and ZERO_AUTO_RESET is false: delete {} to do it",
-                        config.replica.file.display()
-                    );
+                may_begin = config.replica.auto_reset || config.role == Role::ViewSyncer;
+                if may_begin {
+                    discard(&config.replica.file)?;
+                    status.discarded();
                 }
-                discard(&config.replica.file)?;
             }
         }
     }
 }
 
-async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
+/// One life of all parts. Unless the node `may_begin`, it only says why it does not.
+async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, may_begin: bool) -> Result<Life> {
     let role = match config.role {
         Role::SingleNode => "single-node",
         Role::ReplicationManager => "replication-manager",
@@ -64,9 +69,17 @@ async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
     let token = options::token(config)?;
     let facts = [("version", config.server_version.as_str()), ("taskID", &config.task_id), ("role", role)];
     let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-    let status =
-        Statz::default().with_own_groups(facts, config.replica.file.clone(), metrics.registry.clone()).into_status();
-    let status_page = options::status_page(config, status);
+    let node_facts = {
+        let status = status.clone();
+        let subscribers = (config.role != Role::ViewSyncer).then(|| stream_metrics.subscribers.clone());
+        move || std::future::ready(Ok(status.facts(role, env!("CARGO_PKG_VERSION"), subscribers.as_ref())))
+    };
+    let statz = Statz::default().group("node", node_facts).with_own_groups(
+        facts,
+        config.replica.file.clone(),
+        metrics.registry.clone(),
+    );
+    let status_page = options::status_page(config, statz.into_status());
     let clients =
         gateway::Server::build(options::gateway(config), metrics.registry.clone(), status_page.clone()).await?;
     let (client_gate, transformer) = (clients.gate(), clients.transformer());
@@ -87,6 +100,7 @@ async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
         backup_metrics: backup::metrics::Metrics::register(&metrics.registry)?,
         view_metrics: views::metrics::Metrics::register(&metrics.registry)?,
         metrics,
+        status: status.clone(),
         stream_metrics,
         gate: client_gate,
         transformer,
@@ -99,6 +113,7 @@ async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
         Ports::open(clients, followers, &node.gate, node.stream.as_ref(), config.network.keepalive_timeout, stop);
     let ends = async {
         let life = match config.role {
+            _ if !may_begin => Ok(idle(&node).await),
             Role::ViewSyncer => follower::live(&node).await,
             Role::SingleNode => manager::live(&node, true).await,
             Role::ReplicationManager => manager::live(&node, false).await,
@@ -109,6 +124,19 @@ async fn live(config: &Config, stop: watch::Receiver<bool>) -> Result<Life> {
         life
     };
     ports.serve_until(ends, &finish).await
+}
+
+/// Waits for the stop signal with ports that answer and are never ready, so that whoever operates the node can see why.
+async fn idle(node: &Node<'_>) -> Life {
+    loop {
+        error!(
+            "the replica must be rebuilt and ZERO_AUTO_RESET is false: stop the node and delete {} to do it",
+            node.config.replica.file.display()
+        );
+        if node.unless_finishing(tokio::time::sleep(REMINDER)).await.is_none() {
+            return Life::Over;
+        }
+    }
 }
 
 /// The servers of the two ports, running.

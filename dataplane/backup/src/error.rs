@@ -9,6 +9,9 @@ pub enum Error {
     /// A person must change the configuration, the credentials or the bucket; trying again helps only after that.
     #[error("backup {at}: {reason}")]
     Refused { at: String, reason: String },
+    /// The store does not let us in; trying again helps only after a person has changed the credentials or the bucket's policy.
+    #[error("backup {at}: {reason}")]
+    Denied { at: String, reason: String },
     /// The store did not answer, or failed; trying again may help.
     #[error("backup {at}: {action}: {cause}")]
     Unavailable { at: String, action: &'static str, cause: String },
@@ -42,6 +45,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether time alone mends nothing: a person must change the configuration, the credentials or the bucket.
+    #[must_use]
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Error::Refused { .. } | Error::Denied { .. })
+    }
+
     pub(crate) fn damaged(file: &str, offset: u64, reason: impl Into<String>) -> Error {
         Error::Damaged { file: file.to_owned(), offset, reason: reason.into() }
     }

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use replica::Writer;
@@ -45,13 +45,29 @@ pub struct Progress {
     /// The newest version that can be restored, as seen in the store; `None` if there is none of this lineage.
     pub restorable_version: Option<Version>,
     /// When everything that was committed was last in the store.
-    pub last_success: Option<Instant>,
+    pub last_success: Option<SystemTime>,
+    /// When the newest snapshot of this lineage was written.
+    pub snapshot_at: Option<SystemTime>,
     /// Written by this process.
     pub uploaded_bytes: u64,
     /// Whether this process's own chain is restorable; before, only a former one may be.
     pub is_complete: bool,
     /// What went wrong since the last success.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
+}
+
+/// What a person is told about a backup that does not go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The store does not let us in.
+    pub is_denied: bool,
+    pub message: String,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Failure {
+        Failure { is_denied: matches!(error, Error::Denied { .. }), message: error.to_string() }
+    }
 }
 
 /// A backup under way. Dropping it ends it without the last increment.
@@ -229,7 +245,7 @@ impl Service {
 
     fn fail(&self, failure: &Error) {
         self.metrics.failures.inc();
-        self.progress.send_modify(|p| p.failure = Some(failure.to_string()));
+        self.progress.send_modify(|p| p.failure = Some(failure.into()));
     }
 
     /// Goes on until something fails.
@@ -276,7 +292,8 @@ impl Service {
             let note = self.target.store.note(snapshot.name).await?;
             if note.and_then(|n| n.lineage).is_some_and(|l| l == self.lineage.to_string()) {
                 let version = stated_version(&self.target, last).await?;
-                self.progress.send_modify(|p| p.restorable_version = version);
+                let snapshot_at = Some(snapshot.modified);
+                self.progress.send_modify(|p| (p.restorable_version, p.snapshot_at) = (version, snapshot_at));
             }
         }
         let after_last = last.map_or(Txid::ZERO, |f| f.name.max.next());
@@ -319,7 +336,8 @@ impl Service {
         self.chain = Some(Chain { snapshot: file.name, from });
         self.maintenance.began();
         self.wrote(&file, Some(version));
-        self.progress.send_modify(|p| p.is_complete = true);
+        let snapshot_at = Some(file.modified);
+        self.progress.send_modify(|p| (p.is_complete, p.snapshot_at) = (true, snapshot_at));
         self.files.push(file);
         Ok(())
     }
@@ -360,7 +378,7 @@ impl Service {
         if !self.capture.is_behind() && self.capture.is_following() {
             self.metrics.last_success_timestamp_seconds.set(i64::try_from(now_ms() / 1000).unwrap_or(i64::MAX));
             self.progress.send_modify(|p| {
-                p.last_success = Some(Instant::now());
+                p.last_success = Some(SystemTime::now());
                 p.failure = None;
             });
         }
@@ -396,6 +414,7 @@ impl Service {
                 info!(file = %file.name, size = file.size, "a snapshot is in the backup");
                 self.metrics.snapshots.inc();
                 self.metrics.uploaded_bytes.inc_by(file.size);
+                self.progress.send_modify(|p| p.snapshot_at = Some(file.modified));
                 if let Some(chain) = &mut self.chain {
                     chain.snapshot = file.name;
                 }

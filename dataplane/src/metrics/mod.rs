@@ -9,7 +9,7 @@ mod reference;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 pub(crate) use memory::usage as memory_usage;
 pub use reference::{Family, families, reference};
@@ -20,6 +20,9 @@ use names::Name;
 const APPLY_BUCKETS: &[f64] =
     &[0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 
+/// From a small replica on the same machine to a large one over a slow line.
+const RESTORE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
+
 /// Cheap to clone: every handle is shared.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -28,6 +31,10 @@ pub struct Metrics {
     pub transactions: IntCounter,
     pub changes: IntCounter,
     pub apply: Histogram,
+    /// Labels: where from, and the result.
+    pub restores: IntCounterVec,
+    pub restore: Histogram,
+    pub restored_bytes: IntCounter,
 }
 
 impl Metrics {
@@ -42,11 +49,15 @@ impl Metrics {
         build.set(1);
         registry.register(Box::new(build))?;
         let apply = HistogramOpts::new(names::APPLY.name, names::APPLY.help).buckets(APPLY_BUCKETS.to_vec());
+        let restore = HistogramOpts::new(names::RESTORE.name, names::RESTORE.help).buckets(RESTORE_BUCKETS.to_vec());
         Ok(Metrics {
             replica_version_lag: registered(&registry, IntGauge::with_opts(opts(names::REPLICA_VERSION_LAG))?)?,
             transactions: registered(&registry, IntCounter::with_opts(opts(names::TRANSACTIONS))?)?,
             changes: registered(&registry, IntCounter::with_opts(opts(names::CHANGES))?)?,
             apply: registered(&registry, Histogram::with_opts(apply)?)?,
+            restores: registered(&registry, IntCounterVec::new(opts(names::RESTORES), &["source", "result"])?)?,
+            restore: registered(&registry, Histogram::with_opts(restore)?)?,
+            restored_bytes: registered(&registry, IntCounter::with_opts(opts(names::RESTORED_BYTES))?)?,
             registry,
         })
     }

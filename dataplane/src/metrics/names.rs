@@ -22,5 +22,11 @@ pub const TRANSACTIONS: Name =
 pub const CHANGES: Name = name("zero_replicated_changes_total", "Row changes applied to the replica");
 pub const APPLY: Name = name("zero_replica_apply_seconds", "Time to apply and commit one batch of transactions");
 
+pub const RESTORES: Name =
+    name("zero_restores_total", "Attempts to get the replica from the backup or from another node, by their result");
+pub const RESTORE: Name = name("zero_restore_seconds", "Time to get the replica from the backup or from another node");
+pub const RESTORED_BYTES: Name =
+    name("zero_restored_bytes_total", "Bytes received of backups and of other nodes' replicas");
+
 pub const MEMORY_ALLOCATED: Name = name("zero_memory_allocated_bytes", "Bytes in use as the allocator counts them");
 pub const MEMORY_RESIDENT: Name = name("zero_memory_resident_bytes", "Bytes of physical memory the allocator holds");

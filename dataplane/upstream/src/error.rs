@@ -16,7 +16,11 @@ pub enum Error {
     Transient { message: String, source: Option<Cause> },
     /// The replica can no longer be continued: delete it and start with a new initial copy.
     #[error("the replica must be rebuilt: {message}")]
-    ResetRequired { message: String },
+    ResetRequired {
+        message: String,
+        /// Because the replication slot, or the log that it kept, is gone.
+        is_slot_lost: bool,
+    },
     /// Another process streams from the slot: take over, or wait until it is gone.
     #[error("replication slot {slot} is in use by {application} (pid {pid} at the Postgres server)")]
     SlotInUse { slot: String, pid: i32, application: String },
@@ -36,7 +40,11 @@ impl Error {
     }
 
     pub(crate) fn reset(message: impl Into<String>) -> Error {
-        Error::ResetRequired { message: message.into() }
+        Error::ResetRequired { message: message.into(), is_slot_lost: false }
+    }
+
+    pub(crate) fn slot_lost(message: impl Into<String>) -> Error {
+        Error::ResetRequired { message: message.into(), is_slot_lost: true }
     }
 
     /// Classifies an error of a statement by its SQLSTATE. `doing` completes "cannot ...".

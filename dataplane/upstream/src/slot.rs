@@ -150,11 +150,11 @@ pub(crate) async fn state(client: &Client, slot: &str) -> Result<State> {
         .await
         .map_err(|e| Error::statement("read the state of the replication slot", e))?;
     let Some(row) = row else {
-        return Err(Error::reset(format!("replication slot {slot} is gone; somebody dropped it")));
+        return Err(Error::slot_lost(format!("replication slot {slot} is gone; somebody dropped it")));
     };
     let wal_status: Option<&str> = row.get(4);
     if row.get::<_, bool>(3) || wal_status == Some("lost") {
-        return Err(Error::reset(format!(
+        return Err(Error::slot_lost(format!(
             "replication slot {slot} has lost its WAL, because it lagged by more than max_slot_wal_keep_size"
         )));
     }

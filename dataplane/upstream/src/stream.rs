@@ -116,7 +116,7 @@ impl Stream {
         let known = resume.confirmed.max(resume.after).max(idle_to.unwrap_or_default());
         // Whoever has everything up to a position needs what commits at the next one at the earliest.
         if state.confirmed.as_u64() > known.as_u64() + 1 {
-            return Err(Error::reset(format!(
+            return Err(Error::slot_lost(format!(
                 "replication slot {} was advanced to {} although only changes up to {} are stored here; the changes between are lost",
                 replica.slot,
                 lsn_text(state.confirmed),
@@ -317,7 +317,7 @@ async fn start_replication(
                 return Err(Error::response("start replication", &error));
             }
             NOT_IN_PREREQUISITE_STATE | UNDEFINED_OBJECT => {
-                return Err(Error::reset(format!("replication slot {slot} cannot be used: {}", error.message)));
+                return Err(Error::slot_lost(format!("replication slot {slot} cannot be used: {}", error.message)));
             }
             _ => return Err(Error::response("start replication", &error)),
         }

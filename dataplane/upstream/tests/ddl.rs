@@ -200,7 +200,7 @@ async fn without_event_triggers_a_new_shape_asks_for_a_rebuild() {
         }
     };
     assert!(
-        matches!(&error, Error::ResetRequired { message } if message.contains("issue") && message.contains("event triggers")),
+        matches!(&error, Error::ResetRequired { message, .. } if message.contains("issue") && message.contains("event triggers")),
         "{error}"
     );
 }

@@ -38,7 +38,7 @@ impl Directory {
         let at = self.location(Some(name));
         match error.kind() {
             io::ErrorKind::NotFound => Error::Missing { name: at },
-            io::ErrorKind::PermissionDenied => Error::Refused { at, reason: format!("{action}: {error}") },
+            io::ErrorKind::PermissionDenied => Error::Denied { at, reason: format!("{action}: {error}") },
             _ => Error::Unavailable { at, action, cause: error.to_string() },
         }
     }

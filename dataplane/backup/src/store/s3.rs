@@ -123,7 +123,7 @@ impl Bucket {
                 let reason = format!(
                     "{action}: the store denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy of the bucket"
                 );
-                Error::Refused { at, reason }
+                Error::Denied { at, reason }
             }
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) | (_, Some(301)) => {
                 let reason = format!("{action}: the bucket is in another region ({code}); set ZERO_LITESTREAM_REGION");
@@ -131,7 +131,7 @@ impl Bucket {
             }
             _ if cause.contains("CredentialsNotLoaded") || cause.contains("no providers in chain") => {
                 let reason = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role";
-                Error::Refused { at, reason: reason.to_owned() }
+                Error::Denied { at, reason: reason.to_owned() }
             }
             _ if matches!(error, SdkError::DispatchFailure(_) | SdkError::TimeoutError(_)) => {
                 Error::Unavailable { at, action, cause: format!("the store cannot be reached: {cause}") }
