@@ -1,0 +1,261 @@
+//! What the process that owns the slot says of itself: `GET /statz?group=node&format=json`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::jiff::Timestamp;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+
+use super::slot::Question;
+use super::{Node, Servers};
+use crate::observe::{BackupFault, Nodes};
+
+const TIME_MAX: Duration = Duration::from_secs(2);
+const BODY_MAX: usize = 64 << 10;
+const TEXT_MAX: usize = 300;
+
+/// Asks one node. No answer means that nothing is known.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Status(pub Node);
+
+impl Question for Status {
+    type Answer = Option<Nodes>;
+    const DOUBTS: u32 = 2;
+
+    async fn ask(self, _: Arc<Servers>) -> Option<Nodes> {
+        let address = self.0.address;
+        match fetch(&self.0).await {
+            Ok(nodes) => Some(nodes),
+            Err(error) => {
+                tracing::debug!(%address, %error, "the data plane does not tell its status");
+                None
+            }
+        }
+    }
+
+    fn is_bad(answer: &Option<Nodes>) -> bool {
+        answer.is_none()
+    }
+
+    fn is_news(old: &Option<Nodes>, new: &Option<Nodes>) -> bool {
+        steady(old) != steady(new)
+    }
+
+    fn inherits(&self, old: &Status) -> bool {
+        (self.0.address, &self.0.generation) == (old.0.address, &old.0.generation)
+    }
+}
+
+/// Without what moves all the time. The lag counts in minutes, like it is shown.
+fn steady(nodes: &Option<Nodes>) -> Option<Nodes> {
+    let mut nodes = nodes.clone()?;
+    nodes.lag_seconds = nodes.lag_seconds.map(|lag| lag / 60);
+    nodes.last_backup_at = nodes.last_backup_at.map(|_| Timestamp::UNIX_EPOCH);
+    nodes.replica_version = nodes.replica_version.map(|_| String::new());
+    Some(nodes)
+}
+
+/// Why a node's status is not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("it did not answer within {} s", TIME_MAX.as_secs())]
+    Timeout,
+    #[error("it cannot be reached: {0}")]
+    Unreachable(#[from] std::io::Error),
+    #[error("it does not speak HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("it answered {0}")]
+    Status(StatusCode),
+    #[error("its answer broke off, or has more than {BODY_MAX} bytes")]
+    Body,
+    #[error("its answer is not understood: {0}")]
+    Format(#[from] serde_json::Error),
+}
+
+pub(super) async fn fetch(node: &Node) -> Result<Nodes, Error> {
+    let body = tokio::time::timeout(TIME_MAX, get(node)).await.map_err(|_| Error::Timeout)??;
+    let body: Body = serde_json::from_slice(&body)?;
+    Ok(body.node.read(&node.generation))
+}
+
+async fn get(node: &Node) -> Result<Bytes, Error> {
+    let stream = TcpStream::connect(node.address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let credentials = BASE64_STANDARD.encode(format!("operator:{}", node.password.reveal()));
+    let request = Request::get("/statz?group=node&format=json")
+        .header(header::HOST, node.address.to_string())
+        .header(header::AUTHORIZATION, format!("Basic {credentials}"))
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .expect("base64 and addresses are valid in headers");
+    let answering = async {
+        let response = sender.send_request(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(Error::Status(response.status()));
+        }
+        let body = Limited::new(response.into_body(), BODY_MAX).collect().await.map_err(|_| Error::Body)?;
+        Ok(body.to_bytes())
+    };
+    // The connection moves only while it is polled, and ends with the answer.
+    tokio::pin!(answering, connection);
+    tokio::select! {
+        biased;
+        answer = &mut answering => answer,
+        ended = &mut connection => {
+            ended?;
+            answering.await
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Body {
+    node: Report,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    streaming: Option<bool>,
+    initial_sync: bool,
+    restoring: bool,
+    replica_version: Option<String>,
+    lag_seconds: Option<f64>,
+    slot_lost: bool,
+    backup: Option<Backup>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Backup {
+    snapshot_at: Option<f64>,
+    last_at: Option<f64>,
+    fault: Option<Trouble>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Trouble {
+    kind: String,
+    message: String,
+}
+
+impl Report {
+    /// `generation` is the one that the pod was made for: its backup is in that folder.
+    fn read(self, generation: &str) -> Nodes {
+        let backup = self.backup.as_ref();
+        let fault = backup.and_then(|backup| backup.fault.as_ref()).map(|fault| {
+            let text: String = fault.message.chars().take(TEXT_MAX).collect();
+            match fault.kind.as_str() {
+                "access-denied" => BackupFault::AccessDenied(text),
+                _ => BackupFault::Failing(text),
+            }
+        });
+        Nodes {
+            streaming: self.streaming,
+            initial_sync: self.initial_sync,
+            restoring: self.restoring,
+            replica_version: self.replica_version.map(|version| version.chars().take(TEXT_MAX).collect()),
+            lag_seconds: self.lag_seconds.filter(|lag| *lag >= 0.0).map(whole),
+            slot_lost: self.slot_lost,
+            snapshot_of: backup.and_then(|backup| backup.snapshot_at).map(|_| generation.to_owned()),
+            last_backup_at: backup.and_then(|backup| backup.last_at).and_then(time),
+            backup_fault: fault,
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+fn whole(seconds: f64) -> u64 {
+    seconds as u64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "saturates, and what is no time is refused")]
+fn time(seconds: f64) -> Option<Timestamp> {
+    Timestamp::from_second(seconds as i64).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(node: serde_json::Value) -> Result<Nodes, serde_json::Error> {
+        let body: Body = serde_json::from_value(serde_json::json!({ "node": node }))?;
+        Ok(body.node.read("v2"))
+    }
+
+    fn full() -> serde_json::Value {
+        serde_json::json!({
+            "role": "replication-manager", "version": "0.1.0", "streaming": true, "initialSync": false, "restoring": false,
+            "replicaVersion": "1a2b", "lagSeconds": 1.75, "slotLost": false, "subscribers": 2,
+            "backup": { "snapshotAt": 1_700_000_000, "lastAt": 1_700_000_060.5, "fault": null },
+        })
+    }
+
+    #[test]
+    fn a_report_is_read() {
+        let nodes = read(full()).unwrap();
+        assert_eq!(nodes.streaming, Some(true));
+        assert_eq!((nodes.lag_seconds, nodes.snapshot_of.as_deref()), (Some(1), Some("v2")));
+        assert_eq!(nodes.last_backup_at.unwrap().as_second(), 1_700_000_060);
+        let mut without = full();
+        for key in ["streaming", "replicaVersion", "lagSeconds", "subscribers", "backup"] {
+            without[key] = serde_json::Value::Null;
+        }
+        assert_eq!(read(without).unwrap(), Nodes::default());
+    }
+
+    #[test]
+    fn a_backup_at_fault_is_told() {
+        let mut report = full();
+        report["backup"]["fault"] = serde_json::json!({ "kind": "access-denied", "message": "no" });
+        assert_eq!(read(report.clone()).unwrap().backup_fault, Some(BackupFault::AccessDenied("no".to_owned())));
+        report["backup"]["fault"]["kind"] = "something-new".into();
+        report["backup"]["fault"]["message"] = "x".repeat(5000).into();
+        assert_eq!(read(report).unwrap().backup_fault, Some(BackupFault::Failing("x".repeat(300))));
+    }
+
+    #[test]
+    fn nonsense_is_refused_or_left_out() {
+        for (key, value) in [
+            ("lagSeconds", serde_json::json!(-5)),
+            ("backup", serde_json::json!({ "snapshotAt": 1e300, "lastAt": 1e300, "fault": null })),
+        ] {
+            let mut report = full();
+            report[key] = value;
+            let nodes = read(report).unwrap();
+            assert!(nodes.lag_seconds.is_none() || nodes.last_backup_at.is_none());
+        }
+        for (key, value) in [("streaming", serde_json::json!("yes")), ("slotLost", serde_json::json!([]))] {
+            let mut report = full();
+            report[key] = value;
+            assert!(read(report).is_err(), "{key}");
+        }
+        assert!(read(serde_json::json!([])).is_err());
+    }
+
+    #[test]
+    fn what_always_moves_is_no_news() {
+        let of = |change: &dyn Fn(&mut Nodes)| {
+            let mut nodes = read(full()).unwrap();
+            change(&mut nodes);
+            Some(nodes)
+        };
+        let old = of(&|_| {});
+        let moved = of(&|nodes| {
+            nodes.lag_seconds = Some(3);
+            nodes.replica_version = Some("1a2c".to_owned());
+            nodes.last_backup_at = Timestamp::from_second(1_700_000_099).ok();
+        });
+        assert!(!Status::is_news(&old, &moved));
+        for news in [of(&|nodes| nodes.slot_lost = true), of(&|nodes| nodes.lag_seconds = Some(90)), None] {
+            assert!(Status::is_news(&old, &news));
+        }
+    }
+}

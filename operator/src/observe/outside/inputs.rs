@@ -1,0 +1,220 @@
+//! What is asked, and of whom. Values of Secrets are here and nowhere else, and are never printed.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crds::ZeroCache;
+use crds::names::{child, port};
+use crds::spec::{SecretKeyRef, Topology};
+use crds::status::DeletionStep;
+
+/// A value of a Secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(String);
+
+impl SecretText {
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> SecretText {
+        SecretText(text.into())
+    }
+
+    /// To be handed to the server that it is for, never to a log.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// All that may be asked about one resource. What is missing is not asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inputs {
+    /// Tells a resource from an earlier one of the same name.
+    pub uid: String,
+    pub shard: Shard,
+    /// Connection URLs.
+    pub upstream: Option<SecretText>,
+    /// Nothing where it is the upstream database.
+    pub cvr: Option<SecretText>,
+    /// Nothing where it is the upstream database.
+    pub change: Option<SecretText>,
+    pub node: Option<Node>,
+    pub store: Option<Store>,
+    /// Something is under way or wrong: ask more often.
+    pub is_busy: bool,
+}
+
+/// Whose schemas, slots and publications are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shard {
+    pub app_id: String,
+    pub number: i32,
+}
+
+/// The process that owns the replication slot: the replication-manager, or the single node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub address: SocketAddr,
+    pub password: SecretText,
+    /// The generation its pod serves.
+    pub generation: String,
+}
+
+/// The place of one generation's backup, and keys that let the operator look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// `s3://bucket/path`, without the generation.
+    pub url: String,
+    pub generation: String,
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub access_key_id: SecretText,
+    pub secret_access_key: SecretText,
+    pub session_token: Option<SecretText>,
+}
+
+impl Inputs {
+    /// What can be asked about a resource. `secret` reads a key of a Secret in the resource's namespace, `pod` is the address and
+    /// the generation annotation of the pod that owns the slot.
+    #[must_use]
+    pub fn of(
+        cache: &ZeroCache,
+        secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
+        pod: Option<(IpAddr, &str)>,
+    ) -> Inputs {
+        let spec = &cache.spec;
+        let databases = &spec.databases;
+        let other = |reference: &Option<SecretKeyRef>| reference.as_ref().and_then(secret);
+        Inputs {
+            uid: cache.metadata.uid.clone().unwrap_or_default(),
+            shard: Shard { app_id: spec.app_id.clone(), number: spec.shard_num },
+            upstream: secret(&databases.upstream.url_secret_ref),
+            cvr: other(&databases.cvr.url_secret_ref),
+            change: other(&databases.change.url_secret_ref),
+            node: pod.and_then(|(ip, generation)| node(cache, secret, ip, generation)),
+            store: store(cache, secret),
+            is_busy: is_busy(cache),
+        }
+    }
+}
+
+fn node(
+    cache: &ZeroCache,
+    secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
+    ip: IpAddr,
+    generation: &str,
+) -> Option<Node> {
+    let name = cache.metadata.name.as_deref().unwrap_or_default();
+    let reference = cache.spec.admin_password.clone().unwrap_or_else(|| SecretKeyRef {
+        name: child::admin_password(name),
+        key: child::SECRET_KEY.to_owned(),
+    });
+    let port = match cache.spec.topology {
+        Topology::MultiNode => port::CHANGE_STREAM,
+        Topology::SingleNode => port::SYNC,
+    };
+    let port = u16::try_from(port).expect("ports of the data plane are ports");
+    Some(Node {
+        address: SocketAddr::new(ip, port),
+        password: secret(&reference)?,
+        generation: generation.to_owned(),
+    })
+}
+
+/// Nothing where the pods have an identity of their own: the operator has none of their rights.
+fn store(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>) -> Option<Store> {
+    let backup = cache.spec.backup.as_ref()?;
+    let given = backup.credentials_secret_ref.as_ref()?;
+    let value = |key: &str| secret(&SecretKeyRef { name: given.name.clone(), key: key.to_owned() });
+    let session_token = match &given.session_token_key {
+        Some(key) => Some(value(key)?),
+        None => None,
+    };
+    Some(Store {
+        url: backup.url.clone(),
+        generation: cache.spec.generation.clone(),
+        endpoint: backup.endpoint.clone(),
+        region: backup.region.clone(),
+        access_key_id: value(&given.access_key_id_key)?,
+        secret_access_key: value(&given.secret_access_key_key)?,
+        session_token,
+    })
+}
+
+fn is_busy(cache: &ZeroCache) -> bool {
+    let Some(status) = &cache.status else { return true };
+    let is_ready = status.conditions.iter().any(|it| it.type_ == crds::conditions::kind::READY && it.status == "True");
+    let is_deleting = status.deletion.as_ref().is_some_and(|deletion| deletion.step != DeletionStep::Done);
+    let is_flowing = status.upgrade.is_some() || status.reset.is_some() || status.current_revision.is_none();
+    is_flowing || is_deleting || (!is_ready && !cache.spec.suspended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(spec: serde_json::Value) -> ZeroCache {
+        let document = serde_json::json!({
+            "apiVersion": "zerocache.dev/v1alpha1", "kind": "ZeroCache",
+            "metadata": { "name": "shop", "namespace": "web" },
+            "spec": spec,
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    fn by_key(reference: &SecretKeyRef) -> Option<SecretText> {
+        (reference.key != "missing").then(|| SecretText::new(format!("{}/{}", reference.name, reference.key)))
+    }
+
+    #[test]
+    fn what_can_be_asked_follows_from_the_spec() {
+        let full = cache(serde_json::json!({
+            "appId": "shop", "shardNum": 3,
+            "databases": {
+                "upstream": { "urlSecretRef": { "name": "db", "key": "url" } },
+                "cvr": { "urlSecretRef": { "name": "db", "key": "cvr" } },
+            },
+            "backup": { "url": "s3://b/p", "credentialsSecretRef":
+                { "name": "s3", "accessKeyIdKey": "id", "secretAccessKeyKey": "key" } },
+        }));
+        let inputs = Inputs::of(&full, &by_key, Some(([10, 0, 0, 7].into(), "v1")));
+        assert_eq!(inputs.upstream.unwrap().reveal(), "db/url");
+        assert_eq!((inputs.cvr.unwrap().reveal(), inputs.change), ("db/cvr", None));
+        let node = inputs.node.unwrap();
+        assert_eq!((node.address.to_string().as_str(), node.password.reveal()), ("10.0.0.7:4849", "shop-admin/value"));
+        assert_eq!(inputs.store.unwrap().secret_access_key.reveal(), "s3/key");
+        assert!(inputs.is_busy, "nothing runs yet");
+    }
+
+    #[test]
+    fn what_is_missing_is_not_asked() {
+        let bare = cache(serde_json::json!({
+            "topology": "SingleNode",
+            "databases": { "upstream": { "urlSecretRef": { "name": "db", "key": "missing" } } },
+            "backup": { "url": "s3://b/p", "credentialsSecretRef":
+                { "name": "s3", "accessKeyIdKey": "id", "secretAccessKeyKey": "key", "sessionTokenKey": "missing" } },
+        }));
+        let inputs = Inputs::of(&bare, &by_key, Some(([10, 0, 0, 7].into(), "v1")));
+        assert_eq!((inputs.upstream, inputs.store), (None, None));
+        assert_eq!(inputs.node.unwrap().address.port(), 4848);
+    }
+
+    #[test]
+    fn no_secret_is_printed() {
+        let store = Store {
+            url: "s3://b".to_owned(),
+            generation: "v1".to_owned(),
+            endpoint: None,
+            region: None,
+            access_key_id: SecretText::new("id-value"),
+            secret_access_key: SecretText::new("key-value"),
+            session_token: Some(SecretText::new("token-value")),
+        };
+        let inputs = Inputs { store: Some(store), upstream: Some(SecretText::new("url-value")), ..Inputs::default() };
+        assert!(!format!("{inputs:?}").contains("-value"));
+    }
+}
