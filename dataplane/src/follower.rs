@@ -15,8 +15,8 @@ use crate::metrics::Metrics;
 use crate::node::{Life, Node, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::route::Route;
-use crate::serving;
 use crate::status::Status;
+use crate::{folder, serving};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -103,6 +103,7 @@ async fn open(
     }
     node.gate.open(Some(views));
     info!(after_ms = node.started.elapsed().as_millis() as u64, version = %applied.version(), "ready");
+    folder::tidy(node);
 }
 
 struct Follower {

@@ -10,6 +10,7 @@ pub mod command;
 pub mod config;
 mod copy;
 mod feed;
+mod folder;
 mod follower;
 pub mod logging;
 mod manager;

@@ -12,8 +12,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    if let Some(("backup", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        return ExitCode::from(backup(rest));
+    match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("backup", rest)) => return ExitCode::from(backup(rest)),
+        Some(("health", rest)) => return ExitCode::from(ended(command::health(rest))),
+        _ => {}
     }
     let config = match config::from_process() {
         Ok(config) => config,
@@ -34,7 +36,11 @@ fn backup(arguments: &[String]) -> u8 {
             return exit::ERROR;
         }
     };
-    match runtime.block_on(command::backup(arguments)) {
+    ended(runtime.block_on(command::backup(arguments)))
+}
+
+fn ended(outcome: anyhow::Result<bool>) -> u8 {
+    match outcome {
         Ok(true) => exit::OK,
         Ok(false) => exit::FAULT,
         Err(error) => {

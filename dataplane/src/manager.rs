@@ -20,7 +20,7 @@ use crate::node::{Life, Node, await_database, is_passing, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
-use crate::{options, serving, status};
+use crate::{folder, options, serving, status};
 
 /// For the last increment of the backup when the node stops.
 const LAST_BACKUP_MAX: Duration = Duration::from_secs(20);
@@ -88,6 +88,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
     gate.set(Role::Owner(fanout));
     node.gate.open(handle);
     info!(after_ms = node.started.elapsed().as_millis() as u64, %version, "ready");
+    folder::tidy(node);
 
     let life = tokio::select! {
         ended = replication.run() => match ended? {

@@ -72,7 +72,21 @@ pub fn status_page(config: &Config, status: port::Status) -> port::StatusPage {
 pub fn token(config: &Config) -> Result<Option<streamer::Token>> {
     let token = config.change_stream.token.as_ref().map(config::Secret::expose);
     let password = config.admin.password.as_ref().map(config::Secret::expose);
-    streamer::Token::from_config(token, password).context("ZERO_CHANGE_STREAMER_TOKEN")
+    let Some(present) = streamer::Token::from_config(token, password).context("ZERO_CHANGE_STREAMER_TOKEN")? else {
+        return Ok(None);
+    };
+    let token = config.change_stream.previous_token.as_ref().map(config::Secret::expose);
+    let password = config.admin.previous_password.as_ref().map(config::Secret::expose);
+    // Either may be what was in force: a token that is configured may replace one that was made from the password.
+    let previous =
+        [(token, None), (None, password)].map(|(token, password)| streamer::Token::from_config(token, password));
+    let mut all = present;
+    for previous in previous {
+        if let Some(previous) = previous.context("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS")? {
+            all = all.accepting(&previous);
+        }
+    }
+    Ok(Some(all))
 }
 
 /// How this node presents itself to another one, whose address is yet to be filled in.

@@ -22,7 +22,7 @@ use crate::config::{Config, Role};
 use crate::metrics::Metrics;
 use crate::node::{Life, Node};
 use crate::status::Status;
-use crate::{follower, manager, options};
+use crate::{folder, follower, manager, options};
 
 /// Between two lines about what a person has to do.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -39,6 +39,7 @@ pub enum Ending {
 /// Runs until SIGTERM or SIGINT, or until another process takes over.
 pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
+    folder::make(&config.replica.file)?;
     let status = Status::default();
     let mut may_begin = true;
     loop {

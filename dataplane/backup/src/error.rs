@@ -1,6 +1,7 @@
 //! Errors by what the caller does next.
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::name::Name;
 
@@ -30,6 +31,9 @@ pub enum Error {
     /// Another process owns the path now.
     #[error("backup {at}: file {name} is of a later owner; this process must not write here any more")]
     Superseded { at: String, name: Name },
+    /// Somebody still writes what was to be deleted.
+    #[error("backup {at} stays: {key} was written {}, so somebody may still use it", when(*modified))]
+    InUse { at: String, key: String, modified: Option<SystemTime> },
     /// The local disk is full.
     #[error("no room to {action} {}: {needed} bytes are needed there in all", path.display())]
     DiskFull { path: PathBuf, action: &'static str, needed: u64 },
@@ -42,6 +46,13 @@ pub enum Error {
     /// The work was given up before its end, because the process stops or the work begins anew.
     #[error("given up before the end")]
     Cancelled,
+}
+
+fn when(time: Option<SystemTime>) -> String {
+    match time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
+        Some(since) => format!("at {} (seconds since 1970)", since.as_secs()),
+        None => "at a time that the store does not tell".to_owned(),
+    }
 }
 
 impl Error {

@@ -20,6 +20,7 @@
 
 mod apply;
 mod capture;
+mod delete;
 mod download;
 mod error;
 mod inspect;
@@ -38,6 +39,7 @@ mod upload;
 mod view;
 mod wal;
 
+pub use delete::delete;
 pub use error::Error;
 pub use inspect::{Listing, Report, list, verify};
 pub use name::{Name, SNAPSHOT, TOP, Txid};

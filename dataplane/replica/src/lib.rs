@@ -26,6 +26,7 @@ mod meta;
 mod net;
 mod open;
 mod reader;
+mod retire;
 mod table;
 mod writer;
 
@@ -36,4 +37,5 @@ pub use load::Loader;
 pub use meta::{Description, Identity, VERSION_QUERY};
 pub use open::{Opened, Replica};
 pub use reader::Reader;
+pub use retire::retire;
 pub use writer::Writer;

@@ -147,7 +147,7 @@ pub(crate) fn check_owner(path: &Path, expect: &Identity) -> Result<(), Error> {
     }
 }
 
-fn check(path: &Path, found: &Identity, expect: &Identity) -> Result<(), Error> {
+pub(crate) fn check(path: &Path, found: &Identity, expect: &Identity) -> Result<(), Error> {
     if found == expect {
         return Ok(());
     }

@@ -17,6 +17,10 @@ use super::{exit, settings};
 /// The environment, as a value.
 pub type Environment = BTreeMap<String, String>;
 
+const COMMANDS: &str = "\
+Commands:
+  zero-cache backup --help   looks at a backup, restores it, deletes it
+  zero-cache health --help   asks a node whether it is ready";
 const ABOUT: &str = "Syncs the results of queries over a Postgres database to many clients, live.";
 
 /// The settings that were given, and the problems found while they are read.
@@ -184,7 +188,7 @@ fn command() -> Command {
     let mut command = Command::new("zero-cache")
         .about(ABOUT)
         .version(env!("CARGO_PKG_VERSION"))
-        .after_help(exit::HELP)
+        .after_help(format!("{}\n\n{COMMANDS}", exit::HELP))
         .args_override_self(true);
     for setting in settings::all() {
         let Some(flag) = setting.flag() else { continue };

@@ -71,6 +71,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let logging = logging(given);
     let replica = Replica {
         file: PathBuf::from(given.text("ZERO_REPLICA_FILE").unwrap_or_default()),
+        removes_siblings: given.boolean("ZERO_REPLICA_REMOVE_SIBLINGS"),
         auto_reset: given.boolean("ZERO_AUTO_RESET"),
     };
     let engine = Engine { threads: engine_threads(given) };
@@ -314,7 +315,7 @@ fn admin(given: &mut Given) -> Admin {
             "set it, or set NODE_ENV=development on a machine of your own",
         );
     }
-    Admin { password, development }
+    Admin { password, previous_password: given.secret("ZERO_ADMIN_PASSWORD_PREVIOUS"), development }
 }
 
 fn logging(given: &mut Given) -> Logging {

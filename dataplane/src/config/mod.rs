@@ -149,6 +149,8 @@ pub struct ChangeStream {
     pub source: Option<StreamSource>,
     /// Shown by view-syncers and asked for by the port; `None`: it is derived from the admin password.
     pub token: Option<Secret>,
+    /// Shown by view-syncers that are yet to learn of the present one.
+    pub previous_token: Option<Secret>,
     /// Port of a node that replicates from upstream.
     pub port: u16,
     /// Address to register instead of this host's, with or without a scheme.
@@ -192,6 +194,8 @@ pub struct Backup {
 pub struct Admin {
     /// `None` only in development: then a request without a password is let in.
     pub password: Option<Secret>,
+    /// What the token of the change stream was made from before.
+    pub previous_password: Option<Secret>,
     /// `NODE_ENV=development`.
     pub development: bool,
 }
@@ -211,6 +215,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug)]
 pub struct Replica {
     pub file: PathBuf,
+    /// Remove replicas of former generations, in folders beside that of the file.
+    pub removes_siblings: bool,
     /// Wipe and sync anew when replication cannot continue.
     pub auto_reset: bool,
 }

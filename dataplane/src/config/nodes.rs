@@ -31,6 +31,7 @@ pub(super) fn change_stream(given: &mut Given, source: Option<StreamSource>, cli
     ChangeStream {
         source,
         token: given.secret("ZERO_CHANGE_STREAMER_TOKEN"),
+        previous_token: given.secret("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS"),
         port,
         address: given.text("ZERO_CHANGE_STREAMER_ADDRESS"),
         scheme: given.text("ZERO_CHANGE_STREAMER_PROTOCOL").unwrap_or_default(),

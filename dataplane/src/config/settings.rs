@@ -140,7 +140,12 @@ const QUERIES: &[Setting] = &[
 ];
 
 const REPLICA: &[Setting] = &[
-    text("ZERO_REPLICA_FILE", "path of the SQLite replica").default("zero.db"),
+    text("ZERO_REPLICA_FILE", "path of the SQLite replica; its folder is made if it is missing").default("zero.db"),
+    boolean(
+        "ZERO_REPLICA_REMOVE_SIBLINGS",
+        "when ready, remove folders beside the replica's own that hold only a replica of the same name and application, such as `/data/v1` beside `/data/v2`",
+    )
+    .default("false"),
     number("ZERO_REPLICA_VACUUM_INTERVAL_HOURS", "compact the replica at start when the last time is so long ago")
         .derived("never")
         .not_built("compaction of the replica file"),
@@ -186,6 +191,11 @@ const NETWORK: &[Setting] = &[
     .derived("processors - 1, at least 1"),
     text("ZERO_ADMIN_PASSWORD", "password of `/statz` and the inspector; required unless `NODE_ENV=development`")
         .secret(),
+    text(
+        "ZERO_ADMIN_PASSWORD_PREVIOUS",
+        "former admin password; view-syncers whose token was made from it are accepted as well",
+    )
+    .secret(),
     boolean("ZERO_LAZY_STARTUP", "start only when the first client connects")
         .default("false")
         .inert("the server is ready as soon as the replica is"),
@@ -231,6 +241,11 @@ const CHANGE_STREAMER: &[Setting] = &[
         "secret that view-syncers show to the replication-manager; the same on all nodes",
     )
     .derived("made from `ZERO_ADMIN_PASSWORD`")
+    .secret(),
+    text(
+        "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS",
+        "secret that is accepted as well while nodes are restarted with a new one, the replication-manager first",
+    )
     .secret(),
     number("ZERO_CHANGE_STREAMER_PORT", "port of the change stream").derived("`ZERO_PORT` + 1"),
     text("ZERO_CHANGE_STREAMER_ADDRESS", "address registered in the change database")

@@ -18,7 +18,8 @@ const LABEL: &[u8] = b"change stream between nodes, version 1";
 #[derive(Clone)]
 pub struct Token {
     text: String,
-    digest: [u8; 32],
+    /// Of the text, then of the others that are accepted.
+    digests: Vec<[u8; 32]>,
 }
 
 impl fmt::Debug for Token {
@@ -43,7 +44,7 @@ impl Token {
     }
 
     fn new(text: String) -> Token {
-        Token { digest: Sha256::digest(text.as_bytes()).into(), text }
+        Token { digests: vec![Sha256::digest(text.as_bytes()).into()], text }
     }
 
     fn derive(password: &str) -> Token {
@@ -54,17 +55,25 @@ impl Token {
         Token::new(key.iter().map(|b| format!("{b:02x}")).collect())
     }
 
+    /// Shows this token, and accepts the other one as well: nodes learn of a new token one after the other.
+    #[must_use]
+    pub fn accepting(mut self, other: &Token) -> Token {
+        self.digests.extend(&other.digests);
+        self
+    }
+
     /// The value of the `Authorization` header.
     pub(crate) fn header(&self) -> String {
         format!("Bearer {}", self.text)
     }
 
-    /// Whether a request carries this token.
+    /// Whether a request carries an accepted token.
     pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
         given.is_some_and(|given| {
             let digest: [u8; 32] = Sha256::digest(given.as_bytes()).into();
-            bool::from(self.digest.ct_eq(&digest))
+            // All are compared, whichever it is.
+            self.digests.iter().fold(false, |is_known, known| is_known | bool::from(known.ct_eq(&digest)))
         })
     }
 }
@@ -108,5 +117,10 @@ mod tests {
             assert!(!token.is_in(&headers(bad)), "{bad}");
         }
         assert!(!token.is_in(&HeaderMap::new()));
+        let other = Token::from_config(Some("old"), None).unwrap().unwrap();
+        let both = token.clone().accepting(&other);
+        assert_eq!(both.header(), "Bearer abc");
+        assert!(both.is_in(&headers("Bearer abc")) && both.is_in(&headers("Bearer old")));
+        assert!(!both.is_in(&headers("Bearer older")) && !token.is_in(&headers("Bearer old")));
     }
 }

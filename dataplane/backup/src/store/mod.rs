@@ -3,6 +3,8 @@
 mod directory;
 mod s3;
 
+pub use s3::{Bucket, Object};
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -68,7 +70,7 @@ pub async fn find(options: &Options) -> Result<Arc<dyn Store>, Error> {
 }
 
 /// The URL without what might be a secret.
-fn printable(url: &str) -> String {
+pub fn printable(url: &str) -> String {
     let url = url.split_once('?').map_or(url, |(plain, _)| plain);
     match (url.split_once("://"), url.rfind('@')) {
         (Some((scheme, _)), Some(at)) => format!("{scheme}://{}", &url[at + 1..]),

@@ -10,7 +10,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Credentials, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -34,6 +34,8 @@ const ATTEMPTS: u32 = 4;
 const PARTS_MAX: i32 = 10_000;
 /// When the body of an answer breaks off, which the SDK does not repeat.
 const BODY_RETRIES: u32 = 3;
+/// S3 takes no more objects in one request to delete them.
+const DELETED_AT_ONCE: usize = 1000;
 /// Where Litestream looks for the time of a file.
 const TIMESTAMP: &str = "litestream-timestamp";
 const LINEAGE: &str = "zero-lineage";
@@ -46,6 +48,14 @@ pub struct Bucket {
     path: String,
     part_size: usize,
     part_concurrency: usize,
+}
+
+/// Anything in the bucket.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub key: String,
+    /// `None` if the store does not say.
+    pub modified: Option<SystemTime>,
 }
 
 impl Bucket {
@@ -118,13 +128,7 @@ impl Bucket {
             }
             ("NoSuchKey" | "NotFound", _) | (_, Some(404)) => Error::Missing { name: at },
             ("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AccessDenied" | "ExpiredToken", _)
-            | (_, Some(401 | 403)) => {
-                let code = if code.is_empty() { "no reason given" } else { code };
-                let reason = format!(
-                    "{action}: the store denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy of the bucket"
-                );
-                Error::Denied { at, reason }
-            }
+            | (_, Some(401 | 403)) => Error::Denied { at, reason: denied(action, code) },
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) | (_, Some(301)) => {
                 let reason = format!("{action}: the bucket is in another region ({code}); set ZERO_LITESTREAM_REGION");
                 Error::Refused { at, reason }
@@ -231,6 +235,85 @@ impl Bucket {
         }
         Ok(bytes)
     }
+
+    /// A page of everything below the path, and where the next one begins.
+    pub async fn page(&self, token: Option<String>) -> Result<(Vec<Object>, Option<String>), Error> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.prefixed(""));
+        let answer = request.set_continuation_token(token).send().await.map_err(|e| self.list_failed(None, &e))?;
+        let objects = answer.contents().iter().filter_map(|object| {
+            let modified = object.last_modified().and_then(|time| SystemTime::try_from(*time).ok());
+            Some(Object { key: object.key()?.to_owned(), modified })
+        });
+        let objects = objects.collect();
+        Ok((objects, answer.next_continuation_token().map(str::to_owned)))
+    }
+
+    /// Deletes objects by their keys, at most a page of them at once.
+    pub async fn delete_all(&self, keys: Vec<String>) -> Result<(), Error> {
+        for keys in keys.chunks(DELETED_AT_ONCE) {
+            let identifiers = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(key).build().ok());
+            let Ok(batch) = Delete::builder().set_objects(Some(identifiers.collect())).quiet(true).build() else {
+                continue;
+            };
+            match self.client.delete_objects().bucket(&self.bucket).delete(batch).send().await {
+                Ok(answer) => {
+                    if let Some(error) = answer.errors().first() {
+                        let at = self.address(error.key().unwrap_or_default());
+                        let code = error.code().unwrap_or("no reason given");
+                        let cause = error.message().unwrap_or_default();
+                        return Err(match code {
+                            "AccessDenied" => Error::Denied { at, reason: denied("delete", code) },
+                            _ => Error::Unavailable { at, action: "delete", cause: format!("{code} {cause}") },
+                        });
+                    }
+                }
+                Err(error) if is_unknown(&error) => self.delete_singly(keys).await?,
+                Err(error) => return Err(self.failed(None, "delete", &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// For stores that do not know how to delete several objects at once.
+    async fn delete_singly(&self, keys: &[String]) -> Result<(), Error> {
+        for key in keys {
+            let request = self.client.delete_object().bucket(&self.bucket).key(key);
+            request.send().await.map_err(|e| self.failed(None, "delete", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Of an object, for messages.
+    pub fn address(&self, key: &str) -> String {
+        let key = if key.is_empty() { self.prefixed("") } else { key.to_owned() };
+        format!("s3://{}/{key}", self.bucket)
+    }
+
+    fn list_failed<E>(&self, name: Option<Name>, error: &SdkError<E>) -> Error
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+    {
+        match self.failed(name, "list", error) {
+            // A store that answers so has no such bucket.
+            Error::Missing { name: at } => {
+                Error::Refused { at, reason: format!("bucket '{}' does not exist; create it", self.bucket) }
+            }
+            error => error,
+        }
+    }
+}
+
+fn denied(action: &str, code: &str) -> String {
+    let code = if code.is_empty() { "no reason given" } else { code };
+    format!(
+        "{action}: the store denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the policy of the bucket"
+    )
+}
+
+/// Whether the store has no such request, or wants it in a way that the SDK does not speak.
+fn is_unknown<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    let is_of_old = matches!(error.code(), Some("NotImplemented" | "MissingContentMD5" | "MethodNotAllowed"));
+    is_of_old || error.raw_response().is_some_and(|r| matches!(r.status().as_u16(), 405 | 501))
 }
 
 impl Store for Bucket {
@@ -242,13 +325,7 @@ impl Store for Bucket {
             let mut pages = request.into_paginator().send();
             let mut files = Vec::new();
             while let Some(page) = pages.next().await {
-                let page = page.map_err(|e| match self.failed(name, "list", &e) {
-                    // A store that answers so has no such bucket.
-                    Error::Missing { name: at } => {
-                        Error::Refused { at, reason: format!("bucket '{}' does not exist; create it", self.bucket) }
-                    }
-                    error => error,
-                })?;
+                let page = page.map_err(|e| self.list_failed(name, &e))?;
                 for object in page.contents() {
                     let key = object.key().and_then(|key| key.strip_prefix(&base));
                     let Some(found) = key.and_then(Name::parse) else { continue };
