@@ -37,4 +37,5 @@ mod reset;
 mod scale;
 mod secrets;
 mod site;
+mod traefik;
 mod upgrade;

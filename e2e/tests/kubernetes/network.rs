@@ -20,15 +20,16 @@ async fn a_cookie_leads_each_client_back_to_its_node() -> Result<()> {
     let _place = Place::shared().await;
     let two = |cache: &mut Value| cache["spec"]["viewSyncer"]["replicas"] = json!(2);
     let site = Site::start("sticky", two).await?;
-    let outcome = stick(&site).await;
+    let outcome = stick(&site, 80).await;
     site.judge(outcome).await
 }
 
-async fn stick(site: &Site) -> Result<()> {
+/// Clients come through the proxy on this port of the node.
+pub async fn stick(site: &Site, port: u16) -> Result<()> {
     site.wait_pods(SYNCER, "two ready", |pods| pods.iter().filter(|pod| is_ready(pod)).count() == 2).await?;
     let mut clients: Vec<Client> = Vec::new();
     for _ in 0..6 {
-        clients.push(site.client(&[fence()]).await?);
+        clients.push(site.client_by(port, &[fence()]).await?);
     }
     let cookies: Vec<_> = clients.iter().map(Client::http_cookies).collect();
     ensure!(cookies.iter().all(|cookie| cookie.starts_with("zc_affinity=")), "the cookies are {cookies:?}");

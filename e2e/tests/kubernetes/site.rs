@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 use testkit::api::Api;
-use testkit::client::{Client, Options};
+use testkit::client::{Client, Options, Query};
 use testkit::postgres::Database;
 use testkit::s3;
 
@@ -186,10 +186,17 @@ impl Site {
     }
 
     /// A fresh client that has its queries; retried, for balancers learn of new pods by and by.
-    pub async fn client(&self, queries: &[testkit::client::Query]) -> Result<Client> {
+    pub async fn client(&self, queries: &[Query]) -> Result<Client> {
+        self.client_by(80, queries).await
+    }
+
+    /// The same by another proxy's port.
+    pub async fn client_by(&self, port: u16, queries: &[Query]) -> Result<Client> {
         let deadline = Instant::now() + READY;
         loop {
-            match Client::start(self.options(), queries).await {
+            let mut options = self.options();
+            options.address = format!("{}:{port}", self.host());
+            match Client::start(options, queries).await {
                 Ok(client) => return Ok(client),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => tokio::time::sleep(LOOK).await,
