@@ -6,6 +6,7 @@
 mod admission;
 mod charts;
 mod examples;
+mod pages;
 
 use std::path::Path;
 
