@@ -70,6 +70,7 @@ pub mod reason {
     pub const MOVING_TAG: &str = "MovingTag";
     pub const VOLUME_NOT_EXPANDABLE: &str = "VolumeNotExpandable";
     pub const CLEANUP_FAILED: &str = "CleanupFailed";
+    pub const RECONCILE_FAILED: &str = "ReconcileFailed";
     pub const NONE: &str = "None";
     // ReplicationManagerReady, ViewSyncersReady
     pub const READY: &str = "Ready";
@@ -85,7 +86,11 @@ pub mod reason {
     pub const CHECKS_PASSED: &str = "ChecksPassed";
     pub const NOT_CHECKED: &str = "NotChecked";
     pub const SECRET_MISSING: &str = "SecretMissing";
+    pub const INVALID_URL: &str = "InvalidUrl";
     pub const UNREACHABLE: &str = "Unreachable";
+    pub const LOGIN_REFUSED: &str = "LoginRefused";
+    pub const NO_DATABASE: &str = "NoDatabase";
+    pub const STANDBY: &str = "Standby";
     pub const WAL_LEVEL_NOT_LOGICAL: &str = "WalLevelNotLogical";
     pub const VERSION_TOO_OLD: &str = "VersionTooOld";
     pub const NO_REPLICATION_ROLE: &str = "NoReplicationRole";
@@ -100,6 +105,7 @@ pub mod reason {
     pub const STALE: &str = "Stale";
     pub const NO_SNAPSHOT_YET: &str = "NoSnapshotYet";
     pub const ACCESS_DENIED: &str = "AccessDenied";
+    pub const NO_SUCH_BUCKET: &str = "NoSuchBucket";
     pub const NOT_CONFIGURED: &str = "NotConfigured";
     // Upgrade
     pub const STEP_TIMEOUT: &str = "StepTimeout";

@@ -11,5 +11,15 @@
 //! there. Planning twice over the same picture plans the same and changes no status. A view-syncer's template never changes
 //! before a replication-manager of the same revision is ready.
 
+pub mod apply;
+pub mod controller;
+pub mod error;
+mod lease;
+pub mod logging;
+pub mod metrics;
 pub mod observe;
 pub mod plan;
+pub mod report;
+pub mod run;
+mod server;
+pub mod settings;

@@ -1,11 +1,13 @@
 //! `zero-cache-operator`: keeps the deployments that `ZeroCache` resources ask for.
-//!
-//! Knows nothing of the data plane but its image and its settings. The reconciler is not in this build: the program prints
-//! the resource's definition, and says so when it is asked to run.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use zero_cache_operator::settings::Settings;
+use zero_cache_operator::{logging, run};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Keeps the zero-cache deployments that ZeroCache resources ask for.
 #[derive(Debug, Parser)]
@@ -20,7 +22,7 @@ enum Command {
     /// Print the definition of the ZeroCache resource, to be applied to a cluster.
     Crd,
     /// Watch ZeroCache resources and reconcile them.
-    Run,
+    Run(Box<Settings>),
 }
 
 fn main() -> ExitCode {
@@ -29,10 +31,33 @@ fn main() -> ExitCode {
             print!("{}", crds::manifest());
             ExitCode::SUCCESS
         }
-        Command::Run => {
-            eprintln!(
-                "the reconciler is not in this build; run zero-cache as a single node, see the limits in README.md"
-            );
+        Command::Run(settings) => start(*settings),
+    }
+}
+
+fn start(settings: Settings) -> ExitCode {
+    if let Err(error) = logging::start(&settings) {
+        eprintln!("cannot start logging: {error}");
+        return ExitCode::FAILURE;
+    }
+    // One TLS implementation for every connection of the process; a second call would be an error and there is none.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(error = error.to_string(), "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run::run(settings));
+    // Nothing is waited for: what was under way is over, or must be.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = error.to_string(), "the operator stops");
             ExitCode::FAILURE
         }
     }

@@ -17,8 +17,10 @@ pub struct Probe {
     pub checked_at: Timestamp,
     /// Why the database cannot be used as it is.
     pub fault: Option<Fault>,
-    /// Nothing where the server could not be asked.
+    /// Nothing where the server could not be asked, or a pooler stands before it.
     pub limits: Option<Limits>,
+    /// The newest replica's slot is gone, or its log is.
+    pub slot_lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +34,32 @@ pub struct Limits {
 /// Why a database cannot be used, with what was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
+    InvalidUrl(String),
     Unreachable(String),
+    /// The server does not let this user in.
+    LoginRefused(String),
+    NoDatabase(String),
+    Standby(String),
     WalLevel(String),
     VersionTooOld(String),
     NoReplicationRole(String),
     SlotsExhausted(String),
+}
+
+impl Fault {
+    /// What was found.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Fault::InvalidUrl(text)
+            | Fault::Unreachable(text)
+            | Fault::LoginRefused(text)
+            | Fault::NoDatabase(text)
+            | Fault::Standby(text)
+            | Fault::WalLevel(text)
+            | Fault::VersionTooOld(text)
+            | Fault::NoReplicationRole(text)
+            | Fault::SlotsExhausted(text) => text,
+        }
+    }
 }

@@ -1,12 +1,22 @@
 //! The world as planning sees it: values, no handles.
 //!
-//! Everything that may be unknown is an `Option`; planning must say what it does then. Knows no client: readers fill these
-//! types in.
+//! Everything that may be unknown is an `Option`; planning must say what it does then. The types here know no client: `watches`
+//! and `outside` learn the facts, `gather` puts them together for one resource.
 
+pub mod clock;
 mod databases;
+pub mod gather;
+pub mod kinds;
 mod nodes;
+pub mod outside;
 mod read;
+pub mod rivals;
+pub mod secrets;
+mod store;
+pub mod wakes;
+pub mod watches;
 mod workloads;
+pub mod world;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +24,7 @@ use k8s_openapi::jiff::Timestamp;
 
 pub use databases::{Databases, Fault, Limits, Probe};
 pub use nodes::{BackupFault, Nodes};
+pub use store::{Pending, StoreFault};
 pub use workloads::{Claim, ClaimTemplate, Deployment, Job, JobState, Pod, PodTrouble, Role, StatefulSet};
 
 /// All that planning may use besides the resource itself.
@@ -40,6 +51,10 @@ pub struct Observed {
     pub databases: Databases,
     /// Objects found below `<backup.url>/<generation>/`, where the store was asked, by generation.
     pub prefixes: BTreeMap<String, u64>,
+    /// Why the store cannot be asked, where it can be told.
+    pub store_fault: Option<StoreFault>,
+    /// What is outside and was not asked before.
+    pub pending: Pending,
     /// Other resources, as `namespace/name`, that would use the same replication slot and are older.
     pub rivals: Vec<String>,
     /// The Ingress or route.
@@ -48,6 +63,8 @@ pub struct Observed {
     pub release: Option<Result<(), String>>,
     /// Objects that the resource owns, of the kinds that planning makes.
     pub children: Vec<Child>,
+    /// Why the last attempts to carry a plan out came to nothing.
+    pub failure: Option<String>,
 }
 
 /// How the operator itself was installed.
@@ -106,10 +123,13 @@ impl Observed {
             nodes: None,
             databases: Databases::default(),
             prefixes: BTreeMap::new(),
+            store_fault: None,
+            pending: Pending::default(),
             rivals: Vec::new(),
             route: None,
             release: None,
             children: Vec::new(),
+            failure: None,
         }
     }
 

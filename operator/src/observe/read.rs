@@ -6,10 +6,12 @@ use crds::names::{FIELD_MANAGER, annotation, component, label};
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DynamicObject;
 use sha2::{Digest as _, Sha256};
 
-use super::{Claim, ClaimTemplate, Deployment, Job, JobState, Pod, PodTrouble, Role, Secret, StatefulSet};
+use super::{Claim, ClaimTemplate, Deployment, Job, JobState, Pod, PodTrouble, Role, Route, Secret, StatefulSet};
 
 impl From<&apps::StatefulSet> for StatefulSet {
     fn from(set: &apps::StatefulSet) -> StatefulSet {
@@ -131,22 +133,55 @@ impl Secret {
     }
 }
 
-impl Job {
-    /// `last_line` is what the Job's pod said at its end.
-    #[must_use]
-    pub fn read(job: &batch::Job, last_line: Option<&str>) -> Job {
+impl From<&batch::Job> for Job {
+    fn from(job: &batch::Job) -> Job {
         let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let ended = |kind: &str| conditions.iter().find(|it| it.type_ == kind && it.status == "True");
-        let number = || last_line?.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok());
         let state = match (ended("Complete"), ended("Failed")) {
-            (Some(_), _) => JobState::Succeeded(number()),
-            (None, Some(failed)) => {
-                let why = last_line.map(str::to_owned).or_else(|| failed.message.clone());
-                JobState::Failed(why.unwrap_or_default())
-            }
+            (Some(_), _) => JobState::Succeeded(None),
+            (None, Some(failed)) => JobState::Failed(failed.message.clone().unwrap_or_default()),
             (None, None) => JobState::Running,
         };
         Job { name: job.metadata.name.clone().unwrap_or_default(), state }
+    }
+}
+
+impl Job {
+    /// Takes in what its pod said at its end.
+    pub fn ended_with(&mut self, line: &str) {
+        match &mut self.state {
+            JobState::Succeeded(count) => {
+                *count = line.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok());
+            }
+            JobState::Failed(why) => line.clone_into(why),
+            JobState::Running => {}
+        }
+    }
+}
+
+impl From<&networking::Ingress> for Route {
+    fn from(ingress: &networking::Ingress) -> Route {
+        let status = ingress.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let entries = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+        let addresses = entries.iter().filter_map(|entry| entry.hostname.clone().or_else(|| entry.ip.clone()));
+        Route { addresses: addresses.collect(), refused: None }
+    }
+}
+
+impl From<&DynamicObject> for Route {
+    /// An HTTPRoute.
+    fn from(route: &DynamicObject) -> Route {
+        let mut read = Route::default();
+        for parent in route.data["status"]["parents"].as_array().into_iter().flatten() {
+            let name = parent["parentRef"]["name"].as_str().unwrap_or_default();
+            let conditions = parent["conditions"].as_array().into_iter().flatten();
+            match conditions.filter(|it| it["type"] == "Accepted").map(|it| (&it["status"], &it["message"])).next() {
+                Some((status, _)) if status == "True" => read.addresses.push(name.to_owned()),
+                Some((_, why)) => read.refused = Some(format!("{name}: {}", why.as_str().unwrap_or_default())),
+                None => {}
+            }
+        }
+        read
     }
 }
 
@@ -269,15 +304,33 @@ mod tests {
     }
 
     #[test]
+    fn a_route_is_read() {
+        let ingress = serde_json::json!({ "status": { "loadBalancer": { "ingress": [{ "ip": "10.0.0.1" }] } } });
+        let ingress = Route::from(&read::<networking::Ingress>(ingress));
+        assert_eq!(ingress, Route { addresses: vec!["10.0.0.1".to_owned()], refused: None });
+        let route = |status: &str| {
+            let accepted = serde_json::json!([{ "type": "Accepted", "status": status, "message": "why" }]);
+            Route::from(&read::<DynamicObject>(serde_json::json!({
+                "metadata": {}, "status": { "parents": [{ "parentRef": { "name": "g" }, "conditions": accepted }] },
+            })))
+        };
+        assert_eq!(route("True"), Route { addresses: vec!["g".to_owned()], refused: None });
+        assert_eq!(route("False"), Route { addresses: Vec::new(), refused: Some("g: why".to_owned()) });
+    }
+
+    #[test]
     fn a_job_and_a_secret_are_read() {
-        let job = |conditions: serde_json::Value, line| {
+        let job = |conditions: serde_json::Value, line: Option<&str>| {
             let job = serde_json::json!({ "metadata": { "name": "j" }, "status": { "conditions": conditions } });
-            Job::read(&read(job), line).state
+            let mut job = Job::from(&read::<batch::Job>(job));
+            line.into_iter().for_each(|line| job.ended_with(line));
+            job.state
         };
         let ended = |kind: &str| serde_json::json!([{ "type": kind, "status": "True", "message": "why" }]);
         assert_eq!(job(ended("Complete"), Some("deleted 17 objects")), JobState::Succeeded(Some(17)));
         assert_eq!(job(ended("Complete"), None), JobState::Succeeded(None));
         assert_eq!(job(ended("Failed"), None), JobState::Failed("why".to_owned()));
+        assert_eq!(job(ended("Failed"), Some("in use")), JobState::Failed("in use".to_owned()));
         assert_eq!(job(serde_json::json!([]), None), JobState::Running);
         let secret = |value: &str| Secret::read(&read(serde_json::json!({ "data": { "a": value } }))).keys["a"].clone();
         assert_eq!(secret("c2VjcmV0").len(), 16);

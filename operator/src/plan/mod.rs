@@ -11,12 +11,14 @@ pub mod objects;
 mod quantity;
 mod wanted;
 
+use std::collections::BTreeSet;
+
 use crds::ZeroCache;
 use crds::names::annotation;
 use crds::status::ZeroCacheStatus;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::observe::{Child, Observed, Role};
+use crate::observe::{Child, Installation, Observed, Role};
 pub use conditions::{Event, Severity};
 pub use objects::{GeneratedSecret, Objects, Workload};
 pub use wanted::{Problem, Wanted};
@@ -88,6 +90,14 @@ pub fn plan(cache: &ZeroCache, observed: &Observed) -> Plan {
 fn invalid(cache: &ZeroCache, recorded: ZeroCacheStatus, problems: &[Problem], observed: &Observed) -> Plan {
     let (status, events) = conditions::invalid(cache, recorded, problems, observed.now);
     Plan { objects: None, remove: Vec::new(), actions: Vec::new(), status, events, look_again_seconds: IDLE_SECONDS }
+}
+
+/// Names of the Secrets that planning must see, also those that do not exist.
+#[must_use]
+pub fn secret_names(cache: &ZeroCache, installation: &Installation) -> BTreeSet<String> {
+    let blank = Observed::nothing(Timestamp::UNIX_EPOCH, installation.clone());
+    let (wanted, _) = Wanted::resolve(cache, &blank);
+    wanted.secret_names()
 }
 
 fn annotation_of<'a>(cache: &'a ZeroCache, name: &str) -> Option<&'a str> {

@@ -1,6 +1,6 @@
 //! A spec with no question left open: defaults of the installation filled in, references resolved, templates read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::ZeroCache;
 use crds::names::{annotation, child};
@@ -171,6 +171,16 @@ impl<'a> Wanted<'a> {
             }
         }
         missing
+    }
+
+    /// Secrets that pods read, also a site's own.
+    pub(super) fn secret_names(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for &role in self.roles() {
+            names.extend(env::secrets(self, role).into_iter().map(|reference| reference.name));
+            names.extend(env::secret_names_of_site(self.placement(role)));
+        }
+        names
     }
 
     /// Secrets of the operator's own making that are not there yet.

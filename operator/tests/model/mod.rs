@@ -229,6 +229,7 @@ impl World {
             fault: (!self.is_upstream_up)
                 .then(|| zero_cache_operator::observe::Fault::Unreachable("connection refused".to_owned())),
             limits: self.max_connections.map(|connections| Limits { connections, in_use: 3 }),
+            slot_lost: false,
         };
         Observed {
             apis: self.apis,

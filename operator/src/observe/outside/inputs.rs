@@ -109,20 +109,17 @@ fn node(
     generation: &str,
 ) -> Option<Node> {
     let name = cache.metadata.name.as_deref().unwrap_or_default();
-    let reference = cache.spec.admin_password.clone().unwrap_or_else(|| SecretKeyRef {
-        name: child::admin_password(name),
-        key: child::SECRET_KEY.to_owned(),
-    });
+    let reference = cache
+        .spec
+        .admin_password
+        .clone()
+        .unwrap_or_else(|| SecretKeyRef { name: child::admin_password(name), key: child::SECRET_KEY.to_owned() });
     let port = match cache.spec.topology {
         Topology::MultiNode => port::CHANGE_STREAM,
         Topology::SingleNode => port::SYNC,
     };
     let port = u16::try_from(port).expect("ports of the data plane are ports");
-    Some(Node {
-        address: SocketAddr::new(ip, port),
-        password: secret(&reference)?,
-        generation: generation.to_owned(),
-    })
+    Some(Node { address: SocketAddr::new(ip, port), password: secret(&reference)?, generation: generation.to_owned() })
 }
 
 /// Nothing where the pods have an identity of their own: the operator has none of their rights.

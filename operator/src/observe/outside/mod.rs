@@ -140,7 +140,10 @@ impl Outside {
         let shared = Arc::new(Shared {
             entries: Mutex::default(),
             timing,
-            servers: Arc::new(Servers { stores: store::Client::new(), certificates: postgres::Certificates::default() }),
+            servers: Arc::new(Servers {
+                stores: store::Client::new(),
+                certificates: postgres::Certificates::default(),
+            }),
             changed,
             wake: Notify::new(),
             databases: Arc::new(Semaphore::new(DATABASES_AT_ONCE)),
@@ -312,7 +315,12 @@ impl Shared {
     }
 
     /// Asks what is due, the longest overdue first, as far as there are permits.
-    fn ask<Q: Question>(self: &Arc<Self>, permits: &Arc<Semaphore>, rhythm: Rhythm, slot: fn(&mut Entry) -> &mut Slot<Q>) {
+    fn ask<Q: Question>(
+        self: &Arc<Self>,
+        permits: &Arc<Semaphore>,
+        rhythm: Rhythm,
+        slot: fn(&mut Entry) -> &mut Slot<Q>,
+    ) {
         let now = Instant::now();
         let mut entries = self.entries();
         let mut due: Vec<(Instant, Key)> = entries

@@ -30,9 +30,11 @@ const FUNCTIONS: [&str; 5] =
 /// Says what was not released, and why.
 pub(super) async fn release(inputs: &Inputs, servers: &Servers) -> Result<(), String> {
     let Some(upstream) = &inputs.upstream else {
-        return Err("databases.upstream.urlSecretRef: the Secret or its key does not exist; make it again, or annotate the \
+        return Err(
+            "databases.upstream.urlSecretRef: the Secret or its key does not exist; make it again, or annotate the \
                     ZeroCache with zerocache.dev/skip-cleanup=true"
-            .to_owned());
+                .to_owned(),
+        );
     };
     within("upstream", release_upstream(upstream, &inputs.shard, servers)).await?;
     // Where these are databases of their own.

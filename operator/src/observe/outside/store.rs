@@ -65,26 +65,23 @@ impl Client {
     }
 
     pub async fn count(&self, store: &Store) -> Result<u64, StoreFault> {
-        let (bucket, path) = store.url.trim_start_matches("s3://").split_once('/').unwrap_or((
-            store.url.trim_start_matches("s3://"),
-            "",
-        ));
+        let (bucket, path) = store
+            .url
+            .trim_start_matches("s3://")
+            .split_once('/')
+            .unwrap_or((store.url.trim_start_matches("s3://"), ""));
         // The slash at the end keeps v1 and v10 apart.
         let path = path.trim_matches('/');
         let folder = if path.is_empty() { String::new() } else { format!("{path}/") };
         let prefix = format!("{folder}{}/", store.generation);
-        if [&store.access_key_id, &store.secret_access_key].iter().any(|key| key.reveal().contains(char::is_whitespace)) {
+        if [&store.access_key_id, &store.secret_access_key].iter().any(|key| key.reveal().contains(char::is_whitespace))
+        {
             let text = "a key of the store holds a space or a line end; write the Secret without it";
             return Err(StoreFault::AccessDenied(text.to_owned()));
         }
         let token = store.session_token.as_ref().map(|token| token.reveal().to_owned());
-        let keys = Credentials::new(
-            store.access_key_id.reveal(),
-            store.secret_access_key.reveal(),
-            token,
-            None,
-            "secret",
-        );
+        let keys =
+            Credentials::new(store.access_key_id.reveal(), store.secret_access_key.reveal(), token, None, "secret");
         let mut place = aws_sdk_s3::config::Builder::new().credentials_provider(keys);
         if let Some(region) = &store.region {
             place = place.region(Region::new(region.clone()));
@@ -118,7 +115,10 @@ fn fault(bucket: &str, error: &SdkError<ListObjectsV2Error>) -> StoreFault {
                 _ => format!("{}", DisplayErrorContext(error)),
             };
             let line = cause.chars().map(|c| if c.is_control() { ' ' } else { c });
-            StoreFault::Unreachable(format!("the store of bucket {bucket}: {}", line.take(TEXT_MAX).collect::<String>()))
+            StoreFault::Unreachable(format!(
+                "the store of bucket {bucket}: {}",
+                line.take(TEXT_MAX).collect::<String>()
+            ))
         }
     }
 }

@@ -7,7 +7,7 @@ use crds::status::ZeroCacheStatus;
 use super::super::seconds_between;
 use super::super::wanted::is_moving;
 use super::{Context, Finding, Hold, Truth, finding, is_multi};
-use crate::observe::{BackupFault, Fault, Observed, Pod, PodTrouble, Role};
+use crate::observe::{BackupFault, Fault, Observed, Pod, PodTrouble, Role, StoreFault};
 
 /// A replica further behind than this is worth a person's look.
 const LAG_SECONDS_MAX: u64 = 60;
@@ -78,28 +78,50 @@ fn trouble_of(trouble: &PodTrouble) -> (&'static str, &str) {
     }
 }
 
-/// The first fault of a database, with its cure.
+/// The first fault of a database: the field that names it, what was found, and its cure.
 pub(in crate::plan) fn database_fault(observed: &Observed) -> Option<(&'static str, String)> {
     let databases = &observed.databases;
     let probes = [("upstream", &databases.upstream), ("cvr", &databases.cvr), ("change", &databases.change)];
     probes.into_iter().find_map(|(name, probe)| {
         let fault = probe.as_ref()?.fault.as_ref()?;
-        let (reason, text, cure) = match fault {
-            Fault::Unreachable(text) => (reason::UNREACHABLE, text, "check the URL, the network and the password"),
-            Fault::WalLevel(text) => {
-                (reason::WAL_LEVEL_NOT_LOGICAL, text, "set wal_level = logical and restart the server")
+        let (reason, cure) = match fault {
+            Fault::InvalidUrl(_) => (reason::INVALID_URL, "write the URL into the Secret's key"),
+            Fault::Unreachable(_) => (
+                reason::UNREACHABLE,
+                "check host and port of the URL, and that pods and the operator may connect to it",
+            ),
+            Fault::LoginRefused(_) => {
+                (reason::LOGIN_REFUSED, "check user and password of the URL, and pg_hba.conf of the server")
             }
-            Fault::VersionTooOld(text) => (reason::VERSION_TOO_OLD, text, "use Postgres 15 or later"),
-            Fault::NoReplicationRole(text) => (
+            Fault::NoDatabase(_) => (reason::NO_DATABASE, "create the database, or name another in the URL"),
+            Fault::Standby(_) => (reason::STANDBY, "name the primary server in the URL"),
+            Fault::WalLevel(_) => (reason::WAL_LEVEL_NOT_LOGICAL, "set wal_level = logical and restart the server"),
+            Fault::VersionTooOld(_) => (reason::VERSION_TOO_OLD, "use Postgres 15 or later"),
+            Fault::NoReplicationRole(_) => (
                 reason::NO_REPLICATION_ROLE,
-                text,
                 "give the role the attribute REPLICATION, or what your provider has for it",
             ),
-            Fault::SlotsExhausted(text) => {
-                (reason::SLOTS_EXHAUSTED, text, "raise max_replication_slots and max_wal_senders, or drop unused slots")
+            Fault::SlotsExhausted(_) => {
+                (reason::SLOTS_EXHAUSTED, "raise max_replication_slots and max_wal_senders, or drop unused slots")
             }
         };
-        Some((reason, format!("{name}: {text}; {cure}")))
+        Some((reason, format!("databases.{name}.urlSecretRef: {}; {cure}", fault.text())))
+    })
+}
+
+/// Why the backup's store cannot be used: the field that names it, what was found, and its cure.
+pub(in crate::plan) fn store_fault(observed: &Observed) -> Option<(&'static str, String)> {
+    Some(match observed.store_fault.as_ref()? {
+        StoreFault::NoSuchBucket(text) => {
+            (reason::NO_SUCH_BUCKET, format!("backup.url: {text}; create the bucket, or name another"))
+        }
+        StoreFault::AccessDenied(text) => (
+            reason::ACCESS_DENIED,
+            format!("backup.credentialsSecretRef: {text}; check the keys and what they may do there"),
+        ),
+        StoreFault::Unreachable(text) => {
+            (reason::UNREACHABLE, format!("backup.endpoint: {text}; check backup.endpoint and backup.region"))
+        }
     })
 }
 
@@ -123,7 +145,13 @@ pub(super) fn backup(context: &Context) -> Finding {
     let Some(backup) = &context.wanted.spec.backup else {
         return finding(kind, Truth::Unknown, reason::NOT_CONFIGURED, "there is no backup");
     };
-    let Some(nodes) = &context.observed.nodes else {
+    let nodes = context.observed.nodes.as_ref();
+    // Pods may reach what the operator does not, and then tell so.
+    let is_written = nodes.is_some_and(|nodes| nodes.snapshot_of.is_some() && nodes.backup_fault.is_none());
+    if let Some((reason, text)) = store_fault(context.observed).filter(|_| !is_written) {
+        return finding(kind, Truth::False, reason, text);
+    }
+    let Some(nodes) = nodes else {
         return finding(kind, Truth::Unknown, reason::NOT_CHECKED, "the replication-manager does not answer");
     };
     match &nodes.backup_fault {
@@ -170,7 +198,10 @@ pub(super) fn route(context: &Context) -> Finding {
 pub(super) fn degraded(context: &Context, next: &ZeroCacheStatus, is_stalled: bool, backup: &Finding) -> Finding {
     let yes = |reason, text: String| finding(kind::DEGRADED, Truth::True, reason, text);
     let nodes = context.observed.nodes.as_ref();
-    if nodes.is_some_and(|nodes| nodes.slot_lost) {
+    let upstream = context.observed.databases.upstream.as_ref();
+    // A first copy makes its slot before it is remembered.
+    let is_lost = upstream.is_some_and(|probe| probe.slot_lost) && next.current_revision.is_some();
+    if nodes.is_some_and(|nodes| nodes.slot_lost) || (is_lost && !nodes.is_some_and(|nodes| nodes.initial_sync)) {
         let text =
             "the replication slot is lost; replication goes on only with a new generation, or by itself with autoReset";
         return yes(reason::REPLICATION_STOPPED, text.to_owned());

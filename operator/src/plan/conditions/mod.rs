@@ -17,7 +17,7 @@ use super::flows::{Block, Hold, Power};
 use super::seconds_between;
 use super::wanted::{Problem, Wanted};
 use crate::observe::{Observed, Role};
-pub(super) use health::database_fault;
+pub(super) use health::{database_fault, store_fault};
 
 /// Something worth a line in `kubectl describe`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +116,9 @@ pub(super) fn report(context: &Context, mut next: ZeroCacheStatus) -> (ZeroCache
         let text = format!("not running after {}: {}", context.wanted.spec.upgrade.step_timeout, manager.message);
         degraded = finding(kind::DEGRADED, Truth::True, reason::ROLLOUT_STALLED, text);
     }
+    if let Some(failure) = &context.observed.failure {
+        degraded = finding(kind::DEGRADED, Truth::True, reason::RECONCILE_FAILED, failure);
+    }
     let ready = ready(context, &manager, syncers.as_ref(), &progress);
     next.phase = Some(phase(context, &next, &ready, &degraded));
     let mut findings = vec![ready, progress, degraded, manager];
@@ -203,11 +206,15 @@ fn event_of(finding: &Finding, old: Option<&Condition>) -> Option<Event> {
         (kind::UPSTREAM_READY, Truth::False) if finding.reason == reason::SECRET_MISSING => event::SECRET_MISSING,
         (kind::UPSTREAM_READY, Truth::False) => event::PREFLIGHT_FAILED,
         (kind::CONNECTION_BUDGET_SATISFIED, Truth::False) => event::OVER_CONNECTION_BUDGET,
-        (kind::BACKUP_HEALTHY, Truth::False) if was(Truth::True) => event::BACKUP_STALE,
+        // What is wrong with the store, and not only late, is told also of a backup that never was.
+        (kind::BACKUP_HEALTHY, Truth::False) if was(Truth::True) || finding.reason != reason::NO_SNAPSHOT_YET => {
+            event::BACKUP_STALE
+        }
         (kind::UPGRADE_STALLED, Truth::True) => event::UPGRADE_STALLED,
         (kind::UPGRADE_BLOCKED, Truth::True) => event::UPGRADE_BLOCKED,
         (kind::RESET_BLOCKED, Truth::True) => event::RESET_BLOCKED,
         (kind::DEGRADED, Truth::True) if finding.reason == reason::CLEANUP_FAILED => event::CLEANUP_FAILED,
+        (kind::DEGRADED, Truth::True) if finding.reason == reason::RECONCILE_FAILED => event::RECONCILE_FAILED,
         (kind::DEGRADED, Truth::True) => event::DEGRADED,
         (kind::RECONCILIATION_PAUSED, Truth::True) => return Some(Event::normal(event::PAUSED, text())),
         (kind::RECONCILIATION_PAUSED, Truth::False) if was(Truth::True) => {
@@ -395,6 +402,7 @@ fn hold_text(hold: Option<&Hold>) -> Option<String> {
     Some(match hold? {
         Hold::SecretsMissing(missing) => missing.join("; "),
         Hold::SecretsComing => "making Secrets".to_owned(),
+        Hold::Asking => "asking the databases what they allow".to_owned(),
         Hold::OverBudget => "the connection budget would be exceeded".to_owned(),
     })
 }

@@ -166,7 +166,11 @@ impl Flows<'_> {
                     },
             },
             is_manager_proven: self.is_manager_proven(&self.target.manager.revision),
-            is_streaming: self.observed.nodes.as_ref().and_then(|nodes| nodes.streaming).unwrap_or(true),
+            // One that does not tell is believed, but it is asked first.
+            is_streaming: match self.observed.nodes.as_ref().and_then(|nodes| nodes.streaming) {
+                Some(streaming) => streaming,
+                None => !self.observed.pending.nodes,
+            },
             are_syncers_proven: self.are_syncers_proven(self.target.syncer.as_ref().map(|it| it.revision.as_str())),
             is_single: self.wanted.is_single(),
         }
@@ -180,6 +184,7 @@ impl Flows<'_> {
             wanted,
             current: self.recorded.current_generation.as_deref().unwrap_or(wanted),
             block,
+            is_checked: !self.observed.pending.store,
             is_manager_proven: made.as_ref().is_some_and(|it| self.is_manager_proven(&it.manager.revision)),
             has_snapshot: self.wanted.spec.backup.is_none()
                 || self.observed.nodes.as_ref().and_then(|nodes| nodes.snapshot_of.as_deref()) == Some(wanted),

@@ -77,6 +77,9 @@ impl Flows<'_> {
             );
             return Some(Block { reason: reason::GENERATION_RETIRED, message });
         }
+        if let Some((reason, message)) = conditions::store_fault(self.observed).filter(|_| !is_allowed) {
+            return Some(Block { reason, message });
+        }
         let objects = self.observed.prefixes.get(wanted).copied().unwrap_or(0);
         (objects > 0 && !is_allowed).then(|| Block {
             reason: reason::PREFIX_NOT_EMPTY,

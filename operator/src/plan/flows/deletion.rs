@@ -98,6 +98,8 @@ fn render(
     }
     match deletion.step {
         DeletionStep::StopViewSyncers | DeletionStep::StopReplicationManager | DeletionStep::Done => {}
+        // Another resource may be using them by now.
+        DeletionStep::ReleaseUpstream if !observed.rivals.is_empty() => {}
         DeletionStep::ReleaseUpstream => plan.actions.push(Action::ReleaseUpstream),
         DeletionStep::DeleteBackups => {
             let image = plan.status.current_image.clone().unwrap_or_else(|| wanted.image.clone());
@@ -149,6 +151,11 @@ fn next(
         DeletionStep::StopReplicationManager => {
             let asks = observed.stateful_set.as_ref().is_some_and(|it| it.replicas > 0);
             !asks && observed.pods_of(wanted.main_role()).next().is_none()
+        }
+        DeletionStep::ReleaseUpstream if !observed.rivals.is_empty() => {
+            let text = format!("slot and publications stay: {} uses them", observed.rivals.join(", "));
+            events.push(Event::warning(event::NOT_RELEASED, text));
+            true
         }
         DeletionStep::ReleaseUpstream => observed.release == Some(Ok(())),
         DeletionStep::DeleteBackups => cleanup.iter().all(|cleanup| {

@@ -14,6 +14,7 @@ mod volume;
 
 use crds::ZeroCache;
 use crds::conditions::event;
+use crds::spec::BudgetMode;
 use crds::status::{ResetStatus, ResetStep, StorageStatus, UpgradeStatus, UpgradeStep, ZeroCacheStatus};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 
@@ -61,6 +62,8 @@ pub(super) enum Hold {
     SecretsMissing(Vec<String>),
     /// Generated Secrets appear with this plan.
     SecretsComing,
+    /// Pools are sized by what the databases say, which restarting all pods for would come late.
+    Asking,
     /// The first rollout would exceed a server's limit.
     OverBudget,
 }
@@ -109,7 +112,12 @@ fn hold(wanted: &Wanted, budget: &Budget, observed: &Observed) -> Option<Hold> {
         return Some(Hold::SecretsComing);
     }
     let is_first = observed.stateful_set.is_none() && observed.deployment.is_none();
-    (is_first && budget.block().is_some()).then_some(Hold::OverBudget)
+    let is_asking = observed.pending.databases && wanted.spec.databases.connection_budget.mode != BudgetMode::Off;
+    match is_first {
+        true if is_asking => Some(Hold::Asking),
+        true if budget.block().is_some() => Some(Hold::OverBudget),
+        _ => None,
+    }
 }
 
 fn revision(cache: &ZeroCache, wanted: &Wanted, image: &str, generation: &str, budget: &Budget) -> Revision {

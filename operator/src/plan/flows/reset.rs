@@ -23,6 +23,8 @@ pub(super) struct Facts<'a> {
     /// Generation that clients are served from, except in the last step.
     pub current: &'a str,
     pub block: Option<&'a Block>,
+    /// The new generation's place was looked at, as far as the operator can.
+    pub is_checked: bool,
     /// A replication-manager of the new generation is ready.
     pub is_manager_proven: bool,
     /// The new generation's backup holds a whole snapshot; always so where nobody starts from a backup.
@@ -61,7 +63,7 @@ pub(super) fn step(recorded: &ResetStatus, facts: &Facts) -> Next {
         };
     }
     let then = match recorded.step {
-        ResetStep::Requested => facts.block.is_none().then_some(ResetStep::ReplicationManager),
+        ResetStep::Requested => (facts.block.is_none() && facts.is_checked).then_some(ResetStep::ReplicationManager),
         ResetStep::ReplicationManager if !facts.is_manager_proven => None,
         ResetStep::ReplicationManager if facts.is_single => return Next::Finished,
         ResetStep::ReplicationManager => Some(ResetStep::Backup),
@@ -93,6 +95,7 @@ fn at(step: ResetStep, from: &str, facts: &Facts, started_at: Time) -> ResetStat
 fn message(step: ResetStep, facts: &Facts) -> String {
     match (step, facts.block) {
         (ResetStep::Requested, Some(block)) => return block.message.clone(),
+        (ResetStep::Requested, None) if !facts.is_checked => "looking for an earlier backup of that name",
         (ResetStep::Requested, None) => "checks passed",
         (ResetStep::ReplicationManager, _) => "waiting for the replication-manager to sync anew from upstream",
         (ResetStep::Backup, _) => "waiting for the first snapshot of the new generation",

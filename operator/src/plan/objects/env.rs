@@ -30,6 +30,7 @@ pub const OWN: &[&str] = &[
     "ZERO_CHANGE_MAX_CONNS",
     "ZERO_CHANGE_STREAMER_PORT",
     "ZERO_CHANGE_STREAMER_TOKEN",
+    "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS",
     "ZERO_CHANGE_STREAMER_URI",
     "ZERO_CVR_DB",
     "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS",
@@ -54,6 +55,7 @@ pub const OWN: &[&str] = &[
     "ZERO_QUERY_FORWARD_COOKIES",
     "ZERO_QUERY_URL",
     "ZERO_REPLICA_FILE",
+    "ZERO_REPLICA_REMOVE_SIBLINGS",
     "ZERO_REPLICA_VACUUM_INTERVAL_HOURS",
     "ZERO_SHARD_NUM",
     "ZERO_TASK_ID",
@@ -97,8 +99,9 @@ pub(super) fn variables(wanted: &Wanted, role: Role, render: &Render) -> Vec<Env
             ..EnvVarSource::default()
         }),
     };
+    let previous = (role == Role::ReplicationManager).then(|| previous_token(wanted));
     let site = wanted.placement(role).extra_env.iter().cloned();
-    std::iter::once(task).chain(plain).chain(secret).chain(site).collect()
+    std::iter::once(task).chain(plain).chain(secret).chain(previous).chain(site).collect()
 }
 
 pub(super) fn from_secret(name: &str, reference: SecretKeyRef) -> EnvVar {
@@ -108,6 +111,19 @@ pub(super) fn from_secret(name: &str, reference: SecretKeyRef) -> EnvVar {
         value: None,
         value_from: Some(EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() }),
     }
+}
+
+/// The token that view-syncers still show while the Secret is being rotated: the key beside the present one's that ends in
+/// `-previous`, if it is there.
+fn previous_token(wanted: &Wanted) -> EnvVar {
+    let SecretKeyRef { name, key } = wanted.token.clone();
+    let reference = SecretKeyRef { name, key: format!("{key}-previous") };
+    let mut variable = from_secret("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS", reference);
+    let source = variable.value_from.as_mut().and_then(|source| source.secret_key_ref.as_mut());
+    if let Some(selector) = source {
+        selector.optional = Some(true);
+    }
+    variable
 }
 
 /// Keys of Secrets that a role's container cannot start without.
@@ -126,6 +142,13 @@ pub fn secrets_of_site(placement: &Placement, existing: &BTreeMap<String, Secret
         keys.map(|key| SecretKeyRef { name: source.name.clone(), key: key.clone() })
     });
     single.chain(whole).collect()
+}
+
+/// Secrets that a site's own variables read.
+pub fn secret_names_of_site(placement: &Placement) -> impl Iterator<Item = String> {
+    let single = placement.extra_env.iter().filter_map(|it| it.value_from.as_ref()?.secret_key_ref.as_ref());
+    let whole = placement.extra_env_from.iter().filter_map(|source| source.secret_ref.as_ref());
+    single.map(|it| it.name.clone()).chain(whole.map(|it| it.name.clone()))
 }
 
 /// Where view-syncers find the replication-manager.
@@ -162,6 +185,8 @@ fn common(wanted: &Wanted, render: &Render) -> Plain {
 fn writes_replica(wanted: &Wanted, render: &Render) -> Plain {
     let spec = wanted.spec;
     let mut plain = vec![
+        // A volume outlives its generations.
+        ("ZERO_REPLICA_REMOVE_SIBLINGS", "true".to_owned()),
         ("ZERO_CHANGE_MAX_CONNS", render.pools.change.to_string()),
         ("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER", spec.databases.upstream.slot_failover.to_string()),
         ("ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", spec.databases.initial_sync.table_copy_workers.to_string()),

@@ -139,10 +139,10 @@ fn container(wanted: &Wanted, role: Role, render: &Render) -> Container {
         resources: Some(with_disk(resources, wanted, role)),
         volume_mounts: Some(mounts),
         security_context: Some(container_security(wanted)),
-        // Alive is asked apart from ready: a node that drains or catches up must not be killed for it.
-        startup_probe: Some(probe(port_name, path::ALIVE, 5, 3, (startup + 4) / 5)),
+        // Life is asked apart from readiness: a node that copies tables, catches up or drains must not be killed for it.
+        startup_probe: Some(probe(port_name, path::LIVE, 5, 3, (startup + 4) / 5)),
         readiness_probe: Some(probe(port_name, path::READY, 5, 3, 2)),
-        liveness_probe: Some(probe(port_name, path::ALIVE, 10, 5, 6)),
+        liveness_probe: Some(probe(port_name, path::LIVE, 10, 5, 6)),
         // There is no shell in the image.
         lifecycle: (role == Role::ViewSyncer && syncer.pre_stop_delay_seconds > 0).then(|| Lifecycle {
             pre_stop: Some(LifecycleHandler {

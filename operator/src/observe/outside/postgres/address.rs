@@ -123,9 +123,8 @@ fn tls_of(value: &str) -> Result<Tls, String> {
         "prefer" | "allow" => Ok(Tls::Prefer),
         "require" | "no-verify" => Ok(Tls::Require { verify: false }),
         "verify-ca" | "verify-full" | "true" | "1" | "yes" => Ok(Tls::Require { verify: true }),
-        _ => Err(
-            "sslmode of the connection URL is not known: use disable, prefer, require, no-verify or verify-full".to_owned()
-        ),
+        _ => Err("sslmode of the connection URL is not known: use disable, prefer, require, no-verify or verify-full"
+            .to_owned()),
     }
 }
 

@@ -6,8 +6,8 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -182,7 +182,9 @@ mod tests {
 
     #[test]
     fn what_is_no_message_ends_the_reading() {
-        for bytes in [&[0x16, 3, 3, 0, 5][..], b"HTTP/1.1 400 Bad Request\r\n", &[b'R', 0xff, 0xff, 0xff, 0xff], b"R\0\0\0\x03"] {
+        for bytes in
+            [&[0x16, 3, 3, 0, 5][..], b"HTTP/1.1 400 Bad Request\r\n", &[b'R', 0xff, 0xff, 0xff, 0xff], b"R\0\0\0\x03"]
+        {
             let mut reader = Reader::default();
             assert_eq!((reader.read(bytes), reader.read(&start())), (None, None), "{bytes:?}");
             assert!(reader.bytes.is_empty());

@@ -33,9 +33,11 @@ fn client(verify: bool) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err("sslmode=verify-full needs root certificates, and the operator has none: set SSL_CERT_FILE of the \
+        return Err(
+            "sslmode=verify-full needs root certificates, and the operator has none: set SSL_CERT_FILE of the \
                     operator to a file of them"
-            .to_owned());
+                .to_owned(),
+        );
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

@@ -53,13 +53,8 @@ impl Database {
     }
 
     async fn look(&self, servers: &Servers) -> Probe {
-        let mut probe = Probe {
-            server: String::new(),
-            checked_at: Timestamp::now(),
-            fault: None,
-            limits: None,
-            slot_lost: false,
-        };
+        let mut probe =
+            Probe { server: String::new(), checked_at: Timestamp::now(), fault: None, limits: None, slot_lost: false };
         let address: Address = match self.url.reveal().parse() {
             Ok(address) => address,
             Err(text) => {

@@ -112,7 +112,8 @@ impl Server {
     /// What the role may take at most. Limits of database and role do not hold for superusers; -1 is none.
     fn connections(&self) -> i32 {
         let server = self.max_connections - self.reserved;
-        let limits = [self.database_limit, self.role_limit].into_iter().filter(|limit| *limit >= 0 && !self.is_superuser);
+        let limits =
+            [self.database_limit, self.role_limit].into_iter().filter(|limit| *limit >= 0 && !self.is_superuser);
         limits.fold(server, i32::min).max(0)
     }
 }

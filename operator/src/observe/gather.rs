@@ -1,0 +1,125 @@
+//! The world as one resource's planning sees it, from the watches' and the outside's memory. Waits for nothing but Secrets that are
+//! not known yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crds::ZeroCache;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+
+use super::clock::Clock;
+use super::kinds::Kind;
+use super::outside::{Inputs, Key, Outside};
+use super::rivals::{Rivals, Slot};
+use super::secrets::Secrets;
+use super::wakes::Wakes;
+use super::world::{Fact, Seen, World, children};
+use super::{Apis, Installation, Observed, Pod, Role};
+use crate::error::Error;
+use crate::plan;
+
+/// Where facts come from.
+#[derive(Clone)]
+pub struct Sources {
+    pub client: Client,
+    pub installation: Installation,
+    pub clock: Arc<Clock>,
+    pub world: Arc<World>,
+    pub secrets: Arc<Secrets>,
+    pub rivals: Arc<Rivals>,
+    pub outside: Outside,
+    pub wakes: Wakes,
+}
+
+/// What planning sees, and what applying needs besides.
+pub struct Picture {
+    pub observed: Observed,
+    /// Objects that belong to the resource, as the watches show them.
+    pub existing: BTreeMap<(Kind, String), Seen>,
+}
+
+impl Sources {
+    /// Fails where part of the cluster cannot be seen: what is not seen must not be taken for what is not there.
+    pub async fn observe(&self, key: &Key, cache: &ZeroCache, failure: Option<String>) -> Result<Picture, Error> {
+        if let Some(blind) = self.world.blind_spot() {
+            return Err(Error::Unobserved(blind));
+        }
+        let secrets = self.secrets.read(&self.client, key, plan::secret_names(cache, &self.installation)).await?;
+        let existing = self.world.of(key);
+        let uid = cache.metadata.uid.as_deref().unwrap_or_default();
+        let mut observed = Observed::nothing(self.now(), self.installation.clone());
+        observed.failure = failure;
+        observed.apis =
+            Apis { pod_monitors: self.world.serves(Kind::PodMonitor), http_routes: self.world.serves(Kind::HttpRoute) };
+        observed.children = children(&existing, uid);
+        let slot_owner = sort(&existing, uid, &mut observed);
+        let upstream = secrets.value(&cache.spec.databases.upstream.url_secret_ref);
+        observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal())).await;
+        observed.secrets = secrets.hashes.clone();
+        let pod = slot_owner.as_ref().map(|(ip, generation)| (*ip, generation.as_str()));
+        let inputs = Inputs::of(cache, &|reference| secrets.value(reference), pod);
+        self.outside.look(key, inputs).fill(&mut observed);
+        Ok(Picture { observed, existing })
+    }
+
+    /// Whole seconds, as Kubernetes keeps times.
+    fn now(&self) -> Timestamp {
+        let now = self.clock.now();
+        Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    async fn claim(&self, key: &Key, cache: &ZeroCache, upstream: Option<&str>) -> Vec<String> {
+        let spec = &cache.spec;
+        let slot = upstream.map(|url| Slot::new(url, &spec.app_id, spec.shard_num));
+        let since = cache.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0);
+        let claimed = self.rivals.claim(key, since, slot);
+        for concerned in claimed.concerned {
+            self.wakes.hint(concerned);
+        }
+        claimed.rivals.iter().map(ToString::to_string).collect()
+    }
+
+    /// A resource is gone.
+    pub async fn forget(&self, key: &Key) {
+        self.secrets.forget(key);
+        self.outside.forget(key);
+        self.wakes.send(self.rivals.forget(key)).await;
+    }
+}
+
+/// Puts facts where planning looks for them. Where the process that owns the slot is reached, and the generation it serves.
+fn sort(
+    existing: &BTreeMap<(Kind, String), Seen>,
+    uid: &str,
+    observed: &mut Observed,
+) -> Option<(std::net::IpAddr, String)> {
+    let mut lines = BTreeMap::new();
+    let mut owners: Vec<(&Pod, std::net::IpAddr)> = Vec::new();
+    for ((_, name), seen) in existing {
+        let is_own = seen.owner.as_deref() == Some(uid);
+        match &seen.fact {
+            Fact::StatefulSet(set) if is_own => observed.stateful_set = Some(set.clone()),
+            Fact::Deployment(deployment) if is_own => observed.deployment = Some(deployment.clone()),
+            Fact::Pod(pod, ip) => {
+                observed.pods.push(pod.clone());
+                owners.extend(ip.filter(|_| pod.role != Role::ViewSyncer).map(|ip| (pod, ip)));
+            }
+            Fact::LastLine { job, line } => drop(lines.insert(job.clone(), line.clone())),
+            Fact::Claim(claim) => observed.claims.push(claim.clone()),
+            Fact::Job(job) if is_own => observed.jobs.push(job.clone()),
+            Fact::Route(route) if is_own => observed.route = Some(route.clone()),
+            Fact::StatefulSet(_) | Fact::Deployment(_) | Fact::Job(_) | Fact::Route(_) => {
+                tracing::debug!(name, "an object of another resource of the same name is left alone");
+            }
+            Fact::Nothing => {}
+        }
+    }
+    for job in &mut observed.jobs {
+        if let Some(line) = lines.get(&job.name) {
+            job.ended_with(line);
+        }
+    }
+    let (pod, ip) = owners.into_iter().min_by_key(|(pod, _)| (pod.is_terminating, !pod.is_ready))?;
+    Some((ip, pod.generation.clone()))
+}

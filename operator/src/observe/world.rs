@@ -1,0 +1,302 @@
+//! What the watches have shown so far, reduced to what planning needs as it arrives: objects themselves are not kept.
+//!
+//! One lock, never held across an await. Facts are keyed by the resource they belong to, so that a reconcile reads its own
+//! and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard};
+
+use crds::names::label;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::kinds::Kind;
+pub use super::outside::Key;
+use super::{Child, Claim, Deployment, Job, Pod, Route, StatefulSet};
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What one object says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    StatefulSet(StatefulSet),
+    Deployment(Deployment),
+    Pod(Pod, Option<IpAddr>),
+    /// What a Job's pod said at its end.
+    LastLine {
+        job: String,
+        line: String,
+    },
+    Claim(Claim),
+    Job(Job),
+    Route(Route),
+    /// Only that it is there.
+    Nothing,
+}
+
+/// An object of a watched kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    pub uid: String,
+    /// UID of the resource that controls it.
+    pub owner: Option<String>,
+    /// Changes whenever something that is applied may have been changed by another.
+    pub print: u64,
+    pub fact: Fact,
+}
+
+/// A part of the cluster that one watch covers: a namespace, or all of them.
+pub type Scope = Option<String>;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    seen: Seen,
+    /// The listing that showed it last.
+    listing: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    objects: BTreeMap<Key, BTreeMap<(Kind, String), Entry>>,
+    watches: BTreeMap<(Kind, Scope), Watch>,
+    served: BTreeSet<Kind>,
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    listing: u64,
+    is_listed: bool,
+    fault: Option<String>,
+}
+
+#[derive(Debug, Default)]
+pub struct World(Mutex<Inner>);
+
+impl World {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("nothing panics while it holds the lock")
+    }
+
+    /// Announces a watch: nothing is planned before it has listed what there is.
+    pub fn expect(&self, kind: Kind, scope: &Scope) {
+        self.lock().watches.entry((kind, scope.clone())).or_default();
+    }
+
+    /// A watch that is not needed any longer; the resources whose objects it had shown.
+    pub fn dismiss(&self, kind: Kind, scope: &Scope) -> Vec<Key> {
+        let mut inner = self.lock();
+        inner.watches.remove(&(kind, scope.clone()));
+        inner.sweep(kind, scope, u64::MAX)
+    }
+
+    /// Why nothing can be planned yet: a watch that has not shown what there is.
+    #[must_use]
+    pub fn blind_spot(&self) -> Option<String> {
+        let inner = self.lock();
+        let unlisted = inner.watches.iter().filter(|(_, watch)| !watch.is_listed);
+        // One with a fault says more.
+        let (place, watch) = unlisted.max_by_key(|(_, watch)| watch.fault.is_some())?;
+        let what = format!("{} cannot be watched", place.0.resource().plural);
+        let place = place.1.as_ref().map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
+        let why = watch.fault.as_deref().unwrap_or("not listed yet");
+        Some(format!("{what}{place}: {why}"))
+    }
+
+    /// Whether all watches have shown what there is, or at least said why they cannot.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.lock().watches.values().all(|watch| watch.is_listed || watch.fault.is_some())
+    }
+
+    pub fn failed(&self, kind: Kind, scope: &Scope, why: String) {
+        if let Some(watch) = self.lock().watches.get_mut(&(kind, scope.clone())) {
+            watch.fault = Some(why);
+        }
+    }
+
+    pub fn begin_listing(&self, kind: Kind, scope: &Scope) {
+        if let Some(watch) = self.lock().watches.get_mut(&(kind, scope.clone())) {
+            watch.listing += 1;
+        }
+    }
+
+    /// The resources whose objects were not in the listing.
+    pub fn end_listing(&self, kind: Kind, scope: &Scope) -> Vec<Key> {
+        let mut inner = self.lock();
+        let Some(watch) = inner.watches.get_mut(&(kind, scope.clone())) else { return Vec::new() };
+        watch.is_listed = true;
+        watch.fault = None;
+        let listing = watch.listing;
+        inner.sweep(kind, scope, listing)
+    }
+
+    /// Takes an object in. The resource it belongs to, where it says something new.
+    pub fn show(&self, kind: Kind, scope: &Scope, metadata: &ObjectMeta, fact: Fact) -> Option<Key> {
+        let (key, name) = owner_of(metadata)?;
+        let seen = Seen {
+            uid: metadata.uid.clone().unwrap_or_default(),
+            owner: controller(metadata),
+            print: fingerprint(metadata),
+            fact,
+        };
+        let mut inner = self.lock();
+        let listing = inner.watches.get(&(kind, scope.clone())).map_or(0, |watch| watch.listing);
+        let objects = inner.objects.entry(key.clone()).or_default();
+        let before = objects.insert((kind, name), Entry { seen: seen.clone(), listing });
+        (before.map(|entry| entry.seen) != Some(seen)).then_some(key)
+    }
+
+    pub fn forget(&self, kind: Kind, metadata: &ObjectMeta) -> Option<Key> {
+        let (key, name) = owner_of(metadata)?;
+        let mut inner = self.lock();
+        let objects = inner.objects.get_mut(&key)?;
+        let gone = objects.remove(&(kind, name));
+        if objects.is_empty() {
+            inner.objects.remove(&key);
+        }
+        gone.map(|_| key)
+    }
+
+    /// The objects that belong to a resource.
+    #[must_use]
+    pub fn of(&self, key: &Key) -> BTreeMap<(Kind, String), Seen> {
+        let inner = self.lock();
+        let objects = inner.objects.get(key).into_iter().flatten();
+        objects.map(|(place, entry)| (place.clone(), entry.seen.clone())).collect()
+    }
+
+    #[must_use]
+    pub fn serves(&self, kind: Kind) -> bool {
+        self.lock().served.contains(&kind)
+    }
+
+    /// Whether that is news.
+    pub fn set_served(&self, kind: Kind, is_served: bool) -> bool {
+        let mut inner = self.lock();
+        if is_served { inner.served.insert(kind) } else { inner.served.remove(&kind) }
+    }
+}
+
+impl Inner {
+    fn sweep(&mut self, kind: Kind, scope: &Scope, listing: u64) -> Vec<Key> {
+        let mut touched = Vec::new();
+        for (key, objects) in &mut self.objects {
+            if scope.as_ref().is_some_and(|namespace| *namespace != key.namespace) {
+                continue;
+            }
+            let before = objects.len();
+            objects.retain(|(of, _), entry| *of != kind || entry.listing >= listing);
+            if objects.len() != before {
+                touched.push(key.clone());
+            }
+        }
+        self.objects.retain(|_, objects| !objects.is_empty());
+        touched
+    }
+}
+
+/// The resource that an object belongs to by its labels, and the object's name.
+fn owner_of(metadata: &ObjectMeta) -> Option<(Key, String)> {
+    let labels = metadata.labels.as_ref()?;
+    if labels.get(label::NAME).map(String::as_str) != Some(label::ZERO_CACHE) {
+        return None;
+    }
+    let key = Key { namespace: metadata.namespace.clone()?, name: labels.get(label::INSTANCE)?.clone() };
+    Some((key, metadata.name.clone()?))
+}
+
+fn controller(metadata: &ObjectMeta) -> Option<String> {
+    let owners = metadata.owner_references.iter().flatten();
+    owners.filter(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone()).next()
+}
+
+/// Of everything in an object that may be applied: kinds without a generation are told by their version, which for them moves
+/// seldom.
+#[must_use]
+pub fn fingerprint(metadata: &ObjectMeta) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    metadata.uid.hash(&mut hasher);
+    metadata.labels.hash(&mut hasher);
+    metadata.annotations.hash(&mut hasher);
+    metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    for owner in metadata.owner_references.iter().flatten() {
+        owner.uid.hash(&mut hasher);
+    }
+    match metadata.generation {
+        Some(generation) => generation.hash(&mut hasher),
+        None => metadata.resource_version.hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+/// Children of the kinds that planning makes, controlled by the given resource.
+#[must_use]
+pub fn children(objects: &BTreeMap<(Kind, String), Seen>, owner: &str) -> Vec<Child> {
+    let own = objects.iter().filter(|((kind, _), seen)| kind.is_planned() && seen.owner.as_deref() == Some(owner));
+    own.map(|((kind, name), _)| Child { kind: kind.name().to_owned(), name: name.clone() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(name: &str, version: &str) -> ObjectMeta {
+        let labels = [(label::NAME, label::ZERO_CACHE), (label::INSTANCE, "shop")];
+        ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some("web".to_owned()),
+            uid: Some(name.to_owned()),
+            resource_version: Some(version.to_owned()),
+            labels: Some(labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn shop() -> Key {
+        Key { namespace: "web".to_owned(), name: "shop".to_owned() }
+    }
+
+    #[test]
+    fn only_news_wakes_a_resource() {
+        let world = World::default();
+        let show = |version: &str| world.show(Kind::Service, &None, &metadata("shop-rm", version), Fact::Nothing);
+        assert_eq!(show("1"), Some(shop()));
+        assert_eq!(show("1"), None);
+        assert_eq!(show("2"), Some(shop()));
+        assert_eq!(world.forget(Kind::Service, &metadata("shop-rm", "2")), Some(shop()));
+        assert!(world.of(&shop()).is_empty());
+        let stranger = ObjectMeta { labels: None, ..metadata("other", "1") };
+        assert_eq!(world.show(Kind::Service, &None, &stranger, Fact::Nothing), None);
+    }
+
+    #[test]
+    fn what_a_new_listing_does_not_show_is_gone() {
+        let world = World::default();
+        world.expect(Kind::Service, &None);
+        assert!(world.blind_spot().is_some() && !world.is_settled());
+        world.begin_listing(Kind::Service, &None);
+        world.show(Kind::Service, &None, &metadata("a", "1"), Fact::Nothing);
+        world.show(Kind::Service, &None, &metadata("b", "1"), Fact::Nothing);
+        assert_eq!(world.end_listing(Kind::Service, &None), Vec::new());
+        assert_eq!(world.blind_spot(), None);
+        world.begin_listing(Kind::Service, &None);
+        world.show(Kind::Service, &None, &metadata("b", "1"), Fact::Nothing);
+        assert_eq!(world.end_listing(Kind::Service, &None), vec![shop()]);
+        assert_eq!(world.of(&shop()).len(), 1);
+    }
+
+    #[test]
+    fn a_watch_that_is_refused_says_so() {
+        let world = World::default();
+        world.expect(Kind::Pod, &Some("web".to_owned()));
+        world.failed(Kind::Pod, &Some("web".to_owned()), "forbidden".to_owned());
+        assert!(world.is_settled());
+        let text = "pods cannot be watched in namespace web: forbidden";
+        assert_eq!(world.blind_spot().as_deref(), Some(text));
+    }
+}
