@@ -33,6 +33,7 @@ mod kubectl;
 mod network;
 mod operator_killed;
 mod prometheus;
+mod readme;
 mod reset;
 mod scale;
 mod secrets;
