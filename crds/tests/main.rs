@@ -5,6 +5,7 @@
 
 mod admission;
 mod charts;
+mod documents;
 mod examples;
 mod pages;
 
