@@ -1,6 +1,6 @@
-//! The page about conditions and events names each of them.
+//! The pages that people read: they name what is in the code, and lead somewhere.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Text of a file of the project.
 fn read(path: &str) -> String {
@@ -40,5 +40,59 @@ fn each_condition_reason_and_event_is_explained() {
         for name in cell.split('`').skip(1).step_by(2) {
             assert!(known.iter().any(|known| known == name), "{name} is in the page, but not in the code");
         }
+    }
+}
+
+/// Pages that people read.
+const PAGES: &[&str] = &[
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "operator/CONDITIONS.md",
+    "operator/DEPLOYMENT.md",
+    "charts/zero-cache-crds/README.md",
+    "charts/zero-cache-operator/README.md",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for page in PAGES {
+        let text = read(page);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => root().join(page),
+                path => root().join(page).parent().unwrap().join(path),
+            };
+            assert!(target.exists(), "{page} links to {link}");
+            let slug = |line: &str| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+            let is_there = || std::fs::read_to_string(&target).unwrap().lines().any(|line| slug(line) == anchor);
+            assert!(anchor.is_empty() || is_there(), "{page} links to {link}");
+        }
+    }
+}
+
+/// Files that the tables name are there, seen from the root, from the operator's sources, or beside the file named before.
+#[test]
+fn files_that_are_named_exist() {
+    for page in ["operator/DEPLOYMENT.md"] {
+        let text = read(page);
+        let mut beside = PathBuf::new();
+        let mut seen = 0;
+        for name in text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs")) {
+            let places = [root().join(name), root().join("operator/src").join(name), beside.join(name)];
+            let found = places.iter().find(|place| place.is_file());
+            let found = found.unwrap_or_else(|| panic!("{page} names {name}"));
+            beside = found.parent().unwrap().to_owned();
+            seen += 1;
+        }
+        assert!(seen > 20, "{page} names {seen} files");
     }
 }
