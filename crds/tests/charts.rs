@@ -12,6 +12,10 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
+fn chart() -> PathBuf {
+    root().join("charts/zero-cache-operator")
+}
+
 /// The definition's chart is the definition, marked to survive the chart.
 #[test]
 fn the_chart_of_the_definition_is_current() {
@@ -298,6 +302,21 @@ fn prometheus_finds_the_pod_by_annotation_or_by_monitor() {
     }
 }
 
+/// Promtool reads the alerts, and finds that they fire when they should and only then.
+#[test]
+fn alerts_fire_when_they_should() {
+    let promtool =
+        || Command::new("promtool").args(["test", "rules", "alerts.test.yaml"]).current_dir(chart()).output();
+    let output = promtool().or_else(|_| {
+        let installed = Command::new(root().join("e2e/kube/packages")).arg("prometheus").output()?;
+        assert!(installed.status.success(), "no promtool: {}", String::from_utf8_lossy(&installed.stderr));
+        promtool()
+    });
+    let output = output.expect("promtool comes with Prometheus");
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
+}
+
 #[test]
 fn what_a_site_adds_gets_there_and_takes_nothing_away() {
     let objects = template(&[
@@ -377,14 +396,9 @@ fn wrong_values_are_refused() {
     let (is_ok, text) = try_template(&["serviceAccount.create=false"]);
     assert!(!is_ok && text.contains("serviceAccount.name is needed"), "{text}");
     // Every value that the chart has can be given, and every one that can be given it has.
-    let values: Value = serde_saphyr::from_str(
-        &std::fs::read_to_string(root().join("charts/zero-cache-operator/values.yaml")).unwrap(),
-    )
-    .unwrap();
-    let schema: Value = serde_json::from_str(
-        &std::fs::read_to_string(root().join("charts/zero-cache-operator/values.schema.json")).unwrap(),
-    )
-    .unwrap();
+    let read = |name: &str| std::fs::read_to_string(chart().join(name)).unwrap();
+    let values: Value = serde_saphyr::from_str(&read("values.yaml")).unwrap();
+    let schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
     let mut allowed: Vec<&String> =
         schema["properties"].as_object().unwrap().keys().filter(|key| *key != "global").collect();
     let mut given: Vec<&String> = values.as_object().unwrap().keys().collect();
@@ -393,9 +407,9 @@ fn wrong_values_are_refused() {
     assert_eq!(allowed, given);
 }
 
-/// The NetworkPolicy of a replication-manager must not be the way in for others than those who carry the operator's label.
+/// Nothing of the chart opens a port of the nodes.
 #[test]
-fn the_ports_of_the_chart_are_not_those_of_the_data_plane() {
+fn no_port_of_the_nodes_is_opened() {
     let text = serde_json::to_string(&template(&["replicas=2", "metrics.podMonitor.enabled=true"])).unwrap();
     for number in [port::SYNC, port::CHANGE_STREAM] {
         assert!(!text.contains(&number.to_string()), "{number}");
