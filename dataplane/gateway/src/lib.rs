@@ -16,6 +16,7 @@ mod mutate;
 pub mod options;
 mod query;
 mod registry;
+mod room;
 mod server;
 mod socket;
 mod upgrade;

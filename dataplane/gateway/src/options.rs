@@ -81,6 +81,11 @@ pub struct Limits {
     pub pong_after: Duration,
     /// Messages per second that one socket may send on average; a faster one is read more slowly.
     pub messages_per_second: u32,
+    /// Memory of one message that the views handle, and of all those of one socket that they are not done with. A larger one ends
+    /// the socket; for others to be handled it is read no further.
+    pub message_memory_max: usize,
+    /// The same of all sockets together; who comes with more is told to come back later.
+    pub inbound_memory_max: usize,
     /// Bytes of pushes waiting for one client group; beyond it the client is told to come back later.
     pub push_queue_bytes_max: usize,
     /// One call of an API server, retries included.
@@ -109,6 +114,8 @@ impl Default for Limits {
             send_stall_timeout: Duration::from_secs(30),
             pong_after: Duration::from_secs(6),
             messages_per_second: 200,
+            message_memory_max: 64 * 1024 * 1024,
+            inbound_memory_max: 512 * 1024 * 1024,
             push_queue_bytes_max: 32 * 1024 * 1024,
             api_timeout: Duration::from_secs(300),
             api_response_bytes_max: 32 * 1024 * 1024,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout_at;
 use views::api::{Command, Transformer};
 
@@ -60,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) verifier: Verifier,
     pub(crate) pusher: Pusher,
     pub(crate) sockets: Tasks,
+    /// For messages of all sockets that the views are not done with, in bytes.
+    pub(crate) room: Arc<Semaphore>,
 }
 
 /// A bound port. Probes are answered as soon as it runs; sockets are accepted once its gate is open.
@@ -91,6 +93,7 @@ impl Server {
         let transformer: Arc<dyn Transformer> =
             Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
         let (listener, address) = port::bind(options.listen).await?;
+        let room = Arc::new(Semaphore::new(limits.inbound_memory_max.min(Semaphore::MAX_PERMITS)));
         let shared = Arc::new(Shared {
             limits,
             metrics,
@@ -100,6 +103,7 @@ impl Server {
             verifier,
             pusher,
             sockets: Tasks::default(),
+            room,
         });
         Ok(Server { shared, listener, address, transformer, requests: Tasks::default() })
     }

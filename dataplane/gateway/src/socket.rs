@@ -19,6 +19,7 @@ use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Handle
 use crate::auth::Auth;
 use crate::control::{Control, Ending};
 use crate::mutate::{PushContext, unix_ms};
+use crate::room::Room;
 use crate::server::Shared;
 use crate::writer::Writer;
 
@@ -39,6 +40,7 @@ pub(crate) struct Session {
     pub(crate) auth: Auth,
     pub(crate) context: Arc<ConnectionContext>,
     pub(crate) push: Arc<PushContext>,
+    pub(crate) room: Room,
     /// The views have had this socket's `initConnection`.
     pub(crate) initialized: bool,
 }
@@ -134,6 +136,10 @@ impl Session {
     async fn receive(&mut self, text: &str) -> ControlFlow<Ending> {
         let metrics = &self.shared.metrics;
         metrics.bytes_received.inc_by(text.len() as u64);
+        if let Err(error) = self.room.check(text) {
+            metrics.messages_received.with_label_values(&["invalid"]).inc();
+            return ControlFlow::Break(fail(error));
+        }
         let message = match UpMessage::parse(text) {
             Ok(message) => message,
             Err(error) => {
@@ -143,7 +149,7 @@ impl Session {
             }
         };
         metrics.messages_received.with_label_values(&[message.tag()]).inc();
-        match self.handle(message).await {
+        match self.handle(message, text).await {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 tracing::warn!(
@@ -157,19 +163,21 @@ impl Session {
         }
     }
 
-    async fn handle(&mut self, message: UpMessage) -> Result<(), ErrorBody> {
+    async fn handle(&mut self, message: UpMessage, text: &str) -> Result<(), ErrorBody> {
         match message {
             UpMessage::Ping => self.control.pong(),
-            UpMessage::InitConnection(body) => return self.init_connection(body),
-            UpMessage::ChangeDesiredQueries(body) => self.forward(ClientMessage::ChangeDesiredQueries(body)),
+            UpMessage::InitConnection(body) => return self.init_connection(body, text).await,
+            UpMessage::ChangeDesiredQueries(body) => {
+                return self.forward(ClientMessage::ChangeDesiredQueries(body), text).await;
+            }
             UpMessage::DeleteClients(body) => {
                 if self.initialized {
                     let group = &self.params.client_group_id;
                     self.shared.pusher.clean_up_clients(group, &body.client_ids, unix_ms(), &self.push);
                 }
-                self.forward(ClientMessage::DeleteClients(body));
+                return self.forward(ClientMessage::DeleteClients(body), text).await;
             }
-            UpMessage::Inspect(body) => self.forward(ClientMessage::Inspect(body)),
+            UpMessage::Inspect(body) => return self.forward(ClientMessage::Inspect(body), text).await,
             UpMessage::Push(push) => {
                 let (group, client) = (&self.params.client_group_id, &self.params.client_id);
                 return self.shared.pusher.push(group, client, self.id, &self.push, *push);
@@ -177,7 +185,7 @@ impl Session {
             UpMessage::AckMutationResponses(ack) => {
                 self.shared.pusher.clean_up(&self.params.client_group_id, &ack.client_id, ack.id, &self.push);
             }
-            UpMessage::UpdateAuth(update) => return self.update_auth(update).await,
+            UpMessage::UpdateAuth(update) => return self.update_auth(update, text).await,
             UpMessage::Pull | UpMessage::CloseConnection => {
                 tracing::debug!(connection = self.id.0, "ignored an obsolete message");
             }
@@ -185,7 +193,7 @@ impl Session {
         Ok(())
     }
 
-    fn init_connection(&mut self, body: Box<InitConnection>) -> Result<(), ErrorBody> {
+    async fn init_connection(&mut self, body: Box<InitConnection>, text: &str) -> Result<(), ErrorBody> {
         if self.initialized {
             return Err(ErrorBody::internal("initConnection was sent twice on one connection"));
         }
@@ -200,11 +208,10 @@ impl Session {
             headers: body.user_push_headers.clone(),
             connection: Arc::clone(&self.context),
         });
-        self.forward(ClientMessage::InitConnection { body, context: Arc::clone(&self.context) });
-        Ok(())
+        self.forward(ClientMessage::InitConnection { body, context: Arc::clone(&self.context) }, text).await
     }
 
-    async fn update_auth(&mut self, update: UpdateAuth) -> Result<(), ErrorBody> {
+    async fn update_auth(&mut self, update: UpdateAuth, text: &str) -> Result<(), ErrorBody> {
         let next = self.shared.verifier.update(&self.auth, &update.auth, self.params.user_id.as_deref()).await?;
         let Some(auth) = next else { return Ok(()) };
         self.context =
@@ -216,16 +223,21 @@ impl Session {
         });
         self.auth = auth;
         // Before initConnection the views learn the new token with it.
-        self.forward(ClientMessage::UpdateAuth(Arc::clone(&self.context)));
-        Ok(())
+        self.forward(ClientMessage::UpdateAuth(Arc::clone(&self.context)), text).await
     }
 
-    /// To the views. Before `initConnection` nothing is, and nothing after a newer socket of this client took over.
-    fn forward(&self, message: ClientMessage) {
-        if self.initialized && !self.control.has_ended() {
-            // Views that are gone end every socket by dropping its outbox.
-            let _ = self.views.commands.send(Command::Message(self.id, message));
+    /// To the views. Before `initConnection` nothing is, and nothing after a newer socket of this client took over. Waits while
+    /// the views hold too much of this socket.
+    async fn forward(&self, message: ClientMessage, text: &str) -> Result<(), ErrorBody> {
+        if !self.initialized {
+            return Ok(());
         }
+        let credit = self.room.take(text).await?;
+        if !self.control.has_ended() {
+            // Views that are gone end every socket by dropping its outbox.
+            let _ = self.views.commands.send(Command::Message(self.id, message, credit));
+        }
+        Ok(())
     }
 }
 

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use crate::auth::Auth;
 use crate::control::{Control, Ending};
 use crate::mutate::{PushContext, unix_ms};
+use crate::room::Room;
 use crate::server::Shared;
 use crate::socket::{self, Session, linger};
 use crate::writer::{FRAGMENT_BYTES, Writer};
@@ -201,6 +202,7 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
         auth,
         push: Arc::new(PushContext { connection: Arc::clone(&context), ..PushContext::default() }),
         context,
+        room: Room::new(shared.limits.message_memory_max, Arc::clone(&shared.room)),
         initialized: false,
     };
     let (reason, stream) = socket::serve(stream, receiver, session, header.init_connection).await;

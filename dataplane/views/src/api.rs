@@ -1,5 +1,6 @@
 //! What the gateway and the views say to each other. The gateway owns sockets and HTTP; the views own client groups.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// A socket whose handshake and token check succeeded; `connected` has been queued on `outbox` before this is sent.
+/// A socket whose handshake succeeded and whose token, where the gateway can judge it, is good; `connected` has been queued on `outbox` before this is sent.
 #[derive(Debug)]
 pub struct Connect {
     pub id: ConnectionId,
@@ -72,11 +73,25 @@ pub enum ClientMessage {
     Inspect(Box<serde_json::Value>),
 }
 
+/// Room that a message takes in what its socket may have under way; given back when the views are done with it.
+#[derive(Debug, Default)]
+pub struct Credit {
+    _room: Option<Box<dyn Any + Send>>,
+}
+
+impl Credit {
+    /// What is given back by dropping it.
+    #[must_use]
+    pub fn of(room: impl Any + Send) -> Credit {
+        Credit { _room: Some(Box::new(room)) }
+    }
+}
+
 /// Sent to the views in the order of events on the socket.
 #[derive(Debug)]
 pub enum Command {
     Connect(Box<Connect>),
-    Message(ConnectionId, ClientMessage),
+    Message(ConnectionId, ClientMessage, Credit),
     /// The socket is gone (or was displaced by a newer one of the same client).
     Disconnect(ConnectionId),
     /// Send all clients elsewhere, one group after the other `within` so long, and take no others; `done` is dropped when all
@@ -87,8 +102,7 @@ pub enum Command {
     },
 }
 
-/// Cheap handle to the views. Unbounded because a socket has at most one unprocessed message of each kind in flight: the
-/// gateway bounds what a client can queue.
+/// Cheap handle to the views. Unbounded because the gateway bounds what each socket has under way, by [`Credit`].
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub commands: mpsc::UnboundedSender<Command>,
@@ -228,4 +242,41 @@ pub trait Transformer: Send + Sync + 'static {
     /// `false` when no query URL is configured: named queries then stay un-got and nothing is validated.
     fn configured(&self) -> bool;
     fn transform(&self, context: Arc<ConnectionContext>, queries: Vec<NamedQuery>) -> TransformFuture;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_follows_the_close_after_an_overflow() {
+        let (outbox, mut receiver) = Outbox::new(10);
+        let frame = |text: &'static str| Frame::Text(Bytes::from_static(text.as_bytes()));
+        outbox.send(frame("larger than the limit, but alone")).unwrap();
+        assert_eq!(outbox.send(frame("x")), Err(Full));
+        // The socket takes what it has, so that there would be room again.
+        let Some(Frame::Text(first)) = receiver.recv().await else { panic!("the first frame") };
+        receiver.sent(first.len());
+        assert!(receiver.overflowed());
+        assert_eq!((outbox.queued(), outbox.send(frame("y"))), (0, Err(Full)));
+        assert_eq!(outbox.clone().send(Frame::Close(None)), Err(Full));
+        drop(outbox);
+        assert!(matches!(receiver.recv().await, Some(Frame::Close(None))));
+        assert!(receiver.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn frames_are_counted_until_the_socket_has_them() {
+        let (outbox, mut receiver) = Outbox::new(10);
+        let parts: Arc<[Bytes]> = [Bytes::from_static(b"123"), Bytes::from_static(b"45")].into();
+        outbox.send(Frame::Parts(Arc::clone(&parts))).unwrap();
+        outbox.send(Frame::Parts(Arc::clone(&parts))).unwrap();
+        outbox.send(Frame::Text(Bytes::new())).unwrap();
+        assert_eq!(outbox.queued(), 10);
+        let frame = receiver.recv().await.unwrap();
+        assert_eq!(outbox.queued(), 10, "received is not sent");
+        receiver.sent(frame.len());
+        outbox.send(Frame::Parts(parts)).unwrap();
+        assert_eq!((outbox.queued(), receiver.overflowed()), (10, false));
+    }
 }

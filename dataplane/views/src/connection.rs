@@ -7,7 +7,7 @@ use std::time::Instant;
 use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Frame, Outbox};
+use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Credit, Outbox};
 use crate::group::GroupId;
 use crate::row_id::RowId;
 use crate::store::LineageId;
@@ -45,15 +45,12 @@ pub struct Connection {
     pub cookie: Option<Cookie>,
     /// Whether its present credentials were found good.
     pub validated: bool,
-    /// Whether any of its credentials were: nothing but an error is sent before.
-    pub admitted: bool,
-    pub deferred: Vec<Frame>,
     /// Late validation answers for an older context are ignored.
     pub revision: u64,
     /// While joining: do not wait any longer for new queries after this.
     pub patience: Option<Instant>,
     /// Messages that came before the group was served here.
-    pub waiting: VecDeque<ClientMessage>,
+    pub waiting: VecDeque<(ClientMessage, Credit)>,
     /// Nothing is done for it before the replica reaches its cookie.
     pub behind_since: Option<Instant>,
     /// Histories asked for, and those answered. `true`: with all rows that were ever in the set.

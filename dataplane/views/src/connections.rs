@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use protocol::down;
 use protocol::error::{ErrorBody, Kind};
@@ -10,34 +10,15 @@ use rows::Cookie;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::info;
 
-use crate::api::{ClientMessage, Connect, ConnectionId, Frame};
+use crate::api::{ClientMessage, Connect, ConnectionId, Credit, Frame};
 use crate::connection::{Connection, Phase};
 use crate::core::{Core, observe};
 use crate::group::Standing;
 use crate::outgoing::{Dropped, Mark};
-use crate::ownership::rehome;
-
-/// Who connects to a node that is leaving may be routed to it again for a moment.
-const RETRY_WHILE_DRAINING: Duration = Duration::from_millis(250);
 
 impl Core {
-    pub(crate) fn connect(&mut self, connect: Connect) {
-        if self.draining.is_some() {
-            self.options.metrics.rehomes.with_label_values(&["draining"]).inc();
-            let frame = down::error(&rehome("the server is shutting down", RETRY_WHILE_DRAINING));
-            let _ = connect.outbox.send(Frame::Text(frame));
-            let _ = connect.outbox.send(Frame::Close(Some((1001, "shutting down".into()))));
-            return;
-        }
-        let cookie: Option<Cookie> = match connect.base_cookie.as_deref().map(str::parse).transpose() {
-            Ok(cookie) => cookie,
-            Err(error) => {
-                let body = ErrorBody::internal(format!("baseCookie: {error}"));
-                let _ = connect.outbox.send(Frame::Text(down::error(&body)));
-                let _ = connect.outbox.send(Frame::Close(None));
-                return;
-            }
-        };
+    /// Makes a connection that was let in one of its client group's. `revision` is of its credentials.
+    pub(crate) fn enter(&mut self, connect: Connect, cookie: Option<Cookie>, revision: u64) {
         // The replica may be about to catch up. Until then another node may be better.
         let is_behind = cookie.is_some_and(|cookie| cookie.version > self.version);
         let group = self.group_named(&connect.client_group_id);
@@ -74,9 +55,7 @@ impl Core {
                 has_joined: false,
                 cookie,
                 validated: false,
-                admitted: false,
-                deferred: Vec::new(),
-                revision: 0,
+                revision,
                 patience: None,
                 waiting: VecDeque::new(),
                 behind_since: is_behind.then(Instant::now),
@@ -93,11 +72,12 @@ impl Core {
         }
     }
 
-    pub(crate) fn client_message(&mut self, id: ConnectionId, message: ClientMessage) {
+    /// `credit` is given back when the message was applied.
+    pub(crate) fn client_message(&mut self, id: ConnectionId, message: ClientMessage, credit: Credit) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(group) = self.groups.get(&connection.group) else { return };
         if !group.is_served() || connection.behind_since.is_some() {
-            connection.waiting.push_back(message);
+            connection.waiting.push_back((message, credit));
             return;
         }
         let result = match (connection.phase, message) {
@@ -169,6 +149,7 @@ impl Core {
     }
 
     pub(crate) fn disconnect(&mut self, id: ConnectionId, reason: Option<&str>) {
+        self.strangers.remove(&id);
         let Some(connection) = self.connections.remove(&id) else { return };
         if let Some(reason) = reason {
             info!(reason, client = connection.client, "closing a connection");
@@ -198,14 +179,9 @@ impl Core {
         self.ask_again_without(id, connection.group);
     }
 
-    /// Queues frames for a connection; a connection that cannot take them is dropped. One that is not known to be let in yet
-    /// gets them when it is.
+    /// Queues frames for a connection; a connection that cannot take them is dropped.
     pub(crate) fn send(&mut self, id: ConnectionId, frames: impl IntoIterator<Item = (u64, Frame, Option<Mark>)>) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if !connection.admitted {
-            connection.deferred.extend(frames.into_iter().map(|(_, frame, _)| frame));
-            return;
-        }
+        let Some(connection) = self.connections.get(&id) else { return };
         let outbox = connection.outbox.clone();
         let histogram = self.options.metrics.commit_to_poke_seconds.clone();
         let mut sent = |mark: Mark| observe(&histogram, mark);

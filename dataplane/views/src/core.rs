@@ -16,6 +16,7 @@ use tracing::{error, info};
 
 use crate::api::{Command, ConnectionId, Handle, Transformer};
 use crate::connection::{Connection, Phase};
+use crate::door::Stranger;
 use crate::drain::{Closing, Drain};
 use crate::group::{Group, GroupId};
 use crate::hydrate::{self, Pool};
@@ -224,6 +225,8 @@ pub struct Core {
     pub(crate) materialisations: Materialisations,
     pub(crate) groups: BTreeMap<GroupId, Group>,
     pub(crate) group_names: FxHashMap<String, GroupId>,
+    /// Not in any group yet.
+    pub(crate) strangers: FxHashMap<ConnectionId, Stranger>,
     pub(crate) connections: FxHashMap<ConnectionId, Connection>,
     pub(crate) store: Store,
     pub(crate) flush: Flush,
@@ -275,6 +278,7 @@ impl Core {
             materialisations,
             groups: BTreeMap::new(),
             group_names: FxHashMap::default(),
+            strangers: FxHashMap::default(),
             connections: FxHashMap::default(),
             store,
             flush: Flush::default(),
@@ -389,8 +393,11 @@ impl Core {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Connect(connect) => self.connect(*connect),
-            Command::Message(id, message) => self.client_message(id, message),
+            Command::Connect(connect) => self.connect(connect),
+            Command::Message(id, message, credit) if self.strangers.contains_key(&id) => {
+                self.stranger_says(id, message, credit);
+            }
+            Command::Message(id, message, credit) => self.client_message(id, message, credit),
             Command::Disconnect(id) => self.disconnect(id, None),
             Command::Drain { done, within } => self.drain(done, within),
         }

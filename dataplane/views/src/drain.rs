@@ -44,6 +44,7 @@ impl Core {
             drain.done = Some(done);
             return;
         }
+        self.send_strangers_on();
         let mut queue: Vec<(usize, GroupId)> =
             self.groups.values().map(|group| (group.connections.len(), group.id)).collect();
         // Small ones first: that frees most groups soonest.

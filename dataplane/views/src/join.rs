@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 const RETRY_BEHIND: Duration = Duration::from_secs(2);
 
 impl Core {
-    /// Applies a connection's first message. The client is sent nothing but this error before it is validated.
+    /// Applies the first message of a connection that was let in.
     pub(crate) fn init_connection(
         &mut self,
         id: ConnectionId,
@@ -67,7 +67,7 @@ impl Core {
         if let Some(deleted) = &body.deleted {
             self.delete_clients(id, &deleted.client_ids)?;
         }
-        self.validate(id);
+        self.validated(id);
         self.change(id, body.desired_queries_patch)?;
         // The client may see other results than those before it: every query of the group is transformed for it.
         self.start_queries(id, true);

@@ -8,7 +8,7 @@
 //!
 //! Several nodes share the CVR database; each serves the client groups that it owns (`ownership`).
 //!
-//! Where to look: `connections`, `join` and `transform` take what clients and the API server say; `step` moves everything from
+//! Where to look: `door`, `connections`, `join` and `transform` take what clients and the API server say; `step` moves everything from
 //! version to version; `materialisations`, `lineage` and `tidy` keep what queries have; `deliver` and `catch_up` decide what a
 //! client is sent; `store` makes it durable, `drain` ends it.
 //!
@@ -17,6 +17,7 @@
 //! Invariants:
 //! * A client's view moves from cookie to cookie; cookies of a group never go back, and all queries of a group move together.
 //! * The CVR is durable before the end of a poke that depends on it is sent.
+//! * Nobody whose credentials were not found good changes, claims or sees anything of a client group.
 //! * Work per step is by affected materialisation and by changed row, and for groups by what changed for them.
 
 pub mod api;
@@ -26,6 +27,7 @@ mod connections;
 mod convert;
 mod core;
 mod deliver;
+mod door;
 mod drain;
 mod encode;
 mod group;

@@ -1,6 +1,6 @@
 //! Which node serves a client group, and what follows from that.
 //!
-//! One node at a time owns a group, in the CVR database. A connection for a group that is not in memory claims it; the node that
+//! One node at a time owns a group, in the CVR database. A connection that was let in (`door`) claims its group if it is not in memory; the node that
 //! had it learns of its loss with its next flush, or a heartbeat later, and sends its clients away (`Rehome`, to be followed at
 //! once). Nothing depends on clocks, leases or the loser's being quick, only on this:
 //!
@@ -161,8 +161,8 @@ impl Core {
         if connection.behind_since.is_some() {
             return;
         }
-        for message in std::mem::take(&mut connection.waiting) {
-            self.client_message(id, message);
+        for (message, credit) in std::mem::take(&mut connection.waiting) {
+            self.client_message(id, message, credit);
         }
     }
 

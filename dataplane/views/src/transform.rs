@@ -34,7 +34,7 @@ pub struct Answers {
 }
 
 impl Core {
-    /// Checks a connection's credentials with an empty transform.
+    /// Checks a connection's credentials again.
     pub(crate) fn validate(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.revalidate_at = None;
@@ -42,18 +42,16 @@ impl Core {
             self.validated(id);
             return;
         }
-        let revision = connection.revision;
-        let future = self.options.transformer.transform(Arc::clone(&connection.context), Vec::new());
-        let events = self.events.clone();
-        self.runtime.spawn(async move {
-            let result = future.await.map(|_| ());
-            let _ = events.send(Event::Answer(Answer::Validated { connection: id, revision, result }));
-        });
+        let (revision, context) = (connection.revision, Arc::clone(&connection.context));
+        self.ask_to_validate(id, revision, context);
     }
 
     pub(crate) fn answered(&mut self, answer: Answer) {
         match answer {
             Answer::Validated { connection: id, revision, result } => {
+                if self.judged(id, revision, &result) {
+                    return;
+                }
                 // An answer for credentials that were replaced says nothing.
                 if self.connections.get(&id).is_none_or(|c| c.revision != revision) {
                     return;
@@ -78,7 +76,8 @@ impl Core {
         self.reject(id, body);
     }
 
-    fn validated(&mut self, id: ConnectionId) {
+    /// The present credentials are good.
+    pub(crate) fn validated(&mut self, id: ConnectionId) {
         let Some(context) = self.connections.get(&id).map(|c| Arc::clone(&c.context)) else { return };
         if self.is_foreign(id, &context) {
             return;
@@ -87,15 +86,12 @@ impl Core {
         let Some(group) = self.groups.get_mut(&connection.group) else { return };
         group.user = Some(connection.context.user_id.clone());
         connection.validated = true;
-        connection.admitted = true;
-        let deferred = std::mem::take(&mut connection.deferred);
         connection.revalidate_at = Some(Instant::now() + self.options.revalidate);
         group.background = Some((id, Arc::clone(&connection.context)));
         group.retransform_at.get_or_insert_with(|| Instant::now() + self.options.retransform);
         let held = std::mem::take(&mut connection.answers);
         self.dirty.insert(group.id);
         self.want_step = true;
-        self.send(id, deferred.into_iter().map(|frame| (0, frame, None)));
         for answers in held {
             self.transformed(answers);
         }

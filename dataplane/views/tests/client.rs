@@ -7,7 +7,7 @@ use std::time::Duration;
 use protocol::up::{UpMessage, UpQueryOp};
 use serde_json::{Value as Json, json};
 use tokio::time::{Instant, timeout};
-use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Frame, Handle, OutboxReceiver};
+use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Credit, Frame, Handle, OutboxReceiver};
 
 use crate::data::client_key;
 
@@ -150,7 +150,7 @@ impl Client {
     }
 
     fn message(&self, message: ClientMessage) {
-        let _ = self.handle.commands.send(Command::Message(self.connection, message));
+        let _ = self.handle.commands.send(Command::Message(self.connection, message, Credit::default()));
     }
 
     /// The socket is cut; what was not applied is lost.

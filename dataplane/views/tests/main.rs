@@ -6,6 +6,7 @@
 mod client;
 mod cluster;
 mod data;
+mod door;
 mod world;
 
 mod faults;

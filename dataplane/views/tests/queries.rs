@@ -193,7 +193,7 @@ async fn clients_are_deleted_for_everybody() {
     assert_eq!(a.message_of("deleteClients").await["clientIDs"], json!(["c"]));
 }
 
-fn failure(status: u16) -> ErrorBody {
+pub fn failure(status: u16) -> ErrorBody {
     ErrorBody::from(TransformFailed {
         failure: Failure::http(status, "no"),
         message: "the API server said no".into(),
@@ -256,9 +256,10 @@ async fn the_whole_call_fails() {
     assert_eq!(error["origin"], "zeroCache");
     assert_eq!(close, None);
     assert!(c.store.cookie.is_none(), "it was sent nothing else");
-    // Others go on.
+    // Others go on, and what it wanted is not wanted by anybody.
     world.api.with(|api| api.failing_user = None);
-    kept.change(json!([put("q", 2000)]));
+    assert!(kept.store.desired.keys().eq(["kept"]));
+    kept.change(json!([put("r", 2000)]));
     kept.until("r", |s| s.got.contains("r")).await;
     world.issue("i2", "a", 1).await;
     kept.until("i2", |s| s.rows.len() == 2).await;

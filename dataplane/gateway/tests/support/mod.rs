@@ -84,7 +84,7 @@ impl Harness {
 
     pub async fn message(&mut self) -> (ConnectionId, ClientMessage) {
         match self.command().await {
-            Command::Message(id, message) => (id, message),
+            Command::Message(id, message, _) => (id, message),
             other => panic!("expected Message, got {other:?}"),
         }
     }
