@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -84,10 +84,17 @@ impl Service {
 }
 
 impl Probe {
-    /// Port and path that an HTTP probe asks.
+    /// Arguments of our own program, which is all that its image has to probe with.
+    pub fn arguments(&self) -> Result<&[String]> {
+        let [mark, program, arguments @ ..] = self.test.as_slice() else { bail!("{:?} is no command", self.test) };
+        ensure!((mark.as_str(), program.as_str()) == ("CMD", "/zero-cache"), "the image has no {program}");
+        Ok(arguments)
+    }
+
+    /// Port and path that it asks.
     pub fn url(&self) -> Result<(u16, String)> {
-        let url =
-            self.test.iter().find_map(|word| word.strip_prefix("http://localhost:")).context("no URL is probed")?;
+        let url = self.arguments()?.iter().find_map(|word| word.strip_prefix("--url=http://localhost:"));
+        let url = url.context("no URL is probed")?;
         let (port, path) = url.split_once('/').context("the probed URL has a path")?;
         Ok((port.parse()?, format!("/{path}")))
     }

@@ -1,6 +1,7 @@
 //! Starts the services of a compose file on this machine.
 
 use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,8 +9,8 @@ use serde_json::json;
 use testkit::api::{Api, App};
 use testkit::client::{Client, Options};
 use testkit::postgres::{Postgres, Version};
-use testkit::process::ZeroCache;
-use testkit::{http, s3};
+use testkit::process::{self, ZeroCache};
+use testkit::s3;
 
 use super::file::{File, Service};
 use crate::app::query;
@@ -117,12 +118,15 @@ fn translate(
     Ok(environment)
 }
 
-/// The file's own health check must succeed.
+/// The file's own health check must succeed: the same command, with the port of this machine.
 fn probe(name: &str, service: &Service, network: &Network) -> Result<()> {
-    let (port, path) = service.healthcheck.as_ref().context("a service has a health check")?.url()?;
-    let outside = network[&format!("{name}:{port}")];
+    let check = service.healthcheck.as_ref().context("a service has a health check")?;
+    let (port, path) = check.url()?;
+    let (inside, outside) = (format!(":{port}/"), format!(":{}/", network[&format!("{name}:{port}")]));
+    let arguments: Vec<String> = check.arguments()?.iter().map(|word| word.replace(&inside, &outside)).collect();
+    let binary = process::binary()?;
     let deadline = std::time::Instant::now() + READY;
-    while !matches!(http::get(outside, &path, ""), Ok((200, _))) {
+    while !Command::new(&binary).args(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
         ensure!(std::time::Instant::now() < deadline, "{name} is not healthy at {path}");
         std::thread::sleep(Duration::from_millis(50));
     }
