@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use crate::feed::{self, Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
-use crate::node::{Life, Node, is_unusable, reset};
+use crate::node::{Anew, Life, Node, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::route::Route;
 use crate::status::Status;
@@ -30,7 +30,7 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
     let mut route = Route::new(node)?;
     let prepared = match node.unless_finishing(prepare(node, &mut route)).await {
         None => return Ok(Life::Over),
-        Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
+        Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"), Anew::Any)),
         Some(prepared) => prepared?,
     };
     let Origin { writer, copy, reservation } = prepared;
@@ -60,9 +60,9 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
         loop {
             tokio::select! {
                 () = &mut opening, if !is_open => is_open = true,
-                reason = &mut following => break reset(&reason?),
+                reason = &mut following => break reset(&reason?, Anew::Any),
                 reason = feed.failed() => match reason? {
-                    Some(reason) => break reset(&reason),
+                    Some(reason) => break reset(&reason, Anew::Any),
                     None => bail!("the thread that applies changes ended"),
                 },
                 reason = &mut failed => bail!("the views ended: {reason}"),

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::feed::{self, Feed};
-use crate::node::{Life, Node, await_database, is_passing, is_unusable, reset};
+use crate::node::{Anew, Life, Node, await_database, is_passing, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
@@ -42,12 +42,12 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
     let prepared = node.unless_finishing(prepared(node, gate, &source, &changes, target.as_ref()));
     let (copy, taken) = match prepared.await {
         None => return Ok(Life::Over),
-        Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"))),
+        Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"), Anew::Any)),
         Some(prepared) => prepared?,
     };
     let Owned { log, lineage, mut writer } = match taken {
         Taken::Owned(owned) => *owned,
-        Taken::Reset(reason) => return Ok(reset(&reason)),
+        Taken::Reset(reason) => return Ok(reset(&reason, Anew::Any)),
     };
     info!(epoch = lineage.epoch, version = %writer.version(), "this node owns the change log");
 
@@ -92,7 +92,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
 
     let life = tokio::select! {
         ended = replication.run() => match ended? {
-            Ended::Reset(reason) => reset(&reason),
+            Ended::Reset(reason, anew) => reset(&reason, anew),
             Ended::SteppedDown => {
                 info!("another process replicates now; this one steps down");
                 gate.set(Role::Standby { owner: successor(&changes).await, is_ready: false });

@@ -19,9 +19,18 @@ pub enum Life {
     /// The stop signal; everything is finished.
     Over,
     /// The replica must be made anew.
-    Reset,
+    Reset(Anew),
     /// Another process replicates now.
     SteppedDown,
+}
+
+/// What a replica that is not there may be made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anew {
+    /// Whatever is at hand: the backup, another node's replica, a copy.
+    Any,
+    /// What cannot share the fault of the former one: upstream for its owner, the owner's own replica for a node that follows.
+    Source,
 }
 
 pub struct Node<'a> {
@@ -37,6 +46,10 @@ pub struct Node<'a> {
     /// The port of the change stream; absent on a view-syncer.
     pub stream: Option<streamer::Gate>,
     pub token: Option<streamer::Token>,
+    /// What nodes that are yet to be restarted know instead.
+    pub former_tokens: Vec<streamer::Token>,
+    /// What this life begins from, if there is no replica.
+    pub anew: Anew,
     /// Becomes true when clients are gone and everything is to be finished.
     pub finish: watch::Receiver<bool>,
     pub started: Instant,
@@ -64,9 +77,9 @@ impl Node<'_> {
 }
 
 /// Why the replica is made anew, for people.
-pub fn reset(reason: &str) -> Life {
+pub fn reset(reason: &str, anew: Anew) -> Life {
     warn!(reason, "the replica will be rebuilt");
-    Life::Reset
+    Life::Reset(anew)
 }
 
 /// Whether a replica of ours is there but cannot be used.

@@ -68,25 +68,19 @@ pub fn status_page(config: &Config, status: port::Status) -> port::StatusPage {
     port::StatusPage::new(status, password, config.admin.development)
 }
 
-/// What nodes show each other; `None` only in development without a password.
-pub fn token(config: &Config) -> Result<Option<streamer::Token>> {
-    let token = config.change_stream.token.as_ref().map(config::Secret::expose);
-    let password = config.admin.password.as_ref().map(config::Secret::expose);
-    let Some(present) = streamer::Token::from_config(token, password).context("ZERO_CHANGE_STREAMER_TOKEN")? else {
-        return Ok(None);
+/// What this node shows others and asks of them, with what it accepts as well; `None` only in development without a password. And
+/// what others may ask for that are yet to be restarted.
+pub fn tokens(config: &Config) -> Result<(Option<streamer::Token>, Vec<streamer::Token>)> {
+    let token = |token: Option<&config::Secret>, password: Option<&config::Secret>| {
+        streamer::Token::from_config(token.map(config::Secret::expose), password.map(config::Secret::expose))
     };
-    let token = config.change_stream.previous_token.as_ref().map(config::Secret::expose);
-    let password = config.admin.previous_password.as_ref().map(config::Secret::expose);
-    // Either may be what was in force: a token that is configured may replace one that was made from the password.
-    let previous =
-        [(token, None), (None, password)].map(|(token, password)| streamer::Token::from_config(token, password));
-    let mut all = present;
-    for previous in previous {
-        if let Some(previous) = previous.context("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS")? {
-            all = all.accepting(&previous);
-        }
-    }
-    Ok(Some(all))
+    let (stream, admin) = (&config.change_stream, &config.admin);
+    let present = token(stream.token.as_ref(), admin.password.as_ref()).context("ZERO_CHANGE_STREAMER_TOKEN")?;
+    // Either may have been in force: a configured token may replace one that was made from the password, or be replaced by it.
+    let former = [(stream.previous_token.as_ref(), None), (None, admin.previous_password.as_ref())];
+    let former = former.into_iter().filter_map(|(previous, password)| token(previous, password).transpose());
+    let former = former.collect::<std::result::Result<Vec<_>, _>>().context("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS")?;
+    Ok((present.map(|present| former.iter().fold(present, streamer::Token::accepting)), former))
 }
 
 /// How this node presents itself to another one, whose address is yet to be filled in.

@@ -13,7 +13,7 @@ use rows::Version;
 use streamer::{Reservation, Welcome};
 use tracing::{error, info, warn};
 
-use crate::node::Node;
+use crate::node::{Anew, Node};
 use crate::restoring::{Restoring, Source};
 use crate::route::Route;
 use crate::{copy, options};
@@ -63,7 +63,7 @@ pub async fn for_owner(
         return Ok(found);
     }
     let (began, mut pause) = (Instant::now(), RETRY_MIN);
-    while let Some(log) = log {
+    while let Some(log) = log.filter(|_| node.anew == Anew::Any) {
         let Some(obstacle) = restored(node, target, log.replica).await? else { return made(path, &identity, None) };
         if let Some(owner) = log.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
             match from_owner(node, owner, log.replica).await {
@@ -97,8 +97,15 @@ pub async fn for_owner(
 /// The snapshot of a node that replicates at present and is to be relieved.
 async fn from_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::result::Result<Reservation, Fault> {
     let options = streamer::Options { uri: owner.address.clone(), ..options::subscriber(node) };
-    let (welcome, mut reservation) =
-        Reservation::open(&options).await.map_err(|error| Fault::Retry(error.to_string()))?;
+    let mut opened = Reservation::open(&options).await;
+    // The owner may be yet to learn of the present token: it is this node that was restarted first.
+    for former in &node.former_tokens {
+        if matches!(opened, Err(streamer::Error::Configuration { .. })) {
+            let options = streamer::Options { token: Some(former.clone()), ..options.clone() };
+            opened = Reservation::open(&options).await;
+        }
+    }
+    let (welcome, mut reservation) = opened.map_err(|error| Fault::Retry(error.to_string()))?;
     if welcome.replica != wanted {
         return Err(Fault::Retry("it begins anew".to_owned()));
     }
@@ -190,7 +197,8 @@ async fn fetch(node: &Node<'_>, route: &mut Route) -> std::result::Result<(Welco
     let opened = Reservation::open(&route.options().await?).await;
     let (welcome, mut reservation) = opened.inspect_err(|error| route.learn(error))?;
     route.reached();
-    if let Some(offered) = welcome.backup.as_ref().filter(|offered| offered.reaches(welcome.start)) {
+    let may_restore = node.anew == Anew::Any || !welcome.has_snapshot;
+    if let Some(offered) = welcome.backup.as_ref().filter(|offered| may_restore && offered.reaches(welcome.start)) {
         match from_backup(node, &offered.url, welcome.replica).await {
             Ok(()) => return Ok((welcome, reservation)),
             Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {

@@ -26,6 +26,7 @@ use upstream::{Error, Event, Resume, Stream};
 use crate::change_log::{self, Order};
 use crate::feed::{Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
+use crate::node::Anew;
 use crate::status::Status;
 
 /// Orders that may wait for the log.
@@ -48,7 +49,7 @@ pub struct Start {
 
 pub enum Ended {
     /// The replica must be rebuilt, for this reason.
-    Reset(String),
+    Reset(String, Anew),
     /// Another process replicates now.
     SteppedDown,
 }
@@ -89,13 +90,14 @@ impl Replication {
                 turn = self.follower.turn() => turn,
                 ended = stored(&mut self.storing) => return ended,
                 reason = self.feed.failed() => match reason? {
-                    Some(reason) => Some(reason),
+                    Some(reason) => return Ok(Ended::Reset(reason, Anew::Any)),
                     // A commit could not be stored.
                     None => return stored(&mut self.storing).await,
                 },
             };
             if let Some(message) = turn {
-                return Ok(Ended::Reset(message));
+                // Neither a backup nor another replica has what upstream will not send.
+                return Ok(Ended::Reset(message, Anew::Source));
             }
         }
     }

@@ -20,12 +20,24 @@ use tracing::{error, info, warn};
 use crate::admin::Statz;
 use crate::config::{Config, Role};
 use crate::metrics::Metrics;
-use crate::node::{Life, Node};
+use crate::node::{Anew, Life, Node};
 use crate::status::Status;
 use crate::{folder, follower, manager, options};
 
 /// Between two lines about what a person has to do.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// A replica that had to be made anew and is used for so long has nothing to do with what follows.
+const SETTLED: Duration = Duration::from_secs(600);
+
+/// How a life of the parts begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// With the replica that is there, or one made anew.
+    With(Anew),
+    /// Not at all: only a person may decide that the replica is made anew. The ports say so.
+    Never,
+}
 
 /// How the process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,25 +53,30 @@ pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
     folder::make(&config.replica.file)?;
     let status = Status::default();
-    let mut may_begin = true;
+    let (mut begin, mut made_anew) = (Begin::With(Anew::Any), None::<Instant>);
     loop {
-        match live(&config, stop.clone(), &status, may_begin).await? {
+        match live(&config, stop.clone(), &status, begin).await? {
             Life::Over => return Ok(Ending::Stopped),
             Life::SteppedDown => return Ok(Ending::SteppedDown),
-            Life::Reset => {
+            Life::Reset(anew) => {
                 // A node that follows only gets what the replication-manager has already.
-                may_begin = config.replica.auto_reset || config.role == Role::ViewSyncer;
-                if may_begin {
-                    discard(&config.replica.file)?;
-                    status.discarded();
+                if !config.replica.auto_reset && config.role != Role::ViewSyncer {
+                    begin = Begin::Never;
+                    continue;
                 }
+                discard(&config.replica.file)?;
+                status.discarded();
+                // What was restored just now had the same fault: the backup has it as well.
+                let is_again = made_anew.is_some_and(|at| at.elapsed() < SETTLED);
+                made_anew = Some(Instant::now());
+                begin = Begin::With(if is_again { Anew::Source } else { anew });
             }
         }
     }
 }
 
-/// One life of all parts. Unless the node `may_begin`, it only says why it does not.
-async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, may_begin: bool) -> Result<Life> {
+/// One life of all parts.
+async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, begin: Begin) -> Result<Life> {
     let role = match config.role {
         Role::SingleNode => "single-node",
         Role::ReplicationManager => "replication-manager",
@@ -67,7 +84,7 @@ async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, may
     };
     let metrics = Metrics::new(&config.server_version, role)?;
     let stream_metrics = streamer::Metrics::register(&metrics.registry)?;
-    let token = options::token(config)?;
+    let (token, former_tokens) = options::tokens(config)?;
     let facts = [("version", config.server_version.as_str()), ("taskID", &config.task_id), ("role", role)];
     let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let node_facts = {
@@ -107,6 +124,8 @@ async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, may
         transformer,
         stream: followers.as_ref().map(streamer::Server::gate),
         token,
+        former_tokens,
+        anew: if let Begin::With(anew) = begin { anew } else { Anew::Any },
         finish: finishing,
         started: Instant::now(),
     };
@@ -114,7 +133,7 @@ async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, may
         Ports::open(clients, followers, &node.gate, node.stream.as_ref(), config.network.keepalive_timeout, stop);
     let ends = async {
         let life = match config.role {
-            _ if !may_begin => Ok(idle(&node).await),
+            _ if begin == Begin::Never => Ok(idle(&node).await),
             Role::ViewSyncer => follower::live(&node).await,
             Role::SingleNode => manager::live(&node, true).await,
             Role::ReplicationManager => manager::live(&node, false).await,

@@ -121,8 +121,12 @@ async fn a_foreign_or_broken_replica_file_is_left_alone() -> Result<()> {
         failing_start(ZeroCache::new(&site.database.url())?.env("ZERO_REPLICA_FILE", &name), &[&name, "replica file"])?;
         ensure!(fs::read(path)? == before, "{name} was changed");
     }
-    let nowhere = folder.join("no/such/folder/replica.db").display().to_string();
-    failing_start(ZeroCache::new(&site.database.url())?.env("ZERO_REPLICA_FILE", &nowhere), &[&nowhere])?;
+    // A folder that is missing is made, but not where a file is in the way.
+    let nowhere = garbage.join("folder/replica.db").display().to_string();
+    failing_start(
+        ZeroCache::new(&site.database.url())?.env("ZERO_REPLICA_FILE", &nowhere),
+        &[&garbage.display().to_string(), "ZERO_REPLICA_FILE"],
+    )?;
     Ok(())
 }
 

@@ -7,14 +7,20 @@
 //!                        +---- restore <-- store <-- backup
 //! ```
 
+mod backup_command;
 mod bad_input;
 mod bad_store;
 mod busy_restart;
 mod crowd;
+mod discovery;
 mod faults;
+mod generations;
+mod lost_backup;
 mod lost_replica;
+mod node_status;
 mod nodes;
 mod rolling_upgrade;
+mod secrets;
 mod speed;
 mod store;
 mod take_over;
