@@ -1,0 +1,108 @@
+//! What only the world can tell to be wrong ends in a condition and an event that say so, and heals by itself.
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, ListParams};
+use serde_json::json;
+
+use crate::operator::Operator;
+use crate::site::{Site, condition};
+
+async fn has_event(site: &Site, reason: &str, part: &str) -> Result<bool> {
+    let api: Api<Event> = site.api();
+    let events = api.list(&ListParams::default()).await?;
+    let is_it = |event: &Event| {
+        event.reason.as_deref() == Some(reason) && event.note.as_deref().unwrap_or_default().contains(part)
+    };
+    Ok(events.iter().any(is_it))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_secret_heals_once_it_is_there() -> Result<()> {
+    let site = Site::new("secret").await?;
+    let _operator = Operator::start(&site).await?;
+    site.create("shop", json!({ "databases": { "upstream": { "urlSecretRef": { "name": "later", "key": "url" } } } }))
+        .await?;
+    let is_missing = |text: &'static str| {
+        move |cache: &serde_json::Value| {
+            let (_, reason, message) = condition(cache, "UpstreamReady");
+            reason == "SecretMissing" && message.contains(text) && cache["status"]["phase"] == "Pending"
+        }
+    };
+    site.until("shop", "told of the Secret", 10, is_missing("Secret later does not exist")).await?;
+    ensure!(has_event(&site, "SecretMissing", "Secret later does not exist").await?);
+    ensure!(site.api::<StatefulSet>().get_opt("shop-rm").await?.is_none(), "nothing is made without it");
+    site.secret("later", json!({ "uri": "a" })).await?;
+    site.until("shop", "told of the key", 10, is_missing("Secret later has no key url")).await?;
+    site.secret("later", json!({ "url": site.database })).await?;
+    site.until_ready("shop").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_for_one_slot_the_younger_waits() -> Result<()> {
+    let site = Site::new("rivals").await?;
+    let _operator = Operator::start(&site).await?;
+    site.create("old", json!({ "appId": "zero" })).await?;
+    site.until_ready("old").await?;
+    site.create("young", json!({ "appId": "zero" })).await?;
+    let waiting = |cache: &serde_json::Value| condition(cache, "Ready").1 == "InvalidSpec";
+    let young = site.until("young", "refused", 10, waiting).await?;
+    let (_, _, message) = condition(&young, "Ready");
+    ensure!(message.contains(&format!("{}/old already uses this replication slot", site.name)), "{message}");
+    ensure!(has_event(&site, "InvalidSpec", "already uses this replication slot").await?);
+    ensure!(site.api::<StatefulSet>().get_opt("young-rm").await?.is_none());
+    site.delete("old").await?;
+    site.until_gone("old").await?;
+    site.until_ready("young").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreachable_database_is_told_of_and_heals() -> Result<()> {
+    let site = Site::new("database").await?;
+    let _operator = Operator::start(&site).await?;
+    let nowhere = format!("postgres://nobody:secret-word@127.0.0.1:{}/none", testkit::free_ports(1)?);
+    site.secret("db", json!({ "url": nowhere })).await?;
+    site.create("shop", json!({ "databases": { "upstream": { "urlSecretRef": { "name": "db", "key": "url" } } } }))
+        .await?;
+    let unreachable = |cache: &serde_json::Value| condition(cache, "UpstreamReady").1 == "Unreachable";
+    let told = site.until("shop", "told", 20, unreachable).await?;
+    ensure!(!told["status"].to_string().contains("secret-word"));
+    site.secret("db", json!({ "url": site.database })).await?;
+    site.until("shop", "healed", 30, |cache| condition(cache, "UpstreamReady").0 == "True").await?;
+    Ok(())
+}
+
+/// The API server took it under an older definition: the others must not suffer for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_that_cannot_be_read_stops_nobody() -> Result<()> {
+    let site = Site::new("broken").await?;
+    let _operator = Operator::start(&site).await?;
+    // The template is free-form for the API server.
+    site.create("odd", json!({ "appId": "odd", "viewSyncer": { "podTemplate": { "spec": { "containers": 7 } } } }))
+        .await?;
+    site.create("shop", json!({ "appId": "shop" })).await?;
+    site.until_ready("shop").await?;
+    let odd = site.until("odd", "refused", 10, |cache| condition(cache, "Ready").1 == "InvalidSpec").await?;
+    ensure!(condition(&odd, "Ready").2.contains("spec.viewSyncer.podTemplate is not a pod template"));
+    Ok(())
+}
+
+/// A child that the API server refuses: what else can be made is made, and the condition has the API server's words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_child_is_told_of_and_heals() -> Result<()> {
+    let site = Site::new("refused").await?;
+    let _operator = Operator::start(&site).await?;
+    let bad = json!([{ "name": "a", "mountPath": "/a" }]);
+    site.create("shop", json!({ "replicationManager": { "extraVolumeMounts": bad } })).await?;
+    let told = |cache: &serde_json::Value| condition(cache, "Degraded").1 == "ReconcileFailed";
+    let cache = site.until("shop", "told of", 20, told).await?;
+    let (_, _, message) = condition(&cache, "Degraded");
+    ensure!(message.contains("apply StatefulSet shop-rm") && message.contains("volumeMounts"), "{message}");
+    site.change("shop", json!({ "spec": { "replicationManager": { "extraVolumeMounts": [] } } })).await?;
+    let healed = site.until_ready("shop").await?;
+    ensure!(condition(&healed, "Degraded").0 == "False", "{:?}", condition(&healed, "Degraded"));
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Between an operator and the API server: passes everything on with somebody's credentials, notes what was asked, cuts
+//! connections off.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use kube::Client;
+use kube::client::Body;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+/// What one request needed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Use {
+    pub group: String,
+    /// With its subresource, as in roles.
+    pub resource: String,
+    pub verb: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub needs: Option<Use>,
+    pub path: String,
+    pub status: u16,
+}
+
+#[derive(Default)]
+struct Shared {
+    asked: Mutex<Vec<Asked>>,
+    connections: Mutex<JoinSet<()>>,
+    is_closed: Mutex<bool>,
+}
+
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+    _accepting: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Asks the API server with the given client's credentials.
+    pub async fn start(client: Client) -> Result<Proxy> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::new(Shared::default());
+        let mut accepting = JoinSet::new();
+        let of_loop = Arc::clone(&shared);
+        accepting.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                if *of_loop.is_closed.lock().unwrap() {
+                    continue;
+                }
+                let (client, shared) = (client.clone(), Arc::clone(&of_loop));
+                let service = service_fn(move |request| pass_on(client.clone(), Arc::clone(&shared), request));
+                of_loop.connections.lock().unwrap().spawn(async move {
+                    let connection = hyper::server::conn::http1::Builder::new();
+                    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Ok(Proxy { port, shared, _accepting: accepting })
+    }
+
+    /// A configuration that leads here.
+    pub fn kubeconfig(&self) -> Result<PathBuf> {
+        let path = std::env::temp_dir().join(format!("control-plane-proxy-{}.yaml", self.port));
+        let text = format!(
+            "apiVersion: v1\nkind: Config\nclusters: [{{name: a, cluster: {{server: 'http://127.0.0.1:{}'}}}}]\n\
+             users: [{{name: a, user: {{}}}}]\ncontexts: [{{name: a, context: {{cluster: a, user: a}}}}]\ncurrent-context: a\n",
+            self.port
+        );
+        std::fs::write(&path, text).context("write a kubeconfig")?;
+        Ok(path)
+    }
+
+    /// Cuts all connections off; new ones are taken.
+    pub fn cut(&self) {
+        self.shared.connections.lock().unwrap().abort_all();
+    }
+
+    /// Takes no connections while it is closed.
+    pub fn close(&self, is_closed: bool) {
+        *self.shared.is_closed.lock().unwrap() = is_closed;
+        if is_closed {
+            self.cut();
+        }
+    }
+
+    /// What was asked so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.shared.asked.lock().unwrap().clone()
+    }
+
+    /// What was needed by requests that were not refused.
+    pub fn used(&self) -> BTreeSet<Use> {
+        let asked = self.asked();
+        asked.into_iter().filter(|asked| asked.status < 300).filter_map(|asked| asked.needs).collect()
+    }
+
+    /// Requests that would change something.
+    pub fn writes(&self) -> Vec<Asked> {
+        let reads = ["get", "list", "watch"];
+        let is_write = |asked: &Asked| asked.needs.as_ref().is_some_and(|it| !reads.contains(&it.verb.as_str()));
+        self.asked().into_iter().filter(is_write).collect()
+    }
+}
+
+async fn pass_on(
+    client: Client,
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+) -> Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, kube::Error>>, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let needs = needs(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default());
+    let path = format!("{} {}", parts.method, parts.uri);
+    parts.headers.remove(hyper::header::HOST);
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let answer = client.send(Request::from_parts(parts, Body::from(body.to_vec()))).await;
+    let status = answer.as_ref().map_or(502, |answer| answer.status().as_u16());
+    shared.asked.lock().unwrap().push(Asked { needs: needs.clone(), path, status });
+    // An apply that made its object needed the right to make it as well.
+    if let Some(needs) = needs.filter(|it| it.verb == "patch" && status == 201) {
+        let needs = Some(Use { verb: "create".to_owned(), ..needs });
+        shared.asked.lock().unwrap().push(Asked { needs, path: String::new(), status });
+    }
+    Ok(match answer {
+        Ok(answer) => answer.map(|body| body.map_err(|error| kube::Error::Service(error.into())).boxed_unsync()),
+        Err(_) => {
+            let mut failed = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
+            *failed.status_mut() = StatusCode::BAD_GATEWAY;
+            failed
+        }
+    })
+}
+
+/// The right that a request needs; nothing for discovery.
+fn needs(method: &Method, path: &str, query: &str) -> Option<Use> {
+    let mut words = path.trim_start_matches('/').split('/');
+    let group = match words.next()? {
+        "api" => String::new(),
+        "apis" => words.next()?.to_owned(),
+        _ => return None,
+    };
+    words.next()?;
+    let mut rest: Vec<&str> = words.collect();
+    if rest.first() == Some(&"namespaces") && rest.len() > 2 {
+        rest.drain(..2);
+    }
+    let (resource, is_named) = match rest.as_slice() {
+        [] => return None,
+        [resource] => ((*resource).to_owned(), false),
+        [resource, _] => ((*resource).to_owned(), true),
+        [resource, _, sub, ..] => (format!("{resource}/{sub}"), true),
+    };
+    let verb = match (method.as_str(), is_named) {
+        ("GET", true) => "get",
+        ("GET", false) if query.contains("watch=true") => "watch",
+        ("GET", false) => "list",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        ("DELETE", true) => "delete",
+        ("DELETE", false) => "deletecollection",
+        _ => return None,
+    };
+    Some(Use { group, resource, verb: verb.to_owned() })
+}
+
+#[test]
+fn rights_are_read_from_requests() {
+    let read = |method: Method, path: &str, query: &str| {
+        needs(&method, path, query).map(|it| format!("{}|{}|{}", it.group, it.resource, it.verb))
+    };
+    assert_eq!(read(Method::GET, "/apis/apps/v1/statefulsets", "watch=true").unwrap(), "apps|statefulsets|watch");
+    assert_eq!(read(Method::GET, "/api/v1/namespaces/web/secrets/a", "").unwrap(), "|secrets|get");
+    let status = "/apis/zerocache.dev/v1alpha1/namespaces/web/zerocaches/a/status";
+    assert_eq!(read(Method::PATCH, status, "force=true").unwrap(), "zerocache.dev|zerocaches/status|patch");
+    assert_eq!(read(Method::GET, "/version", ""), None);
+    assert_eq!(read(Method::GET, "/apis/apps/v1", ""), None);
+}

@@ -1,0 +1,236 @@
+//! What reconciling costs: 500 resources in one operator, and what is written when nothing changed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt as _, stream};
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::operator::{Operator, Options};
+use crate::proxy::Proxy;
+use crate::site::{Site, condition};
+
+const RESOURCES: usize = 500;
+const MEMORY_MIB_MAX: f64 = 100.0;
+const CURRENT_WITHIN: Duration = Duration::from_secs(5);
+const CPU_MS_MAX: f64 = 5.0;
+
+/// Versions of everything in the namespace that an operator may write.
+async fn versions(site: &Site) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for (group, version, kind, plural) in [
+        ("", "v1", "Service", "services"),
+        ("", "v1", "Secret", "secrets"),
+        ("", "v1", "ServiceAccount", "serviceaccounts"),
+        ("apps", "v1", "StatefulSet", "statefulsets"),
+        ("apps", "v1", "Deployment", "deployments"),
+        ("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+        ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
+        ("zerocache.dev", "v1alpha1", "ZeroCache", "zerocaches"),
+    ] {
+        for object in site.dynamic(group, version, kind, plural).list(&ListParams::default()).await? {
+            let name = format!("{kind} {}", object.metadata.name.unwrap_or_default());
+            found.insert(name, object.metadata.resource_version.unwrap_or_default());
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unchanged_resource_is_not_written() -> Result<()> {
+    let site = Site::new("unchanged").await?;
+    let proxy = Proxy::start(site.client.clone()).await?;
+    let options = Options { kubeconfig: Some(proxy.kubeconfig()?), ..Options::default() };
+    let operator = Operator::start_with(&site, options.clone()).await?;
+    site.create("shop", json!({})).await?;
+    site.until_ready("shop").await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (before, written) = (versions(&site).await?, proxy.writes().len());
+    let reconciled = operator.metric("zerocache_operator_reconcile_total", &[]).await?;
+    for round in 0..5 {
+        let touch = json!({ "metadata": { "annotations": { "example.com/touched": round.to_string() } } });
+        site.change("shop", touch).await?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let more = operator.metric("zerocache_operator_reconcile_total", &[]).await? - reconciled;
+    ensure!(more >= 5.0, "it was looked at {more} times");
+    let writes: Vec<String> = proxy.writes().split_off(written).into_iter().map(|asked| asked.path).collect();
+    ensure!(writes.is_empty(), "{writes:#?}");
+    let mut after = versions(&site).await?;
+    after.insert("ZeroCache shop".to_owned(), before["ZeroCache shop"].clone());
+    ensure!(after == before, "{before:#?}\n{after:#?}");
+    // A new life applies everything once, and changes nothing by it.
+    operator.kill().await?;
+    let before = versions(&site).await?;
+    let operator = Operator::start_with(&site, options).await?;
+    operator.until_ready(true).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(operator.metric("zerocache_operator_reconcile_total", &[]).await? > 0.0);
+    ensure!(versions(&site).await? == before);
+    Ok(())
+}
+
+struct Process(u32);
+
+impl Process {
+    fn resident_mib(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("a process has a size")?;
+        Ok(line.split_whitespace().nth(1).context("a size is a number")?.parse::<f64>()? / 1024.0)
+    }
+
+    /// User and system time in milliseconds.
+    fn cpu_ms(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0))?;
+        let after_name = stat.rsplit_once(')').context("a process has a name")?.1;
+        let fields: Vec<&str> = after_name.split_whitespace().collect();
+        let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+        Ok(ticks * 10.0)
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("shop{number:03}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_resources() -> Result<()> {
+    let site = Site::alone("crowd").await?;
+    let operator = Operator::start(&site).await?;
+    let process = Process(operator.pid());
+    let began = Instant::now();
+    stream::iter(0..RESOURCES)
+        .map(|number| {
+            let site = &site;
+            async move { site.create(&name(number), json!({})).await }
+        })
+        .buffer_unordered(16)
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let mut peak: f64 = 0.0;
+    loop {
+        peak = peak.max(process.resident_mib()?);
+        let caches = site.caches().list(&ListParams::default()).await?;
+        let ready = caches.iter().filter(|cache| {
+            let cache = serde_json::to_value(*cache).unwrap_or_default();
+            condition(&cache, "Ready").0 == "True" && !cache["status"]["currentRevision"].is_null()
+        });
+        let ready = ready.count();
+        if ready == RESOURCES {
+            break;
+        }
+        ensure!(
+            began.elapsed() < Duration::from_secs(600),
+            "{ready} of {RESOURCES} are ready:\n{}",
+            tail(&operator.log())
+        );
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    println!("{RESOURCES} resources were ready after {:.0} s", began.elapsed().as_secs_f64());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+
+    // Pods fail: 50 at the same time.
+    let failing: Vec<usize> = (0..50).map(|number| number * 10).collect();
+    let pods = failing.iter().map(|number| format!("{}-rm-0", name(*number)));
+    let start = Instant::now();
+    site.kubelet.behave(|behaviour| behaviour.unready.extend(pods)).await?;
+    // The last pod is told of at the end of that, the first at its start: both are within the bound below.
+    let told = start.elapsed();
+    let unready = |cache: &Value| condition(cache, "ReplicationManagerReady").0 == "False";
+    let slowest = until_all(&site, &failing, unready).await?;
+    println!("50 pods were said to fail in {told:.1?}; the last condition followed after {slowest:.1?}");
+    ensure!(slowest < CURRENT_WITHIN, "conditions were current after {slowest:?}");
+
+    // Users change all of them.
+    let pause = Patch::Merge(json!({ "spec": { "paused": true } }));
+    let all: Vec<usize> = (0..RESOURCES).collect();
+    let start = Instant::now();
+    stream::iter(&all)
+        .map(|number| {
+            let (api, pause) = (site.caches(), &pause);
+            async move { api.patch(&name(*number), &PatchParams::default(), pause).await }
+        })
+        .buffer_unordered(16)
+        .collect::<Vec<_>>()
+        .await;
+    let told = start.elapsed();
+    let paused = |cache: &Value| condition(cache, "ReconciliationPaused").0 == "True";
+    let slowest = until_all(&site, &all, paused).await?;
+    println!("{RESOURCES} resources were changed in {told:.1?}; the last condition followed after {slowest:.1?}");
+    ensure!(slowest < CURRENT_WITHIN, "conditions were current after {slowest:?}");
+    let resume = Patch::Merge(json!({ "spec": { "paused": false } }));
+    for number in &all {
+        site.caches().patch(&name(*number), &PatchParams::default(), &resume).await?;
+    }
+    until_all(&site, &all, |cache| condition(cache, "ReconciliationPaused").0 == "False").await?;
+    site.kubelet.behave(|behaviour| behaviour.unready.clear()).await?;
+    until_all(&site, &all, |cache| condition(cache, "Ready").0 == "True").await?;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+
+    // Looked at without cause.
+    let before = (
+        process.cpu_ms()?,
+        operator.metric("zerocache_operator_reconcile_total", &[]).await?,
+        operator.metric("zerocache_operator_apply_total", &["result=\"changed\""]).await?,
+    );
+    for number in &all {
+        let touch = Patch::Merge(json!({ "metadata": { "annotations": { "example.com/touched": "1" } } }));
+        site.caches().patch(&name(*number), &PatchParams::default(), &touch).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let reconciles = operator.metric("zerocache_operator_reconcile_total", &[]).await? - before.1;
+    let cpu = (process.cpu_ms()? - before.0) / reconciles;
+    let changed = operator.metric("zerocache_operator_apply_total", &["result=\"changed\""]).await? - before.2;
+    println!(
+        "{reconciles} reconciles without cause took {cpu:.2} ms of CPU each, all else included, and changed {changed}"
+    );
+    ensure!(reconciles >= RESOURCES as f64);
+    ensure!(cpu < CPU_MS_MAX, "{cpu} ms");
+    ensure!(changed == 0.0, "{changed} objects");
+
+    peak = peak.max(process.resident_mib()?);
+    println!("the operator took at most {peak:.0} MiB");
+    ensure!(peak < MEMORY_MIB_MAX, "{peak} MiB");
+
+    // A new life sees them all at once.
+    ensure!(operator.stop().await? == 0);
+    let again = Operator::start_with(&site, Options::default()).await?;
+    let process = Process(again.pid());
+    let start = Instant::now();
+    while again.metric("zerocache_operator_reconcile_total", &["result=\"ok\""]).await.unwrap_or(0.0) < RESOURCES as f64
+    {
+        ensure!(start.elapsed() < Duration::from_secs(120), "{}", tail(&again.log()));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let size = process.resident_mib()?;
+    println!("a new operator had looked at all of them after {:.1?} and takes {size:.0} MiB", start.elapsed());
+    ensure!(size < MEMORY_MIB_MAX, "{size} MiB");
+    Ok(())
+}
+
+/// How long it took until all of them were so.
+async fn until_all(site: &Site, numbers: &[usize], is_so: impl Fn(&Value) -> bool) -> Result<Duration> {
+    let start = Instant::now();
+    let names: Vec<String> = numbers.iter().map(|number| name(*number)).collect();
+    loop {
+        let caches = site.caches().list(&ListParams::default()).await?;
+        let is_all = caches
+            .iter()
+            .filter(|cache| cache.metadata.name.as_ref().is_some_and(|name| names.contains(name)))
+            .all(|cache| is_so(&serde_json::to_value(cache).unwrap_or_default()));
+        if is_all {
+            return Ok(start.elapsed());
+        }
+        ensure!(start.elapsed() < Duration::from_secs(120), "not all were so in time");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
