@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use rows::Version;
 use streamer::{Error, Event, Reservation, Subscriber, Welcome};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::feed::{self, Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
@@ -127,12 +126,8 @@ impl Follower {
     /// meanwhile. Dropping the future loses nothing.
     async fn run(&mut self) -> Result<String> {
         loop {
-            let began = Instant::now();
             let failure = self.follow().await;
             self.route.learn(&failure);
-            if began.elapsed() > 2 * RETRY_MAX {
-                self.pause = RETRY_MIN;
-            }
             let retry_ms = self.pause.as_millis() as u64;
             match failure {
                 Error::Reset { message } => return Ok(message),
@@ -147,7 +142,7 @@ impl Follower {
                     error!(error = %failure, retry_ms, "the change stream cannot go on; clients are served what is here");
                 }
             }
-            // Who has just said where the owner is knows it well.
+            // Whoever served us until now and says who has taken over knows it well.
             if !(self.route.is_pointed() && self.pause == RETRY_MIN) {
                 tokio::time::sleep(self.pause).await;
             }
@@ -181,6 +176,9 @@ impl Follower {
             let mut changes = 0;
             let mut next = Some(subscriber.next().await);
             while let Some(event) = next {
+                if event.is_ok() {
+                    self.pause = RETRY_MIN;
+                }
                 match event {
                     Ok(Event::Transactions(more)) => {
                         changes += more.iter().map(|t| t.changes.len()).sum::<usize>();
