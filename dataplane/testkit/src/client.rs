@@ -46,6 +46,8 @@ pub struct Options {
     pub rising: Option<(String, String)>,
     /// All tabs of the group, shared between siblings: servers forget clients that `activeClients` does not name.
     active_clients: Arc<Mutex<BTreeSet<String>>>,
+    /// HTTP cookies by name, as a browser keeps them for all its tabs: proxies find a group's node by them.
+    cookies: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Options {
@@ -55,6 +57,7 @@ impl Options {
         let client_id = random_id();
         Options {
             active_clients: Arc::new(Mutex::new(BTreeSet::from([client_id.clone()]))),
+            cookies: Arc::default(),
             address: format!("127.0.0.1:{port}"),
             protocol_version: 51,
             client_group_id: random_id(),
@@ -119,8 +122,6 @@ pub struct Client {
     next_mutation_id: u64,
     watch: Watch,
     connection: Option<Connection>,
-    /// HTTP cookies by name, as a browser keeps them: proxies find a client's node by them.
-    jar: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -139,7 +140,6 @@ impl Client {
             next_mutation_id: 1,
             watch: Watch::new(),
             connection: None,
-            jar: BTreeMap::new(),
         }
     }
 
@@ -248,7 +248,7 @@ impl Client {
         json!(["initConnection", body])
     }
 
-    async fn handshake(&mut self, header: &Value) -> Result<Socket> {
+    async fn handshake(&self, header: &Value) -> Result<Socket> {
         let (cookie, last_mutation_id) = {
             let store = self.lock();
             (
@@ -272,8 +272,9 @@ impl Client {
         let mut request = uri.into_client_request()?;
         let protocol = encode(&base64::engine::general_purpose::STANDARD.encode(header.to_string()));
         request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse()?);
-        if !self.jar.is_empty() {
-            request.headers_mut().insert("Cookie", self.http_cookies().parse()?);
+        let cookies = self.http_cookies();
+        if !cookies.is_empty() {
+            request.headers_mut().insert("Cookie", cookies.parse()?);
         }
         let stream =
             TcpStream::connect(&options.address).await.with_context(|| format!("connect to {}", options.address))?;
@@ -283,7 +284,8 @@ impl Client {
         for cookie in answer.headers().get_all("Set-Cookie") {
             let pair = cookie.to_str()?.split(';').next().unwrap_or_default();
             if let Some((name, value)) = pair.split_once('=') {
-                self.jar.insert(name.trim().to_owned(), value.trim().to_owned());
+                let mut cookies = options.cookies.lock().unwrap_or_else(PoisonError::into_inner);
+                cookies.insert(name.trim().to_owned(), value.trim().to_owned());
             }
         }
         Ok(socket)
@@ -292,7 +294,8 @@ impl Client {
     /// What a browser would send as the header `Cookie`.
     #[must_use]
     pub fn http_cookies(&self) -> String {
-        let pairs: Vec<_> = self.jar.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let cookies = self.options.cookies.lock().unwrap_or_else(PoisonError::into_inner);
+        let pairs: Vec<_> = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         pairs.join("; ")
     }
 

@@ -1,17 +1,17 @@
-//! A Prometheus that finds pods by their annotations, as its documentation shows it: every target is up, the series are there, and
-//! the chart's alerts can be evaluated.
+//! A Prometheus that is told of pods by their annotations: every target is up, the series are there, and the chart's alerts can be
+//! evaluated. Debian builds it without the discovery of pods, so the annotations are read here.
 
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::ground::{Place, SYSTEM};
-use crate::kubectl::{root, run};
-use crate::site::Site;
+use crate::kubectl::{get, root, run};
+use crate::site::{Site, is_ready, name_of};
 
 const PORT: u16 = 9090;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,29 +91,15 @@ async fn start(site: &Site) -> Result<Child> {
     run("e2e/kube/packages", &["prometheus"], None).await?;
     let folder = std::env::temp_dir().join("prometheus");
     fs::create_dir_all(&folder)?;
-    let kubeconfig = std::env::var("KUBECONFIG").context("KUBECONFIG names the cluster")?;
+    let (targets, file) = (folder.join("targets.json"), folder.join("prometheus.json"));
+    fs::write(&targets, discover(site).await?.to_string())?;
     let alerts = root().join("charts/zero-cache-operator/alerts.yaml").canonicalize()?;
-    let config = format!(
-        r#"
-global: {{scrape_interval: 1s, evaluation_interval: 1s}}
-rule_files: ["{alerts}"]
-scrape_configs:
-  - job_name: pods
-    kubernetes_sd_configs: [{{role: pod, kubeconfig_file: "{kubeconfig}", namespaces: {{names: [{SYSTEM}, {namespace}]}}}}]
-    relabel_configs:
-      - {{source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_scrape], action: keep, regex: "true"}}
-      - {{source_labels: [__meta_kubernetes_pod_phase], action: keep, regex: Running}}
-      - {{source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_path], regex: (.+), target_label: __metrics_path__}}
-      - source_labels: [__meta_kubernetes_pod_ip, __meta_kubernetes_pod_annotation_prometheus_io_port]
-        regex: (.+);(\d+)
-        replacement: $1:$2
-        target_label: __address__
-"#,
-        alerts = alerts.display(),
-        namespace = site.namespace
-    );
-    let file = folder.join("prometheus.yml");
-    fs::write(&file, config)?;
+    let config = json!({
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [alerts],
+        "scrape_configs": [{"job_name": "pods", "file_sd_configs": [{"files": [targets]}]}],
+    });
+    fs::write(&file, config.to_string())?;
     let log = fs::File::create(folder.join("log"))?;
     Command::new("prometheus")
         .arg(format!("--config.file={}", file.display()))
@@ -125,6 +111,24 @@ scrape_configs:
         .kill_on_drop(true)
         .spawn()
         .context("start Prometheus")
+}
+
+/// What `prometheus.io/scrape`, `/port` and `/path` say of the operator's and the deployment's pods.
+async fn discover(site: &Site) -> Result<Value> {
+    let mut targets = Vec::new();
+    for namespace in [SYSTEM, &site.namespace] {
+        let pods = get(namespace, &["pods"]).await?;
+        for pod in pods["items"].as_array().into_iter().flatten().filter(|pod| is_ready(pod)) {
+            let said = |what: &str| pod["metadata"]["annotations"][format!("prometheus.io/{what}")].as_str();
+            if let (Some("true"), Some(port), Some(path)) = (said("scrape"), said("port"), said("path")) {
+                let address =
+                    format!("{}:{port}", pod["status"]["podIP"].as_str().context("a ready pod has an address")?);
+                let labels = json!({"__metrics_path__": path, "namespace": namespace, "pod": name_of(pod)});
+                targets.push(json!({"targets": [address], "labels": labels}));
+            }
+        }
+    }
+    Ok(Value::from(targets))
 }
 
 /// What Prometheus' own interface answers.

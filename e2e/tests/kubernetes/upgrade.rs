@@ -111,7 +111,8 @@ pub async fn manager_came_first(site: &Site) -> Result<()> {
     let conditions = only(&managers)?["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let ready = conditions.iter().find(|it| it["type"] == "Ready").context("the replication-manager is ready")?;
     let since = ready["lastTransitionTime"].as_str().context("it says since when")?.to_owned();
-    for pod in site.pods(SYNCER).await? {
+    // One of before may still drain.
+    for pod in site.pods(SYNCER).await?.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
         let made = pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
         ensure!(
             made >= since.as_str(),
