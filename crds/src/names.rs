@@ -22,6 +22,10 @@ pub mod label {
     pub const ZERO_CACHE: &str = "zero-cache";
     /// Value of [`MANAGED_BY`].
     pub const OPERATOR: &str = "zerocache-operator";
+    /// Value of [`NAME`] on the operator's own pods, whatever its release is called.
+    pub const OPERATOR_POD: &str = "zero-cache-operator";
+    /// On every namespace: its name.
+    pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 }
 
 /// Values of [`label::COMPONENT`].

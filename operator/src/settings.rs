@@ -63,6 +63,7 @@ impl Settings {
     #[must_use]
     pub fn installation(&self) -> Installation {
         Installation {
+            namespace: self.pod_namespace.clone(),
             repository: self.default_image.clone(),
             tag: self.default_tag.clone(),
             cluster_domain: self.cluster_domain.clone(),

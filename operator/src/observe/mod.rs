@@ -70,6 +70,8 @@ pub struct Observed {
 /// How the operator itself was installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
+    /// Where its pods are.
+    pub namespace: String,
     /// Repository of the data plane's image.
     pub repository: String,
     /// Tag of the data plane's image: the operator's version.

@@ -38,6 +38,8 @@ pub struct Wanted<'a> {
     pub admin_password: SecretKeyRef,
     pub service_account: String,
     pub cluster_domain: &'a str,
+    /// Where the operator's pods are.
+    pub operator_namespace: &'a str,
     pub restarted_at: Option<&'a str>,
     /// Secrets that the operator makes up once.
     pub generated: Vec<String>,
@@ -70,6 +72,7 @@ impl<'a> Wanted<'a> {
             admin_password,
             service_account: account.name.clone().unwrap_or_else(|| name.to_owned()),
             cluster_domain: &observed.installation.cluster_domain,
+            operator_namespace: &observed.installation.namespace,
             restarted_at: annotation_of(cache, annotation::RESTARTED_AT),
             generated,
             overrides: BTreeMap::new(),

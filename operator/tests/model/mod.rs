@@ -218,6 +218,7 @@ impl World {
     pub fn observe(&self) -> Observed {
         let now: Timestamp = NOW.parse().unwrap();
         let installation = Installation {
+            namespace: "zero-cache".to_owned(),
             repository: "registry.example.com/zero-cache".to_owned(),
             tag: "1.0.0".to_owned(),
             cluster_domain: "cluster.local".to_owned(),

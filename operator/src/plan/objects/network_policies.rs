@@ -1,10 +1,11 @@
-//! Who may reach the pods. The change stream's port is for view-syncers and scrapers only.
+//! Who may reach the pods. The change stream's port is for view-syncers, scrapers and the operator only.
 
-use crds::names::port;
+use crds::names::{label, port};
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
     NetworkPolicySpec,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::wanted::Wanted;
@@ -33,8 +34,13 @@ fn network_policy(wanted: &Wanted, meta: &Meta, role: Role) -> NetworkPolicy {
             ports: Some(vec![tcp(port::SYNC)]),
         }),
     }
+    let (_, number) = probed(role);
+    if role == wanted.main_role() {
+        // It asks the node that owns the slot how it is.
+        let from = Some(vec![operator(wanted)]);
+        rules.push(NetworkPolicyIngressRule { from, ports: Some(vec![tcp(number)]) });
+    }
     if !given.metrics_from.is_empty() {
-        let (_, number) = probed(role);
         rules.push(NetworkPolicyIngressRule { from: Some(given.metrics_from.clone()), ports: Some(vec![tcp(number)]) });
     }
     let mut types = vec!["Ingress".to_owned()];
@@ -70,6 +76,19 @@ fn egress(meta: &Meta, role: Role) -> Vec<NetworkPolicyEgressRule> {
 /// Pods of this deployment, in this namespace.
 fn pods_of(meta: &Meta, role: Role) -> NetworkPolicyPeer {
     NetworkPolicyPeer { pod_selector: Some(meta.selector(role)), ..NetworkPolicyPeer::default() }
+}
+
+/// The operator's pods.
+fn operator(wanted: &Wanted) -> NetworkPolicyPeer {
+    let labelled = |name: &str, value: &str| {
+        let labels = Some([(name.to_owned(), value.to_owned())].into());
+        Some(LabelSelector { match_labels: labels, match_expressions: None })
+    };
+    NetworkPolicyPeer {
+        namespace_selector: labelled(label::NAMESPACE_NAME, wanted.operator_namespace),
+        pod_selector: labelled(label::NAME, label::OPERATOR_POD),
+        ip_block: None,
+    }
 }
 
 fn tcp(number: i32) -> NetworkPolicyPort {
