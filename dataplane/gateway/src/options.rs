@@ -73,8 +73,12 @@ pub struct Limits {
     pub outbox_bytes_max: usize,
     /// Sockets; beyond it upgrades are answered 503.
     pub connections_max: usize,
+    /// Connections that are no sockets, or not yet; further ones are closed at once.
+    pub requests_max: usize,
     /// From the TCP accept to the end of the request head, and again from there to the end of the token check.
     pub handshake_timeout: Duration,
+    /// A socket whose client has not said what it wants by then is closed. It may be a lot to say over a slow line.
+    pub init_timeout: Duration,
     /// A socket that takes nothing for this long is disconnected.
     pub send_stall_timeout: Duration,
     /// Silence towards a client after which a pong is sent unasked.
@@ -110,7 +114,9 @@ impl Default for Limits {
             header_bytes_max: 32 * 1024,
             outbox_bytes_max: 64 * 1024 * 1024,
             connections_max: 100_000,
+            requests_max: 10_000,
             handshake_timeout: Duration::from_secs(10),
+            init_timeout: Duration::from_secs(120),
             send_stall_timeout: Duration::from_secs(30),
             pong_after: Duration::from_secs(6),
             messages_per_second: 200,

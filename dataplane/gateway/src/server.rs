@@ -143,9 +143,12 @@ impl Server {
     async fn accept(&self) {
         loop {
             let stream = port::accept(&self.listener).await;
+            let Some(member) = self.requests.admit("http connection", self.shared.limits.requests_max) else {
+                self.shared.metrics.connection_failures.with_label_values(&["requests"]).inc();
+                continue;
+            };
             prepare(&stream);
-            let shared = Arc::clone(&self.shared);
-            self.requests.spawn("http connection", serve(shared, stream));
+            member.spawn(serve(Arc::clone(&self.shared), stream));
         }
     }
 }

@@ -10,7 +10,7 @@ use protocol::error::ErrorBody;
 use protocol::up::{InitConnection, UpMessage, UpdateAuth};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
@@ -106,8 +106,17 @@ impl Session {
             return ending;
         }
         let mut pace = Pace::new(self.shared.limits.messages_per_second);
+        let init_by = Instant::now() + self.shared.limits.init_timeout;
         loop {
-            let message = match source.next().await {
+            let next = match self.initialized {
+                true => source.next().await,
+                false => match timeout_at(init_by, source.next()).await {
+                    Ok(next) => next,
+                    // Whoever comes back may do better.
+                    Err(_) => return Ending::Silent("no_init"),
+                },
+            };
+            let message = match next {
                 Some(Ok(message)) => message,
                 Some(Err(error)) => return ending_of(&error, self.shared.limits.payload_bytes_max),
                 None => return Ending::Gone("client_closed"),

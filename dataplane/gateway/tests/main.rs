@@ -7,6 +7,7 @@ mod support;
 mod auth;
 mod drain;
 mod handshake;
+mod hostile;
 mod http;
 mod push;
 mod socket;

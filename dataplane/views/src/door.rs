@@ -23,6 +23,9 @@ use crate::transform::Answer;
 /// Who connects to a node that is leaving may be routed to it again for a moment.
 const RETRY_WHILE_DRAINING: Duration = Duration::from_millis(250);
 
+/// Longest id of a client group: the database indexes it.
+const GROUP_ID_BYTES_MAX: usize = 1024;
+
 /// A connection whose credentials are not known to be good.
 pub struct Stranger {
     connect: Box<Connect>,
@@ -37,6 +40,11 @@ impl Core {
     pub(crate) fn connect(&mut self, connect: Box<Connect>) {
         if self.draining.is_some() {
             return self.send_on(&connect.outbox);
+        }
+        // What the database cannot store would be tried for ever, with everything else waiting behind it.
+        if connect.client_group_id.len() > GROUP_ID_BYTES_MAX || connect.client_group_id.contains('\0') {
+            let reason = format!("clientGroupID is longer than {GROUP_ID_BYTES_MAX} bytes or has a NUL character");
+            return turn_away(&connect, &ErrorBody::invalid_connection_request(reason));
         }
         let cookie: Option<Cookie> = match connect.base_cookie.as_deref().map(str::parse).transpose() {
             Ok(cookie) => cookie,

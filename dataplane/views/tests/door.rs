@@ -97,3 +97,22 @@ async fn who_waits_at_the_door_of_a_node_that_leaves_is_sent_on() {
         assert_eq!(close.map(|(code, _)| code), Some(1001));
     }
 }
+
+#[tokio::test]
+async fn ids_that_no_database_stores_stop_nobody_else() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    // Random enough that it cannot be stored compressed.
+    let long: String =
+        (0..4_000u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
+    for id in ["a\0b", &long] {
+        let mut hostile = world.connect(id, "c", Store::default(), init(&[put("q", 1000)]));
+        assert_eq!(hostile.refused().await.0["kind"], "InvalidConnectionRequest");
+    }
+    // Ids of clients and queries are part of a text that can say anything.
+    let mut odd = world.connect("g\u{1}\u{10ffff}\"'", "c\0\"", Store::default(), init(&[put("q", 1000)]));
+    odd.until("q", |s| s.got.contains("q")).await;
+    let mut c = world.connect(&"g".repeat(1024), "c", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+}
