@@ -10,7 +10,7 @@ use replica::Writer;
 use rows::{Transaction, Version};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{info, warn};
 use views::Batches;
 
 use crate::metrics::Metrics;
@@ -106,6 +106,33 @@ pub async fn close(mut writer: Writer) -> Result<()> {
         .context("fold the write-ahead log into the replica")
 }
 
+/// The next commit. In between, makes the indexes that queries wish for.
+fn next(
+    writer: &mut Writer,
+    commits: &mut mpsc::Receiver<Commit>,
+    batches: Option<&Batches>,
+    runtime: &tokio::runtime::Handle,
+) -> Option<Commit> {
+    let Some(batches) = batches else { return commits.blocking_recv() };
+    loop {
+        let wanted = runtime.block_on(async {
+            tokio::select! {
+                commit = commits.recv() => Err(commit),
+                wanted = batches.wanted_index() => Ok(wanted),
+            }
+        });
+        let wanted = match wanted {
+            Err(commit) => return commit,
+            Ok(wanted) => wanted,
+        };
+        let columns: Vec<&str> = wanted.columns.iter().map(String::as_str).collect();
+        if let Err(error) = writer.ensure_index(&wanted.table, &columns) {
+            // Queries are slower without it, and right.
+            warn!(%error, table = wanted.table, ?columns, "cannot make an index");
+        }
+    }
+}
+
 fn apply(
     mut writer: Writer,
     mut commits: mpsc::Receiver<Commit>,
@@ -115,7 +142,8 @@ fn apply(
     metrics: &Metrics,
     status: &Status,
 ) -> Result<Ended> {
-    while let Some(Commit { transactions, is_stored, acknowledge, bytes }) = commits.blocking_recv() {
+    while let Some(commit) = next(&mut writer, &mut commits, batches, runtime) {
+        let Commit { transactions, is_stored, acknowledge, bytes } = commit;
         let timer = metrics.apply.start_timer();
         // The sender is dropped when storing failed or the process ends.
         let batch = match writer.apply_when(&transactions, || is_stored.blocking_recv().is_ok()) {

@@ -61,6 +61,13 @@ impl Stats {
     }
 }
 
+impl Stats {
+    /// Rows of a table when it was last analysed; small ones never are.
+    pub(crate) fn analyzed_rows(&self, oid: u32) -> Option<f64> {
+        self.tables.get(&oid)?.rows
+    }
+}
+
 /// Whether EXISTS conditions count as ways to find rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ByExists {

@@ -98,6 +98,17 @@ impl Reader {
         Arc::clone(&self.catalog.schema)
     }
 
+    /// How many rows a table has, if they are many and no index leads to those with given values in these columns.
+    #[must_use]
+    pub fn lacks_index(&self, table: &str, columns: &[&str]) -> Option<u64> {
+        let layout = self.catalog.by_name(table)?;
+        let visible = layout.table.as_ref().ok()?;
+        let positions = columns.iter().map(|c| visible.position(c)).collect::<Option<Vec<usize>>>()?;
+        let rows = self.stats.analyzed_rows(layout.spec.oid)?;
+        let estimator = Estimator { catalog: &self.catalog, stats: &self.stats, counted: &self.counted };
+        (!positions.is_empty() && !estimator.indexed(layout, &positions)).then_some(rows as u64)
+    }
+
     fn refresh(&mut self) -> Result<(), Fault> {
         self.catalog = meta::read_catalog(&self.conn)?;
         self.stats = Stats::read(&self.conn)?;

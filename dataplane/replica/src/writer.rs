@@ -21,6 +21,9 @@ use crate::table::{Step, TableWriter};
 
 const CACHE_KIB: u32 = 64 << 10;
 const STATEMENTS: usize = 1024;
+/// Indexes that upstream does not have: each costs every write to its table.
+const OWN_INDEXES_MAX: i64 = 64;
+const COUNT_OWN_INDEXES: &str = "SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND name GLOB 'x[0-9]*'";
 
 /// The only writer of a replica file.
 #[derive(Debug)]
@@ -174,7 +177,8 @@ impl Writer {
     }
 
     /// Makes sure that rows of a table can be found by these visible columns without reading the whole table. For columns that
-    /// queries correlate on and that upstream has no index for. `false` if such an index exists already.
+    /// queries correlate on and that upstream has no index for. `false` if such an index exists already, or there are too many.
+    /// Takes a second for about a million rows.
     pub fn ensure_index(&mut self, table: &str, columns: &[&str]) -> Result<bool, Error> {
         let Some(layout) =
             self.tables.values().map(|t| &t.layout).find(|l| l.table.as_ref().is_ok_and(|t| &*t.name == table))
@@ -194,6 +198,11 @@ impl Writer {
         let (name, sql) = layout.extra_index(&positions);
         let oid = layout.spec.oid;
         if alter::indexes(&self.conn, oid).at(&self.path, "list indexes")?.contains(&name) {
+            return Ok(false);
+        }
+        let own = self.conn.query_row(COUNT_OWN_INDEXES, [], |row| row.get::<_, i64>(0));
+        if own.at(&self.path, "count indexes")? >= OWN_INDEXES_MAX {
+            tracing::warn!(table, ?columns, "the replica has too many indexes of its own: create this one upstream");
             return Ok(false);
         }
         tracing::info!(table, ?columns, "creating an index that upstream does not have");

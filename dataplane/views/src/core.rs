@@ -12,6 +12,7 @@ use replica::Reader;
 use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{error, info};
 
 use crate::api::{Command, ConnectionId, Handle, Transformer};
@@ -20,6 +21,7 @@ use crate::door::Stranger;
 use crate::drain::{Closing, Drain};
 use crate::group::{Group, GroupId};
 use crate::hydrate::{self, Pool};
+use crate::indexes::{Wanted, Wishes};
 use crate::limits::Limits;
 use crate::materialisations::Materialisations;
 use crate::metrics::Metrics;
@@ -87,6 +89,7 @@ impl Drop for Lifeline {
 pub struct Batches {
     events: Sender<Event>,
     backlog: Arc<Backlog>,
+    indexes: Arc<tokio::sync::Mutex<UnboundedReceiver<Wanted>>>,
 }
 
 #[derive(Default)]
@@ -109,6 +112,16 @@ impl Batches {
         self.backlog.rows.fetch_add(row_count(&batch), Ordering::AcqRel);
         // The thread ends only with the process.
         let _ = self.events.send(Event::Batch(batch));
+    }
+}
+
+impl Batches {
+    /// The next index that the replica's writer should make. Never, once the views have ended.
+    pub async fn wanted_index(&self) -> Wanted {
+        match self.indexes.lock().await.recv().await {
+            Some(wanted) => wanted,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -166,10 +179,12 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
             let _ = events.send(Event::Store(event));
         })
     };
+    let (wishes, wanted) = Wishes::new();
     let pool = {
         let (events, open) = (events.clone(), Arc::clone(&options.open_reader));
         Pool::start(
             options.hydrators,
+            wishes,
             move || open(),
             move |outcome| {
                 let _ = events.send(Event::Hydrated(Box::new(outcome)));
@@ -190,7 +205,8 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
         });
     }
     let backlog = Arc::new(Backlog::default());
-    let batches = Batches { events: events.clone(), backlog: Arc::clone(&backlog) };
+    let indexes = Arc::new(tokio::sync::Mutex::new(wanted));
+    let batches = Batches { events: events.clone(), backlog: Arc::clone(&backlog), indexes };
     let (ended_sender, ended) = tokio::sync::oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()

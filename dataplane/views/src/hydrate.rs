@@ -15,6 +15,7 @@ use rows::Version;
 
 use crate::convert::KeyChoice;
 use crate::encode;
+use crate::indexes::Wishes;
 use crate::materialisation::{MaterialisationId, Payload, PayloadBuilder};
 use crate::row_id::RowId;
 
@@ -60,6 +61,7 @@ impl Pool {
     /// Starts `threads` threads; `open` gives each its reader.
     pub fn start(
         threads: usize,
+        wishes: Wishes,
         open: impl Fn() -> Result<Reader, replica::Error> + Send + Sync + 'static,
         done: impl Fn(Outcome) + Send + Sync + 'static,
     ) -> std::io::Result<Pool> {
@@ -69,7 +71,10 @@ impl Pool {
         let done = Arc::new(done);
         for n in 0..threads.max(1) {
             let (receiver, open, done) = (Arc::clone(&receiver), Arc::clone(&open), Arc::clone(&done));
-            std::thread::Builder::new().name(format!("hydrate-{n}")).spawn(move || work(&receiver, &*open, &*done))?;
+            let wishes = wishes.clone();
+            std::thread::Builder::new()
+                .name(format!("hydrate-{n}"))
+                .spawn(move || work(&receiver, &wishes, &*open, &*done))?;
         }
         Ok(Pool { jobs })
     }
@@ -80,16 +85,21 @@ impl Pool {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, open: &dyn Fn() -> Result<Reader, replica::Error>, done: &dyn Fn(Outcome)) {
+fn work(
+    jobs: &Mutex<Receiver<Job>>,
+    wishes: &Wishes,
+    open: &dyn Fn() -> Result<Reader, replica::Error>,
+    done: &dyn Fn(Outcome),
+) {
     let mut reader = None;
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         let id = job.id;
         let result = match &mut reader {
-            Some(reader) => run(&job, reader),
+            Some(reader) => run(&job, wishes, reader),
             None => match open() {
-                Ok(opened) => run(&job, reader.insert(opened)),
+                Ok(opened) => run(&job, wishes, reader.insert(opened)),
                 Err(error) => Err(Failure::Replica(error.to_string())),
             },
         };
@@ -97,9 +107,14 @@ fn work(jobs: &Mutex<Receiver<Job>>, open: &dyn Fn() -> Result<Reader, replica::
     }
 }
 
-fn run(job: &Job, reader: &mut Reader) -> Result<Hydrated, Failure> {
+fn run(job: &Job, wishes: &Wishes, reader: &mut Reader) -> Result<Hydrated, Failure> {
     let started = Instant::now();
-    let version = reader.begin().map_err(|e| Failure::Replica(e.to_string()))?;
+    let mut version = reader.begin().map_err(|e| Failure::Replica(e.to_string()))?;
+    if let Some(waiting) = wishes.ask(&job.query, reader) {
+        reader.end();
+        waiting.wait();
+        version = reader.begin().map_err(|e| Failure::Replica(e.to_string()))?;
+    }
     let result = hydrate(job, reader);
     reader.end();
     let (graph, payload) = result?;

@@ -32,6 +32,7 @@ mod drain;
 mod encode;
 mod group;
 mod hydrate;
+mod indexes;
 mod join;
 pub mod limits;
 mod lineage;
@@ -48,3 +49,4 @@ mod tidy;
 mod transform;
 
 pub use crate::core::{Batches, Ending, Options, Started, start, start_within};
+pub use crate::indexes::Wanted;

@@ -10,6 +10,7 @@ mod door;
 mod world;
 
 mod faults;
+mod indexes;
 mod mutations;
 mod nodes;
 mod ownership;

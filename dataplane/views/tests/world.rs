@@ -296,6 +296,12 @@ impl World {
         self.writer.apply(&[transaction]).unwrap().unwrap()
     }
 
+    /// The next index that the views wish for.
+    pub async fn wanted_index(&self) -> views::Wanted {
+        let batches = self.life.as_ref().expect("started").started.batches.clone();
+        tokio::time::timeout(crate::client::PATIENCE, batches.wanted_index()).await.expect("a wish within the time")
+    }
+
     pub async fn publish(&self, batch: Arc<Batch>) {
         self.life.as_ref().unwrap().started.batches.publish(batch).await;
     }
