@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod bad_input;
 mod explore;
 mod golden;
 mod model;
+mod outside;
 mod program;
 mod rules;

@@ -52,7 +52,7 @@ fn pods_are_restricted_and_probed() {
             assert_eq!(pod["enableServiceLinks"], false);
             assert_eq!(pod["terminationGracePeriodSeconds"], 600);
             assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/");
-            assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/keepalive");
+            assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
             let is_manager = workload["metadata"]["name"] == "shop-rm";
             let port = if is_manager { "change-stream" } else { "sync" };
             for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {

@@ -172,6 +172,11 @@ fn servers(wanted: &Wanted, observed: &Observed) -> Vec<Server> {
             servers.len() - 1
         });
         let server = &mut servers[at];
+        if let (None, Some(limits)) = (limit_given, probe.limits) {
+            // A limit of one database or role is the first that is reached.
+            server.limit = Some(server.limit.map_or(limits.connections, |limit| limit.min(limits.connections)));
+            server.in_use = server.in_use.or(Some(limits.in_use));
+        }
         match index {
             0 => server.has_upstream = true,
             1 => server.has_cvr = true,

@@ -158,10 +158,10 @@ impl<'a> Wanted<'a> {
         self.spec.backup.as_ref().map(|backup| format!("{}/{generation}", backup.url))
     }
 
-    /// Secrets and keys that pods cannot start without, and that do not exist.
+    /// Secrets and keys that pods cannot start without, and that do not exist, with the fields that name them.
     pub(super) fn missing_secrets(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        for reference in self.roles().iter().flat_map(|role| env::secrets(self, *role)) {
+        let mut missing: Vec<(String, Vec<&str>)> = Vec::new();
+        for (field, reference) in self.roles().iter().flat_map(|role| env::secret_fields(self, *role)) {
             let text = match self.secrets.get(&reference.name) {
                 None => format!("Secret {} does not exist", reference.name),
                 Some(secret) if !secret.keys.contains_key(&reference.key) => {
@@ -169,11 +169,16 @@ impl<'a> Wanted<'a> {
                 }
                 Some(_) => continue,
             };
-            if !self.generated.contains(&reference.name) && !missing.contains(&text) {
-                missing.push(text);
+            if self.generated.contains(&reference.name) {
+                continue;
+            }
+            match missing.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, fields)) if fields.contains(&field) => {}
+                Some((_, fields)) => fields.push(field),
+                None => missing.push((text, vec![field])),
             }
         }
-        missing
+        missing.into_iter().map(|(text, fields)| format!("{}: {text}", fields.join(", "))).collect()
     }
 
     /// Secrets that pods read, also a site's own.

@@ -34,7 +34,7 @@ pub use slot::Rhythm;
 use slot::{Question, Slot};
 
 /// Databases asked at the same time, and data planes, and stores.
-const DATABASES_AT_ONCE: usize = 16;
+const DATABASES_AT_ONCE: usize = 32;
 const NODES_AT_ONCE: usize = 32;
 const STORES_AT_ONCE: usize = 8;
 /// Between two attempts to release the same upstream.

@@ -16,6 +16,9 @@ pub(super) trait Question: Clone + PartialEq + Send + Sync + 'static {
 
     fn ask(self, servers: Arc<Servers>) -> impl Future<Output = Self::Answer> + Send;
 
+    /// Takes over from the last answer what a failed one cannot say.
+    fn complete(_answer: &mut Self::Answer, _last: &Self::Answer) {}
+
     /// Something is wrong: ask again soon.
     fn is_bad(answer: &Self::Answer) -> bool;
 
@@ -103,11 +106,14 @@ impl<Q: Question> Slot<Q> {
     }
 
     /// Takes an answer; says whether it is news.
-    pub fn finish(&mut self, turn: u64, answer: Q::Answer, rhythm: Rhythm, is_busy: bool, now: Instant) -> bool {
+    pub fn finish(&mut self, turn: u64, mut answer: Q::Answer, rhythm: Rhythm, is_busy: bool, now: Instant) -> bool {
         if turn != self.turn {
             return false;
         }
         self.is_running = false;
+        if let Some(last) = &self.answer {
+            Q::complete(&mut answer, last);
+        }
         let is_bad = Q::is_bad(&answer);
         self.failures = if is_bad { self.failures.saturating_add(1) } else { 0 };
         let was_good = self.answer.as_ref().is_some_and(|old| !Q::is_bad(old));

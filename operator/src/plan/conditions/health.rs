@@ -7,7 +7,7 @@ use crds::status::ZeroCacheStatus;
 use super::super::seconds_between;
 use super::super::wanted::is_moving;
 use super::{Context, Finding, Hold, Truth, finding, is_multi};
-use crate::observe::{BackupFault, Fault, Observed, Pod, PodTrouble, Role, StoreFault};
+use crate::observe::{BackupFault, Fault, Observed, Pod, PodTrouble, Probe, Role, StoreFault};
 
 /// A replica further behind than this is worth a person's look.
 const LAG_SECONDS_MAX: u64 = 60;
@@ -78,12 +78,20 @@ fn trouble_of(trouble: &PodTrouble) -> (&'static str, &str) {
     }
 }
 
+/// Who receives changes reaches the server, whether the operator does or not.
+fn is_streaming(observed: &Observed) -> bool {
+    observed.nodes.as_ref().and_then(|nodes| nodes.streaming) == Some(true)
+}
+
 /// The first fault of a database: the field that names it, what was found, and its cure.
 pub(in crate::plan) fn database_fault(observed: &Observed) -> Option<(&'static str, String)> {
     let databases = &observed.databases;
     let probes = [("upstream", &databases.upstream), ("cvr", &databases.cvr), ("change", &databases.change)];
     probes.into_iter().find_map(|(name, probe)| {
         let fault = probe.as_ref()?.fault.as_ref()?;
+        if name == "upstream" && matches!(fault, Fault::Unreachable(_)) && is_streaming(observed) {
+            return None;
+        }
         let (reason, cure) = match fault {
             Fault::InvalidUrl(_) => (reason::INVALID_URL, "write the URL into the Secret's key"),
             Fault::Unreachable(_) => (
@@ -134,7 +142,14 @@ pub(super) fn upstream(context: &Context) -> Finding {
     if let Some((reason, text)) = database_fault(context.observed) {
         return finding(kind, Truth::False, reason, text);
     }
-    match context.observed.databases.upstream {
+    match &context.observed.databases.upstream {
+        Some(Probe { fault: Some(fault), .. }) => {
+            let text = format!(
+                "the operator cannot ask the server ({}), but the replication-manager receives changes from it",
+                fault.text()
+            );
+            finding(kind, Truth::Unknown, reason::NOT_CHECKED, text)
+        }
         Some(_) => finding(kind, Truth::True, reason::CHECKS_PASSED, ""),
         None => finding(kind, Truth::Unknown, reason::NOT_CHECKED, "the databases were not asked yet"),
     }

@@ -120,15 +120,33 @@ pub(super) fn report(context: &Context, mut next: ZeroCacheStatus) -> (ZeroCache
         degraded = finding(kind::DEGRADED, Truth::True, reason::RECONCILE_FAILED, failure);
     }
     let ready = ready(context, &manager, syncers.as_ref(), &progress);
-    next.phase = Some(phase(context, &next, &ready, &degraded));
-    let mut findings = vec![ready, progress, degraded, manager];
+    let stays_degraded = is_unasked(kind::DEGRADED, context) && is_true(context.recorded, kind::DEGRADED);
+    next.phase = Some(phase(context, &next, &ready, stays_degraded || degraded.status == Truth::True));
+    let mut findings = vec![ready, progress];
+    // What was asked for by an earlier operator is not forgotten by the next one for a moment.
+    findings.extend((!stays_degraded).then_some(degraded));
+    findings.push(manager);
     findings.extend(syncers);
     findings.extend([health::upstream(context), budget(context), backup]);
     findings.extend(upgrade);
     findings.extend(reset);
     findings.extend([paused(context), health::route(context)]);
+    let is_known = |kind: &str| context.recorded.conditions.iter().any(|condition| condition.type_ == kind);
+    findings.retain(|it| it.kind == kind::DEGRADED || !(is_unasked(it.kind, context) && is_known(it.kind)));
     let events = write(&mut next, &findings, context.cache, context.observed.now);
     (next, events)
+}
+
+/// What a condition of this kind depends on was not asked yet since the operator started, or since what is asked changed.
+fn is_unasked(kind: &str, context: &Context) -> bool {
+    let pending = context.observed.pending;
+    match kind {
+        kind::UPSTREAM_READY => pending.databases && !matches!(context.hold, Some(Hold::SecretsMissing(_))),
+        kind::CONNECTION_BUDGET_SATISFIED => pending.databases,
+        kind::BACKUP_HEALTHY => pending.nodes || pending.store,
+        kind::DEGRADED => pending.databases || pending.nodes || pending.store,
+        _ => false,
+    }
 }
 
 /// The status of a resource that cannot be used as it is.
@@ -407,13 +425,13 @@ fn hold_text(hold: Option<&Hold>) -> Option<String> {
     })
 }
 
-fn phase(context: &Context, next: &ZeroCacheStatus, ready: &Finding, degraded: &Finding) -> Phase {
+fn phase(context: &Context, next: &ZeroCacheStatus, ready: &Finding, is_degraded: bool) -> Phase {
     let is_held = matches!(context.hold, Some(Hold::SecretsMissing(_) | Hold::OverBudget));
     let is_ready = ready.status == Truth::True;
     match (next.suspension, &next.reset, &next.upgrade) {
         (Some(SuspensionStep::Suspended), ..) => Phase::Suspended,
         _ if is_held && !is_ready => Phase::Pending,
-        _ if degraded.status == Truth::True => Phase::Degraded,
+        _ if is_degraded => Phase::Degraded,
         (_, Some(_), _) => Phase::Resetting,
         (_, None, Some(_)) => Phase::Upgrading,
         _ if next.current_revision.is_none() => Phase::Provisioning,

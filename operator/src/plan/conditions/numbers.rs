@@ -5,6 +5,7 @@ use crds::names::child;
 use crds::status::{BudgetStatus, Endpoints, ReplicationManagerStatus, ViewSyncerStatus, ZeroCacheStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::super::flows::Hold;
 use super::super::objects::{env, public_name, selector_text};
 use super::super::seconds_between;
 use super::{Context, is_multi};
@@ -15,9 +16,13 @@ const REFRESH_BUDGET_SECONDS: u64 = 3600;
 
 pub(super) fn fill(context: &Context, next: &mut ZeroCacheStatus) {
     next.observed_generation = context.cache.metadata.generation;
-    next.replication_manager = Some(replication_manager(context));
-    next.view_syncer = is_multi(context).then(|| view_syncer(context));
-    next.connection_budget = budget(context);
+    // Without the databases' answer it is not known which templates are wanted.
+    let is_asking = context.hold == Some(&Hold::Asking) && context.recorded.replication_manager.is_some();
+    if !is_asking {
+        next.replication_manager = Some(replication_manager(context));
+        next.view_syncer = is_multi(context).then(|| view_syncer(context));
+        next.connection_budget = budget(context);
+    }
     next.endpoints = Some(endpoints(context));
     next.storage = context.storage.clone();
 }

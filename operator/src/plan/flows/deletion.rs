@@ -153,6 +153,7 @@ fn next(
             !asks && observed.pods_of(wanted.main_role()).next().is_none()
         }
         DeletionStep::ReleaseUpstream if !observed.rivals.is_empty() => {
+            // Another resource may be using them by now.
             let text = format!("slot and publications stay: {} uses them", observed.rivals.join(", "));
             events.push(Event::warning(event::NOT_RELEASED, text));
             true
@@ -175,7 +176,8 @@ fn next(
     ];
     let following = order.iter().find(|(step, is_needed)| *step > recorded.step && *is_needed);
     let step = following.map_or(DeletionStep::Done, |(step, _)| *step);
-    if recorded.step >= DeletionStep::ReleaseUpstream {
+    let is_kept = recorded.step == DeletionStep::ReleaseUpstream && !observed.rivals.is_empty();
+    if recorded.step >= DeletionStep::ReleaseUpstream && !is_kept {
         events.push(Event::normal(event::RELEASED, format!("{:?} is done", recorded.step)));
     }
     at(step)

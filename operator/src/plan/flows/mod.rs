@@ -14,7 +14,6 @@ mod volume;
 
 use crds::ZeroCache;
 use crds::conditions::event;
-use crds::spec::BudgetMode;
 use crds::status::{ResetStatus, ResetStep, StorageStatus, UpgradeStatus, UpgradeStep, ZeroCacheStatus};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 
@@ -62,7 +61,7 @@ pub(super) enum Hold {
     SecretsMissing(Vec<String>),
     /// Generated Secrets appear with this plan.
     SecretsComing,
-    /// Pools are sized by what the databases say, which restarting all pods for would come late.
+    /// The databases say how large pools may be: another answer than the last would be another rollout.
     Asking,
     /// The first rollout would exceed a server's limit.
     OverBudget,
@@ -111,13 +110,11 @@ fn hold(wanted: &Wanted, budget: &Budget, observed: &Observed) -> Option<Hold> {
     if wanted.lacks_generated_secrets() {
         return Some(Hold::SecretsComing);
     }
-    let is_first = observed.stateful_set.is_none() && observed.deployment.is_none();
-    let is_asking = observed.pending.databases && wanted.spec.databases.connection_budget.mode != BudgetMode::Off;
-    match is_first {
-        true if is_asking => Some(Hold::Asking),
-        true if budget.block().is_some() => Some(Hold::OverBudget),
-        _ => None,
+    if observed.pending.databases {
+        return Some(Hold::Asking);
     }
+    let is_first = observed.stateful_set.is_none() && observed.deployment.is_none();
+    (is_first && budget.block().is_some()).then_some(Hold::OverBudget)
 }
 
 fn revision(cache: &ZeroCache, wanted: &Wanted, image: &str, generation: &str, budget: &Budget) -> Revision {

@@ -90,7 +90,7 @@ pub(super) fn variables(wanted: &Wanted, role: Role, render: &Render) -> Vec<Env
     }
     let plain =
         plain.into_iter().map(|(name, value)| EnvVar { name: name.to_owned(), value: Some(value), value_from: None });
-    let secret = secret_variables(wanted, role).into_iter().map(|(name, reference)| from_secret(name, reference));
+    let secret = secret_variables(wanted, role).into_iter().map(|it| from_secret(it.name, it.reference));
     let task = EnvVar {
         name: "ZERO_TASK_ID".to_owned(),
         value: None,
@@ -128,7 +128,12 @@ fn previous_token(wanted: &Wanted) -> EnvVar {
 
 /// Keys of Secrets that a role's container cannot start without.
 pub fn secrets(wanted: &Wanted, role: Role) -> Vec<SecretKeyRef> {
-    secret_variables(wanted, role).into_iter().map(|(_, reference)| reference).collect()
+    secret_variables(wanted, role).into_iter().map(|variable| variable.reference).collect()
+}
+
+/// The same with the fields that name them.
+pub fn secret_fields(wanted: &Wanted, role: Role) -> Vec<(&'static str, SecretKeyRef)> {
+    secret_variables(wanted, role).into_iter().map(|variable| (variable.field, variable.reference)).collect()
 }
 
 /// Keys of existing Secrets that a site's own variables read.
@@ -240,30 +245,41 @@ fn serves_clients(wanted: &Wanted, render: &Render) -> Plain {
     plain
 }
 
-fn secret_variables(wanted: &Wanted, role: Role) -> Vec<(&'static str, SecretKeyRef)> {
+/// A variable that is read from a Secret, and the field of the spec that says from which.
+struct SecretVariable {
+    name: &'static str,
+    field: &'static str,
+    reference: SecretKeyRef,
+}
+
+fn secret_variables(wanted: &Wanted, role: Role) -> Vec<SecretVariable> {
     let spec = wanted.spec;
     let (databases, api) = (&spec.databases, &spec.api);
-    let mut secret = vec![
-        ("ZERO_UPSTREAM_DB", Some(databases.upstream.url_secret_ref.clone())),
-        ("ZERO_ADMIN_PASSWORD", Some(wanted.admin_password.clone())),
-        ("ZERO_CHANGE_STREAMER_TOKEN", Some(wanted.token.clone())),
-        ("OTEL_EXPORTER_OTLP_HEADERS", spec.telemetry.otlp.as_ref().and_then(|otlp| otlp.headers_secret_ref.clone())),
-    ];
+    let mut list = Vec::new();
+    let mut add = |name, field, given: Option<&SecretKeyRef>| {
+        list.extend(given.cloned().map(|reference| SecretVariable { name, field, reference }));
+    };
+    add("ZERO_UPSTREAM_DB", "databases.upstream.urlSecretRef", Some(&databases.upstream.url_secret_ref));
+    add("ZERO_ADMIN_PASSWORD", "adminPassword", Some(&wanted.admin_password));
+    add("ZERO_CHANGE_STREAMER_TOKEN", "security.changeStream.tokenSecretRef", Some(&wanted.token));
+    let headers = spec.telemetry.otlp.as_ref().and_then(|otlp| otlp.headers_secret_ref.as_ref());
+    add("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.otlp.headersSecretRef", headers);
     if role != Role::ViewSyncer {
-        secret.push(("ZERO_CHANGE_DB", databases.change.url_secret_ref.clone()));
+        add("ZERO_CHANGE_DB", "databases.change.urlSecretRef", databases.change.url_secret_ref.as_ref());
     }
     if role != Role::ReplicationManager {
-        secret.push(("ZERO_CVR_DB", databases.cvr.url_secret_ref.clone()));
-        secret.push(("ZERO_QUERY_API_KEY", api.query_api_key_secret_ref.clone()));
-        secret.push(("ZERO_MUTATE_API_KEY", api.mutate_api_key_secret_ref.clone()));
+        add("ZERO_CVR_DB", "databases.cvr.urlSecretRef", databases.cvr.url_secret_ref.as_ref());
+        add("ZERO_QUERY_API_KEY", "api.queryApiKeySecretRef", api.query_api_key_secret_ref.as_ref());
+        add("ZERO_MUTATE_API_KEY", "api.mutateApiKeySecretRef", api.mutate_api_key_secret_ref.as_ref());
         if let Some(auth) = &api.auth {
-            secret.push(("ZERO_AUTH_SECRET", auth.secret_ref.clone()));
-            secret.push(("ZERO_AUTH_JWK", auth.jwk_secret_ref.clone()));
+            add("ZERO_AUTH_SECRET", "api.auth.secretRef", auth.secret_ref.as_ref());
+            add("ZERO_AUTH_JWK", "api.auth.jwkSecretRef", auth.jwk_secret_ref.as_ref());
         }
     }
-    let mut secret: Vec<_> = secret.into_iter().filter_map(|(name, given)| Some((name, given?))).collect();
-    secret.extend(store_credentials(wanted));
-    secret
+    for (name, reference) in store_credentials(wanted) {
+        add(name, "backup.credentialsSecretRef", Some(&reference));
+    }
+    list
 }
 
 /// Keys of the backup's store.

@@ -95,6 +95,13 @@ impl Question for Database {
         probe
     }
 
+    /// A server that is away for a moment has not lost its connections: pools must not be sized anew for it.
+    fn complete(answer: &mut Probe, last: &Probe) {
+        if answer.fault.is_some() && answer.server == last.server {
+            answer.limits = answer.limits.or(last.limits);
+        }
+    }
+
     fn is_bad(answer: &Probe) -> bool {
         answer.fault.is_some() || answer.slot_lost
     }
