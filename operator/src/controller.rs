@@ -25,6 +25,8 @@ pub type Guarded = DeserializeGuard<ZeroCache>;
 
 /// A flow that moved on is looked at again after the watches had a moment to catch up.
 const AT_ONCE: Duration = Duration::from_millis(50);
+/// Until the first listings are through.
+const LISTING: Duration = Duration::from_millis(250);
 /// Failures that may pass by themselves are told of once there were so many in a row.
 const TOLD_AFTER: u32 = 4;
 
@@ -190,7 +192,8 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
     };
     let cache = context.latest(&key, shown);
     let failure = context.lasting_failure(&key);
-    let Picture { observed, existing } = context.sources.observe(&key, &cache, failure.clone()).await?;
+    let Some(picture) = context.sources.observe(&key, &cache, failure.clone()).await? else { return Ok(LISTING) };
+    let Picture { observed, existing, losses } = picture;
     let planned = plan::plan(&cache, &observed);
     let Plan { objects, remove, actions, status, events, look_again_seconds } = planned;
     let mut writes = 0;
@@ -218,6 +221,7 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
         memory: &context.memory,
         cache: &key,
         existing: &existing,
+        losses,
         secrets: &observed.secrets,
     };
     let mut outcome = Ok(());

@@ -27,7 +27,7 @@ use crate::observe::kinds::Kind;
 use crate::observe::outside::{Key, Outside, Timing as OutsideTiming};
 use crate::observe::wakes::{Wake, Wakes};
 use crate::observe::watches::{Watching, explain};
-use crate::observe::world::Scope;
+use crate::observe::world::{Scope, Sight};
 use crate::report::{Events, Series};
 use crate::server::{self, Pages};
 use crate::settings::Settings;
@@ -121,7 +121,7 @@ async fn lead(
     };
     let ready = async {
         loop {
-            is_ready.store(parts.sources.world.blind_spot().is_none(), Ordering::Relaxed);
+            is_ready.store(parts.sources.world.sight() == Sight::Whole, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     };

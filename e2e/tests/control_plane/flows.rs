@@ -176,7 +176,11 @@ async fn suspension_and_deletion_go_on_wherever_the_operator_dies() -> Result<()
 async fn a_broken_image_is_left_again() -> Result<()> {
     let site = Site::new("back").await?;
     let _operator = Operator::start(&site).await?;
-    site.kubelet.behave(|pods| drop(pods.broken.insert("1.0.9".to_owned()))).await?;
+    site.kubelet
+        .behave(|pods| {
+            pods.broken.insert("1.0.9".to_owned());
+        })
+        .await?;
     site.create("shop", json!({})).await?;
     site.until_ready("shop").await?;
     site.change("shop", json!({ "spec": { "image": { "tag": "1.0.9" } } })).await?;

@@ -42,7 +42,7 @@ async fn a_small_document_shows_what_runs() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_lists_explains_and_scales_it() -> Result<()> {
     let site = Site::new("columns").await?;
-    let _operator = Operator::start(&site).await?;
+    let operator = Operator::start(&site).await?;
     site.create("shop", json!({})).await?;
     site.until_ready("shop").await?;
     let listed = kubectl(&["get", "zc", "-n", &site.name]).await?;
@@ -63,6 +63,6 @@ async fn kubectl_lists_explains_and_scales_it() -> Result<()> {
     // An autoscaler counts the pods by it.
     let selector = scale["status"]["selector"].as_str().unwrap_or_default();
     let pods = kubectl(&["get", "pods", "-n", &site.name, "-l", selector, "-o", "name"]).await?;
-    ensure!(pods.lines().count() == 3, "{selector}: {pods}");
+    ensure!(pods.lines().count() == 3, "{selector}: {pods}\n{}", operator.log());
     Ok(())
 }

@@ -149,7 +149,11 @@ async fn everything(site: &Site) -> Result<()> {
     site.change("shop", json!({ "spec": { "replicationManager": { "storage": storage("2Gi") } } })).await?;
     let asked = |claim: &Value| claim["spec"]["resources"]["requests"]["storage"] == "2Gi";
     site.until_object::<PersistentVolumeClaim>("data-shop-rm-0", "asked to grow", 20, asked).await?;
-    site.kubelet.behave(|pods| drop(pods.broken.insert("1.0.9".to_owned()))).await?;
+    site.kubelet
+        .behave(|pods| {
+            pods.broken.insert("1.0.9".to_owned());
+        })
+        .await?;
     site.change("shop", json!({ "spec": { "image": { "tag": "1.0.9" } } })).await?;
     site.until("shop", "crashing", 60, |cache| condition(cache, "ReplicationManagerReady").1 == "CrashLoop").await?;
     site.change("shop", json!({ "spec": { "image": { "tag": "1.0.0" } } })).await?;
@@ -208,9 +212,7 @@ async fn the_charts_rights_are_used_to_the_last_and_are_enough() -> Result<()> {
         proxy.asked().into_iter().filter(|asked| asked.status == 403).map(|asked| asked.path).collect();
     ensure!(refused.is_empty(), "refused: {refused:#?}");
     let used = proxy.used();
-    // Asked for by the API server when an owner reference blocks deletion, never by a request of its own.
-    let on_finalizers = |it: &Use| it.resource == "zerocaches/finalizers";
-    let unused: Vec<Use> = granted.difference(&used).filter(|it| !on_finalizers(it)).cloned().collect();
+    let unused: Vec<Use> = granted.difference(&used).cloned().collect();
     ensure!(unused.is_empty(), "the chart grants what is never used: {:#?}", shown(unused));
     let beyond: Vec<Use> = used.difference(&granted).cloned().collect();
     ensure!(beyond.is_empty(), "allowed by somebody else than the chart: {:#?}", shown(beyond));
@@ -264,11 +266,4 @@ async fn a_kind_that_may_not_be_watched_is_told_of() -> Result<()> {
 async fn secrets_that_may_not_be_read_are_told_of() -> Result<()> {
     let (site, _proxy, _operator) = without("secrets", "", "secrets", "get").await?;
     until_told(&site, "read Secret").await
-}
-
-/// With the admission check on, children of the resource need the right to block its deletion.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn children_need_the_right_to_block_deletion() -> Result<()> {
-    let (site, _proxy, _operator) = without("finalizers", "zerocache.dev", "zerocaches/finalizers", "update").await?;
-    until_told(&site, "blockOwnerDeletion").await
 }

@@ -31,8 +31,6 @@ pub struct Site {
     pub client: Client,
     /// The namespace.
     pub name: String,
-    /// Differs from that of all other sites of this run.
-    pub number: u8,
     pub kubelet: Kubelet,
     /// Connection URL of an empty database.
     pub database: String,
@@ -81,7 +79,7 @@ impl Site {
         Api::all(client.clone()).create(&PostParams::default(), &namespace).await.context("make a namespace")?;
         let database = Postgres::shared(Version::V15)?.create_database(test).await?.url();
         let kubelet = Kubelet::start(client.clone(), &name, number).await?;
-        let site = Site { client, name, number, kubelet, database, _turn: turn };
+        let site = Site { client, name, kubelet, database, _turn: turn };
         site.secret("shop", json!({ "upstream": site.database, "admin": "admin-password" })).await?;
         Ok(site)
     }
@@ -118,7 +116,11 @@ impl Site {
             "spec": {
                 "appId": name.replace('-', "_"),
                 "adminPassword": { "name": "shop", "key": "admin" },
-                "databases": { "upstream": { "urlSecretRef": { "name": "shop", "key": "upstream" } } },
+                // Given, for computed sizes change with the number of pods, and a change of size is a rollout.
+                "databases": {
+                    "upstream": { "urlSecretRef": { "name": "shop", "key": "upstream" } },
+                    "cvr": { "maxConns": 5 },
+                },
                 "backup": { "url": "s3://shop/replica" },
                 "image": { "repository": "example.com/zero-cache", "tag": "1.0.0" },
                 "viewSyncer": { "replicas": 1, "minReadySeconds": 0 },

@@ -15,11 +15,24 @@ use crate::observe::outside::Key;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Applied {
     digest: u64,
-    /// How the watch had shown it when it was applied; nothing once the watch has caught up, or where it was not there.
-    before: Option<u64>,
-    /// The watch has not shown the outcome yet.
-    is_awaited: bool,
+    /// How the watch had shown it when it was applied, while the watch has not shown the outcome.
+    awaited: Option<Before>,
     after: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Before {
+    seen: Option<u64>,
+    losses: u64,
+}
+
+/// How the watch shows an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// Nothing where it is not there.
+    pub print: Option<u64>,
+    /// Objects of the resource that have gone so far: one that came and went unseen is not awaited any longer.
+    pub losses: u64,
 }
 
 #[derive(Debug, Default)]
@@ -30,20 +43,21 @@ impl Memory {
         self.0.lock().expect("nothing panics while it holds the lock")
     }
 
-    /// Whether an object is as it was applied; `seen` is how the watch shows it.
-    pub fn is_applied(&self, cache: &Key, kind: Kind, name: &str, digest: u64, seen: Option<u64>) -> bool {
+    /// Whether an object is as it was applied.
+    pub fn is_applied(&self, cache: &Key, kind: Kind, name: &str, digest: u64, shown: Shown) -> bool {
         let mut memory = self.lock();
         let found = memory.get_mut(cache).and_then(|objects| objects.get_mut(&(kind, name.to_owned())));
         let Some(applied) = found.filter(|applied| applied.digest == digest) else { return false };
-        if seen == Some(applied.after) {
-            applied.is_awaited = false;
+        if shown.print == Some(applied.after) {
+            applied.awaited = None;
             return true;
         }
-        applied.is_awaited && seen == applied.before
+        applied.awaited == Some(Before { seen: shown.print, losses: shown.losses })
     }
 
-    pub fn applied(&self, cache: &Key, kind: Kind, name: &str, digest: u64, before: Option<u64>, after: u64) {
-        let applied = Applied { digest, before, is_awaited: before != Some(after), after };
+    pub fn applied(&self, cache: &Key, kind: Kind, name: &str, digest: u64, before: Shown, after: u64) {
+        let awaited = Before { seen: before.print, losses: before.losses };
+        let applied = Applied { digest, awaited: (before.print != Some(after)).then_some(awaited), after };
         self.lock().entry(cache.clone()).or_default().insert((kind, name.to_owned()), applied);
     }
 
@@ -75,15 +89,21 @@ mod tests {
     fn an_object_is_left_alone_until_somebody_changes_it() {
         let memory = Memory::default();
         let shop = Key { namespace: "web".to_owned(), name: "shop".to_owned() };
-        let is_applied = |digest, seen| memory.is_applied(&shop, Kind::Service, "shop-rm", digest, seen);
+        let shown = |print, losses| Shown { print, losses };
+        let is_applied = |digest, print| memory.is_applied(&shop, Kind::Service, "shop-rm", digest, shown(print, 0));
+        let applied = |digest, before, after| {
+            memory.applied(&shop, Kind::Service, "shop-rm", digest, shown(before, 0), after);
+        };
         assert!(!is_applied(1, None));
-        memory.applied(&shop, Kind::Service, "shop-rm", 1, None, 10);
+        applied(1, None, 10);
         assert!(is_applied(1, None), "the watch has not shown it yet");
+        let came_and_went = memory.is_applied(&shop, Kind::Service, "shop-rm", 1, shown(None, 1));
+        assert!(!came_and_went, "it was shown and taken away between two looks");
         assert!(is_applied(1, Some(10)));
         assert!(!is_applied(1, None), "it was shown, and now it is gone");
         assert!(!is_applied(1, Some(11)), "somebody changed it");
         assert!(!is_applied(2, Some(10)), "the wish changed");
-        memory.applied(&shop, Kind::Service, "shop-rm", 2, Some(10), 12);
+        applied(2, Some(10), 12);
         assert!(is_applied(2, Some(10)) && is_applied(2, Some(12)) && !is_applied(2, Some(10)));
         memory.forget(&shop, Kind::Service, "shop-rm");
         assert!(!is_applied(2, Some(12)));

@@ -22,7 +22,7 @@ use crate::observe::world::{Seen, fingerprint};
 use crate::observe::{self, Child};
 use crate::plan::{GeneratedSecret, Objects};
 pub use memory::Memory;
-use memory::digest;
+use memory::{Shown, digest};
 
 /// Objects by kind and name, as the watches last showed them.
 pub type Existing = BTreeMap<(Kind, String), Seen>;
@@ -34,6 +34,8 @@ pub struct Applier<'a> {
     pub memory: &'a Memory,
     pub cache: &'a Key,
     pub existing: &'a Existing,
+    /// How many of them have gone so far.
+    pub losses: u64,
     /// Secrets that the resource refers to and that exist.
     pub secrets: &'a BTreeMap<String, observe::Secret>,
 }
@@ -106,9 +108,10 @@ impl Applier<'_> {
         let document = serde_json::to_value(object).expect("an object is made of strings, numbers, lists and maps");
         let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let count = |result| self.metrics.applies.with_label_values(&[kind.name(), result]).inc();
-        let seen = self.existing.get(&(kind, name.clone())).map(|seen| seen.print);
+        let print = self.existing.get(&(kind, name.clone())).map(|seen| seen.print);
+        let shown = Shown { print, losses: self.losses };
         let digest = digest(&document);
-        if self.memory.is_applied(self.cache, kind, &name, digest, seen) {
+        if self.memory.is_applied(self.cache, kind, &name, digest, shown) {
             count(applied::UNCHANGED);
             return Ok(false);
         }
@@ -117,10 +120,10 @@ impl Applier<'_> {
         let api = self.api(kind);
         match request(doing, api.patch_metadata(&name, &parameters, &Patch::Apply(&document))).await {
             Ok(answer) => {
-                let print = fingerprint(&answer.metadata);
-                let is_changed = seen != Some(print);
+                let after = fingerprint(&answer.metadata);
+                let is_changed = print != Some(after);
                 count(if is_changed { applied::CHANGED } else { applied::UNCHANGED });
-                self.memory.applied(self.cache, kind, &name, digest, seen, print);
+                self.memory.applied(self.cache, kind, &name, digest, shown, after);
                 Ok(is_changed)
             }
             Err(error) => {
@@ -140,7 +143,7 @@ impl Applier<'_> {
             count(applied::UNCHANGED);
             return Ok(false);
         }
-        let mut bytes = vec![0; generated.length];
+        let mut bytes = vec![0_u8; generated.length];
         rand::Rng::fill(&mut rand::rng(), bytes.as_mut_slice());
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let data = BTreeMap::from([(generated.key.to_owned(), ByteString(text.into_bytes()))]);

@@ -14,9 +14,9 @@ use super::outside::{Inputs, Key, Outside};
 use super::rivals::{Rivals, Slot};
 use super::secrets::Secrets;
 use super::wakes::Wakes;
-use super::world::{Fact, Seen, World, children};
+use super::world::{Fact, Seen, Sight, World, children};
 use super::{Apis, Installation, Observed, Pod, Role};
-use crate::error::Error;
+use crate::error::{Category, Error};
 use crate::plan;
 
 /// Where facts come from.
@@ -37,15 +37,30 @@ pub struct Picture {
     pub observed: Observed,
     /// Objects that belong to the resource, as the watches show them.
     pub existing: BTreeMap<(Kind, String), Seen>,
+    /// How many of them have gone so far.
+    pub losses: u64,
 }
 
 impl Sources {
-    /// Fails where part of the cluster cannot be seen: what is not seen must not be taken for what is not there.
-    pub async fn observe(&self, key: &Key, cache: &ZeroCache, failure: Option<String>) -> Result<Picture, Error> {
-        if let Some(blind) = self.world.blind_spot() {
-            return Err(Error::Unobserved(blind));
+    /// Nothing while the first listings are under way. Fails where part of the cluster cannot be seen: what is not seen must not
+    /// be taken for what is not there.
+    pub async fn observe(
+        &self,
+        key: &Key,
+        cache: &ZeroCache,
+        failure: Option<String>,
+    ) -> Result<Option<Picture>, Error> {
+        match self.world.sight() {
+            Sight::Whole => {}
+            Sight::Listing => return Ok(None),
+            Sight::Blind(why) => return Err(Error::Unobserved(why)),
         }
-        let secrets = self.secrets.read(&self.client, key, plan::secret_names(cache, &self.installation)).await?;
+        let names = plan::secret_names(cache, &self.installation);
+        let secrets = self.secrets.read(&self.client, key, names).await.map_err(|error| match error.category() {
+            Category::Forbidden => Error::Unobserved(error.to_string()),
+            _ => error,
+        })?;
+        let losses = self.world.losses(key);
         let existing = self.world.of(key);
         let uid = cache.metadata.uid.as_deref().unwrap_or_default();
         let mut observed = Observed::nothing(self.now(), self.installation.clone());
@@ -60,7 +75,7 @@ impl Sources {
         let pod = slot_owner.as_ref().map(|(ip, generation)| (*ip, generation.as_str()));
         let inputs = Inputs::of(cache, &|reference| secrets.value(reference), pod);
         self.outside.look(key, inputs).fill(&mut observed);
-        Ok(Picture { observed, existing })
+        Ok(Some(Picture { observed, existing, losses }))
     }
 
     /// Whole seconds, as Kubernetes keeps times.
@@ -83,6 +98,7 @@ impl Sources {
     /// A resource is gone.
     pub async fn forget(&self, key: &Key) {
         self.secrets.forget(key);
+        self.world.release(key);
         self.outside.forget(key);
         self.wakes.send(self.rivals.forget(key)).await;
     }

@@ -50,6 +50,16 @@ pub struct Seen {
     pub fact: Fact,
 }
 
+/// Whether planning can rely on what is seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    Whole,
+    /// The first listings are under way.
+    Listing,
+    /// Why a watch shows nothing.
+    Blind(String),
+}
+
 /// A part of the cluster that one watch covers: a namespace, or all of them.
 pub type Scope = Option<String>;
 
@@ -63,6 +73,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Inner {
     objects: BTreeMap<Key, BTreeMap<(Kind, String), Entry>>,
+    /// How many objects of each resource have gone, ever.
+    losses: BTreeMap<Key, u64>,
     watches: BTreeMap<(Kind, Scope), Watch>,
     served: BTreeSet<Kind>,
 }
@@ -94,23 +106,17 @@ impl World {
         inner.sweep(kind, scope, u64::MAX)
     }
 
-    /// Why nothing can be planned yet: a watch that has not shown what there is.
+    /// How much of what there is has been shown.
     #[must_use]
-    pub fn blind_spot(&self) -> Option<String> {
+    pub fn sight(&self) -> Sight {
         let inner = self.lock();
         let unlisted = inner.watches.iter().filter(|(_, watch)| !watch.is_listed);
         // One with a fault says more.
-        let (place, watch) = unlisted.max_by_key(|(_, watch)| watch.fault.is_some())?;
+        let Some((place, watch)) = unlisted.max_by_key(|(_, watch)| watch.fault.is_some()) else { return Sight::Whole };
+        let Some(why) = &watch.fault else { return Sight::Listing };
         let what = format!("{} cannot be watched", place.0.resource().plural);
         let place = place.1.as_ref().map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
-        let why = watch.fault.as_deref().unwrap_or("not listed yet");
-        Some(format!("{what}{place}: {why}"))
-    }
-
-    /// Whether all watches have shown what there is, or at least said why they cannot.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.lock().watches.values().all(|watch| watch.is_listed || watch.fault.is_some())
+        Sight::Blind(format!("{what}{place}: {why}"))
     }
 
     pub fn failed(&self, kind: Kind, scope: &Scope, why: String) {
@@ -155,11 +161,12 @@ impl World {
         let (key, name) = owner_of(metadata)?;
         let mut inner = self.lock();
         let objects = inner.objects.get_mut(&key)?;
-        let gone = objects.remove(&(kind, name));
+        objects.remove(&(kind, name))?;
         if objects.is_empty() {
             inner.objects.remove(&key);
         }
-        gone.map(|_| key)
+        *inner.losses.entry(key.clone()).or_default() += 1;
+        Some(key)
     }
 
     /// The objects that belong to a resource.
@@ -168,6 +175,17 @@ impl World {
         let inner = self.lock();
         let objects = inner.objects.get(key).into_iter().flatten();
         objects.map(|(place, entry)| (place.clone(), entry.seen.clone())).collect()
+    }
+
+    /// How many of a resource's objects have gone so far.
+    #[must_use]
+    pub fn losses(&self, key: &Key) -> u64 {
+        self.lock().losses.get(key).copied().unwrap_or(0)
+    }
+
+    /// A resource is gone; its objects follow.
+    pub fn release(&self, key: &Key) {
+        self.lock().losses.remove(key);
     }
 
     #[must_use]
@@ -194,6 +212,9 @@ impl Inner {
             if objects.len() != before {
                 touched.push(key.clone());
             }
+        }
+        for key in &touched {
+            *self.losses.entry(key.clone()).or_default() += 1;
         }
         self.objects.retain(|_, objects| !objects.is_empty());
         touched
@@ -278,16 +299,16 @@ mod tests {
     fn what_a_new_listing_does_not_show_is_gone() {
         let world = World::default();
         world.expect(Kind::Service, &None);
-        assert!(world.blind_spot().is_some() && !world.is_settled());
+        assert_eq!(world.sight(), Sight::Listing);
         world.begin_listing(Kind::Service, &None);
         world.show(Kind::Service, &None, &metadata("a", "1"), Fact::Nothing);
         world.show(Kind::Service, &None, &metadata("b", "1"), Fact::Nothing);
         assert_eq!(world.end_listing(Kind::Service, &None), Vec::new());
-        assert_eq!(world.blind_spot(), None);
+        assert_eq!((world.sight(), world.losses(&shop())), (Sight::Whole, 0));
         world.begin_listing(Kind::Service, &None);
         world.show(Kind::Service, &None, &metadata("b", "1"), Fact::Nothing);
         assert_eq!(world.end_listing(Kind::Service, &None), vec![shop()]);
-        assert_eq!(world.of(&shop()).len(), 1);
+        assert_eq!((world.of(&shop()).len(), world.losses(&shop())), (1, 1));
     }
 
     #[test]
@@ -295,8 +316,7 @@ mod tests {
         let world = World::default();
         world.expect(Kind::Pod, &Some("web".to_owned()));
         world.failed(Kind::Pod, &Some("web".to_owned()), "forbidden".to_owned());
-        assert!(world.is_settled());
         let text = "pods cannot be watched in namespace web: forbidden";
-        assert_eq!(world.blind_spot().as_deref(), Some(text));
+        assert_eq!(world.sight(), Sight::Blind(text.to_owned()));
     }
 }
