@@ -270,14 +270,13 @@ impl Inner {
         self.report(group, first, failed);
     }
 
-    /// Each client that has a part in the failure hears of all of it.
+    /// Each client that has a part in the failure hears of all of it. Refused credentials are their owner's alone: whoever else's
+    /// mutations these were said to be must not be logged out by them.
     fn report(&self, group: &str, pusher: &Entry, failed: PushFailed) {
-        let is_auth = failed.failure.is_auth();
-        let mut clients: Vec<String> = failed.mutation_ids.iter().map(|id| id.client_id.clone()).collect();
-        if is_auth {
-            // Whoever else's mutations these were, it was this client's credentials that were refused.
-            clients.push(pusher.client_id.clone());
-        }
+        let mut clients: Vec<String> = match failed.failure.is_auth() {
+            true => vec![pusher.client_id.clone()],
+            false => failed.mutation_ids.iter().map(|id| id.client_id.clone()).collect(),
+        };
         clients.sort_unstable();
         clients.dedup();
         tracing::warn!(

@@ -52,6 +52,15 @@ pub struct ApiOptions {
     pub allowed_request_headers: Vec<String>,
 }
 
+impl ApiOptions {
+    /// Lower-case names of request headers that the endpoint may be sent.
+    pub(crate) fn forwarded(&self) -> impl Iterator<Item = String> + '_ {
+        let cookie = self.forward_cookies.then_some("cookie");
+        let listed = self.allowed_request_headers.iter().map(String::as_str);
+        listed.chain(cookie).chain(["origin"]).map(str::to_ascii_lowercase)
+    }
+}
+
 /// At most one of `jwk`, `secret` and `jwks_url`. With none, tokens are opaque and only forwarded.
 #[derive(Clone, Debug, Default)]
 pub struct AuthOptions {

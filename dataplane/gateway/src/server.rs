@@ -19,7 +19,7 @@ use crate::gate::Gate;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::mutate::Pusher;
-use crate::options::{Limits, Options};
+use crate::options::{ApiOptions, Limits, Options};
 use crate::query::QueryTransformer;
 use crate::registry::Registry;
 use crate::upgrade;
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) pages: Pages,
+    /// Lower-case names of request headers that API servers may be sent.
+    pub(crate) forwarded: Vec<String>,
     pub(crate) gate: Gate,
     pub(crate) registry: Arc<Registry>,
     pub(crate) verifier: Verifier,
@@ -93,11 +95,13 @@ impl Server {
         let transformer: Arc<dyn Transformer> =
             Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
         let (listener, address) = port::bind(options.listen).await?;
+        let forwarded = [&options.mutate, &options.query].into_iter().flat_map(ApiOptions::forwarded).collect();
         let room = Arc::new(Semaphore::new(limits.inbound_memory_max.min(Semaphore::MAX_PERMITS)));
         let shared = Arc::new(Shared {
             limits,
             metrics,
             pages: Pages::new(prometheus, status_page),
+            forwarded,
             gate: Gate::new(),
             registry,
             verifier,

@@ -54,7 +54,7 @@ pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Re
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
     }
     let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
-    let asked = ask(&request, offered.as_ref());
+    let asked = ask(&request, offered.as_ref(), &shared.forwarded);
     let mut response = handshake.response();
     // Browsers abort a handshake that offered a subprotocol and got none.
     if let Some(echo) = offered.as_ref().and_then(first_offer) {
@@ -79,20 +79,20 @@ pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Re
 /// What the request asks for, if it makes sense.
 type Asked = Result<(ConnectParams, ProtocolHeader, Vec<(String, String)>), ConnectError>;
 
-fn ask(request: &Request<Incoming>, offered: Option<&HeaderValue>) -> Asked {
+fn ask(request: &Request<Incoming>, offered: Option<&HeaderValue>, forwarded: &[String]) -> Asked {
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let params = ConnectParams::parse(target)?;
     let offered = offered
         .and_then(|value| value.to_str().ok())
         .ok_or_else(|| ConnectError::Header("the header is missing".to_owned()))?;
-    Ok((params, ProtocolHeader::decode(offered)?, retained(request.headers())))
+    Ok((params, ProtocolHeader::decode(offered)?, retained(request.headers(), forwarded)))
 }
 
-/// All headers of the request, for forwarding to API servers; the one that carries our own message is of no use there.
-fn retained(headers: &HeaderMap) -> Vec<(String, String)> {
+/// Headers of the request that may have to be forwarded to API servers. They are kept as long as the socket: the others are not.
+fn retained(headers: &HeaderMap, forwarded: &[String]) -> Vec<(String, String)> {
     headers
         .keys()
-        .filter(|name| **name != SEC_WEBSOCKET_PROTOCOL)
+        .filter(|name| forwarded.iter().any(|forwarded| forwarded == name.as_str()))
         .map(|name| {
             let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
             (name.as_str().to_owned(), values.join(", "))

@@ -7,10 +7,13 @@ use crate::support::{Harness, options, params};
 
 #[tokio::test]
 async fn welcomes_a_client() {
-    let mut harness = Harness::start(options()).await;
+    let mut options = options();
+    options.query.forward_cookies = true;
+    options.mutate.allowed_request_headers = vec!["X-Kept".to_owned()];
+    let mut harness = Harness::start(options).await;
     let path =
         "/zero/sync/v52/connect?clientID=c&clientGroupID=g&userID=u&baseCookie=00%3A01&ts=1.5&lmid=7x&wsid=w%2B&x=y";
-    let headers = [("origin", "https://o.example"), ("cookie", "a=b")];
+    let headers = [("origin", "https://o.example"), ("cookie", "a=b"), ("x-kept", "k"), ("x-other", "o")];
     let mut client = Client::connect_with(harness.address, path, EMPTY, &headers).await.unwrap();
     assert_eq!(client.response.headers()["sec-websocket-protocol"], EMPTY, "echoed to the letter");
     let connected = client.expect("connected").await;
@@ -26,7 +29,8 @@ async fn welcomes_a_client() {
     let header = |name: &str| connect.context.request_headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
     assert_eq!(header("origin"), Some("https://o.example"));
     assert_eq!(header("cookie"), Some("a=b"));
-    assert_eq!(header("sec-websocket-protocol"), None, "it holds the token");
+    assert_eq!(header("x-kept"), Some("k"));
+    assert_eq!(connect.context.request_headers.len(), 3, "others are of no use, and one of them holds the token");
 }
 
 #[tokio::test]

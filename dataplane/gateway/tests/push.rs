@@ -192,6 +192,20 @@ async fn a_failure_ends_those_whose_mutations_failed() {
 }
 
 #[tokio::test]
+async fn refused_credentials_end_nobody_elses_socket() {
+    let api = Api::start(|_| status(401, "who?")).await;
+    let mut harness = Harness::start(configured(&api)).await;
+    let (mut stranger, _stranger) = harness.client("a").await;
+    let (mut known, _known) = harness.client("b").await;
+    stranger.send(push("b", 1)).await;
+    let error = stranger.error().await;
+    assert_eq!((&error["kind"], &error["status"]), (&json!("PushFailed"), &json!(401)));
+    assert_eq!(stranger.closed().await, None);
+    known.send(r#"["ping",{}]"#).await;
+    known.expect("pong").await;
+}
+
+#[tokio::test]
 async fn an_api_server_that_is_down_is_tried_again() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/mutate", listener.local_addr().unwrap());

@@ -41,7 +41,7 @@ pub struct ConnectionContext {
     pub token: Option<String>,
     /// Verified JWT claims, for legacy deployments.
     pub claims: Option<serde_json::Value>,
-    /// Headers of the upgrade request, lower-case names, multiple values joined with ", ".
+    /// Headers of the upgrade request that may be forwarded, lower-case names, multiple values joined with ", ".
     pub request_headers: Vec<(String, String)>,
     pub user_query_url: Option<String>,
     pub user_query_headers: Vec<(String, String)>,

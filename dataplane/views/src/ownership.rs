@@ -1,8 +1,8 @@
 //! Which node serves a client group, and what follows from that.
 //!
-//! One node at a time owns a group, in the CVR database. A connection that was let in (`door`) claims its group if it is not in memory; the node that
-//! had it learns of its loss with its next flush, or a heartbeat later, and sends its clients away (`Rehome`, to be followed at
-//! once). Nothing depends on clocks, leases or the loser's being quick, only on this:
+//! One node at a time owns a group, in the CVR database. A connection that was let in (`door`) claims its group if it is not in
+//! memory; the node that had it learns of its loss with its next flush, or a heartbeat later, and sends its clients away
+//! (`Rehome`, to be followed at once). Nothing depends on clocks, leases or the loser's being quick, only on this:
 //!
 //! * A node writes the version up to which it is going to tell clients (its *mark*) in every flush, before the ends of the pokes
 //!   that reach so far. A flush that does not know of all groups that the node lost stores nothing, not even the mark.
