@@ -133,6 +133,9 @@ fn a_store_that_cannot_be_used_is_named_with_its_field_and_its_remedy() {
     let mut fine = good.clone();
     fine.store_fault = Some(StoreFault::Unreachable(text()));
     assert_eq!(condition(&plan(&cache, &fine), "BackupHealthy").status, "True");
+    let mut moving = cache.clone();
+    moving.spec.generation = "v2".to_owned();
+    assert_eq!(condition(&plan(&moving, &fine), "ResetBlocked").status, "False");
     let words = ["what was found", "backup.credentialsSecretRef", "s3://shop/replica"];
     let said = Said { kind: "BackupHealthy", reason: "AccessDenied", event: "BackupStale", words: &words };
     check(&cache, &good, &said, |observed| {

@@ -12,6 +12,7 @@ fn store(endpoint: &str, url: &str, generation: &str) -> Inputs {
         generation: generation.to_owned(),
         endpoint: Some(endpoint.to_owned()),
         region: None,
+        namespace: String::new(),
         access_key_id: secret(ACCESS_KEY).unwrap(),
         secret_access_key: secret(SECRET_KEY).unwrap(),
         session_token: None,

@@ -35,6 +35,8 @@ impl fmt::Debug for SecretText {
 pub struct Inputs {
     /// Tells a resource from an earlier one of the same name.
     pub uid: String,
+    /// Where its pods look for names without dots.
+    pub namespace: String,
     pub shard: Shard,
     /// Connection URLs.
     pub upstream: Option<SecretText>,
@@ -46,6 +48,13 @@ pub struct Inputs {
     pub store: Option<Store>,
     /// Something is under way or wrong: ask more often.
     pub is_busy: bool,
+}
+
+/// The name by which the operator finds what a resource's pods find by a name without dots: a Service beside them. Nothing
+/// where there are dots, or no name.
+pub(super) fn beside(host: &str, namespace: &str) -> Option<String> {
+    let is_bare = !host.is_empty() && !host.contains(['.', ':']) && host != "localhost";
+    (is_bare && !namespace.is_empty()).then(|| format!("{host}.{namespace}.svc"))
 }
 
 /// Whose schemas, slots and publications are meant.
@@ -72,6 +81,8 @@ pub struct Store {
     pub generation: String,
     pub endpoint: Option<String>,
     pub region: Option<String>,
+    /// Where its pods look for names without dots.
+    pub namespace: String,
     pub access_key_id: SecretText,
     pub secret_access_key: SecretText,
     pub session_token: Option<SecretText>,
@@ -91,6 +102,7 @@ impl Inputs {
         let other = |reference: &Option<SecretKeyRef>| reference.as_ref().and_then(secret);
         Inputs {
             uid: cache.metadata.uid.clone().unwrap_or_default(),
+            namespace: cache.metadata.namespace.clone().unwrap_or_default(),
             shard: Shard { app_id: spec.app_id.clone(), number: spec.shard_num },
             upstream: secret(&databases.upstream.url_secret_ref),
             cvr: other(&databases.cvr.url_secret_ref),
@@ -136,6 +148,7 @@ fn store(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>
         generation: cache.spec.generation.clone(),
         endpoint: backup.endpoint.clone(),
         region: backup.region.clone(),
+        namespace: cache.metadata.namespace.clone().unwrap_or_default(),
         access_key_id: value(&given.access_key_id_key)?,
         secret_access_key: value(&given.secret_access_key_key)?,
         session_token,
@@ -201,12 +214,28 @@ mod tests {
     }
 
     #[test]
+    fn names_without_dots_are_those_of_services_beside_the_pods() {
+        assert_eq!(beside("postgres", "web").as_deref(), Some("postgres.web.svc"));
+        for (host, namespace) in [
+            ("postgres.web", "web"),
+            ("10.0.0.1", "web"),
+            ("::1", "web"),
+            ("localhost", "web"),
+            ("", "web"),
+            ("db", ""),
+        ] {
+            assert_eq!(beside(host, namespace), None, "{host}");
+        }
+    }
+
+    #[test]
     fn no_secret_is_printed() {
         let store = Store {
             url: "s3://b".to_owned(),
             generation: "v1".to_owned(),
             endpoint: None,
             region: None,
+            namespace: String::new(),
             access_key_id: SecretText::new("id-value"),
             secret_access_key: SecretText::new("key-value"),
             session_token: Some(SecretText::new("token-value")),

@@ -36,11 +36,11 @@ pub(super) async fn release(inputs: &Inputs, servers: &Servers) -> Result<(), St
                 .to_owned(),
         );
     };
-    within("upstream", release_upstream(upstream, &inputs.shard, servers)).await?;
+    within("upstream", release_upstream(upstream, inputs, servers)).await?;
     // Where these are databases of their own.
     for (name, url, schema) in [("cvr", &inputs.cvr, "cvr"), ("change", &inputs.change, "cdc")] {
         if let Some(url) = url {
-            within(name, release_records(url, &inputs.shard, schema, servers)).await?;
+            within(name, release_records(url, inputs, schema, servers)).await?;
         }
     }
     Ok(())
@@ -53,17 +53,18 @@ async fn within(name: &str, releasing: impl Future<Output = Result<(), String>>)
 }
 
 /// Nothing where the database is gone, and everything in it.
-async fn open(url: &SecretText, servers: &Servers) -> Result<Option<Session>, String> {
+async fn open(url: &SecretText, inputs: &Inputs, servers: &Servers) -> Result<Option<Session>, String> {
     let address: Address = url.reveal().parse()?;
-    match connect(&address, &servers.certificates).await {
+    match connect(&address, &inputs.namespace, &servers.certificates).await {
         Ok(session) => Ok(Some(session)),
         Err(Fault::NoDatabase(_)) => Ok(None),
         Err(fault) => Err(fault.text().to_owned()),
     }
 }
 
-async fn release_upstream(url: &SecretText, shard: &Shard, servers: &Servers) -> Result<(), String> {
-    let Some(session) = open(url, servers).await? else { return Ok(()) };
+async fn release_upstream(url: &SecretText, inputs: &Inputs, servers: &Servers) -> Result<(), String> {
+    let Some(session) = open(url, inputs, servers).await? else { return Ok(()) };
+    let shard = &inputs.shard;
     drop_slots(&session.client, shard).await?;
     let statements = [
         // The triggers come first, for they would watch the rest.
@@ -79,9 +80,9 @@ async fn release_upstream(url: &SecretText, shard: &Shard, servers: &Servers) ->
     Ok(())
 }
 
-async fn release_records(url: &SecretText, shard: &Shard, schema: &str, servers: &Servers) -> Result<(), String> {
-    let Some(session) = open(url, servers).await? else { return Ok(()) };
-    carry_out(&session.client, &records(shard, schema)).await?;
+async fn release_records(url: &SecretText, inputs: &Inputs, schema: &str, servers: &Servers) -> Result<(), String> {
+    let Some(session) = open(url, inputs, servers).await? else { return Ok(()) };
+    carry_out(&session.client, &records(&inputs.shard, schema)).await?;
     session.close().await;
     Ok(())
 }

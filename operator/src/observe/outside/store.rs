@@ -8,6 +8,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, retry::RetryConfi
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 
+use super::inputs::beside;
 use super::slot::Question;
 use super::{Servers, Store};
 use crate::observe::StoreFault;
@@ -87,13 +88,20 @@ impl Client {
             place = place.region(Region::new(region.clone()));
         }
         if let Some(endpoint) = &store.endpoint {
-            place = place.endpoint_url(endpoint).force_path_style(true);
+            place = place.endpoint_url(as_pods_find(endpoint, &store.namespace)).force_path_style(true);
         }
         let request = self.0.list_objects_v2().bucket(bucket).prefix(prefix).max_keys(OBJECTS_MAX);
         let page = request.customize().config_override(place).send().await.map_err(|error| fault(bucket, &error))?;
         let listed = page.contents().len();
         Ok(u64::try_from(listed).unwrap_or(u64::MAX))
     }
+}
+
+/// An endpoint whose host has no dots is a Service beside the pods. With TLS the name is part of the certificate, and stays.
+fn as_pods_find(endpoint: &str, namespace: &str) -> String {
+    let Some(rest) = endpoint.strip_prefix("http://") else { return endpoint.to_owned() };
+    let (host, after) = rest.split_at(rest.find([':', '/', '[']).unwrap_or(rest.len()));
+    beside(host, namespace).map_or_else(|| endpoint.to_owned(), |name| format!("http://{name}{after}"))
 }
 
 fn fault(bucket: &str, error: &SdkError<ListObjectsV2Error>) -> StoreFault {
@@ -119,6 +127,26 @@ fn fault(bucket: &str, error: &SdkError<ListObjectsV2Error>) -> StoreFault {
                 "the store of bucket {bucket}: {}",
                 line.take(TEXT_MAX).collect::<String>()
             ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_pods_find;
+
+    #[test]
+    fn endpoints_without_dots_are_services_beside_the_pods() {
+        for (endpoint, found) in [
+            ("http://minio:9000", "http://minio.web.svc:9000"),
+            ("http://minio", "http://minio.web.svc"),
+            ("http://minio/path", "http://minio.web.svc/path"),
+            ("http://s3.example.com:9000", "http://s3.example.com:9000"),
+            ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+            ("http://[::1]:9000", "http://[::1]:9000"),
+            ("https://minio:9000", "https://minio:9000"),
+        ] {
+            assert_eq!(as_pods_find(endpoint, "web"), found);
         }
     }
 }

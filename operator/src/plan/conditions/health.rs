@@ -7,7 +7,7 @@ use crds::status::ZeroCacheStatus;
 use super::super::seconds_between;
 use super::super::wanted::is_moving;
 use super::{Context, Finding, Hold, Truth, finding, is_multi};
-use crate::observe::{BackupFault, Fault, Observed, Pod, PodTrouble, Probe, Role, StoreFault};
+use crate::observe::{BackupFault, Fault, Nodes, Observed, Pod, PodTrouble, Probe, Role, StoreFault};
 
 /// A replica further behind than this is worth a person's look.
 const LAG_SECONDS_MAX: u64 = 60;
@@ -119,7 +119,13 @@ pub(in crate::plan) fn database_fault(observed: &Observed) -> Option<(&'static s
 
 /// Why the backup's store cannot be used: the field that names it, what was found, and its cure.
 pub(in crate::plan) fn store_fault(observed: &Observed) -> Option<(&'static str, String)> {
-    Some(match observed.store_fault.as_ref()? {
+    let fault = observed.store_fault.as_ref()?;
+    // Pods may reach what the operator does not, and then tell so.
+    let is_written = |nodes: &Nodes| nodes.snapshot_of.is_some() && nodes.backup_fault.is_none();
+    if matches!(fault, StoreFault::Unreachable(_)) && observed.nodes.as_ref().is_some_and(is_written) {
+        return None;
+    }
+    Some(match fault {
         StoreFault::NoSuchBucket(text) => {
             (reason::NO_SUCH_BUCKET, format!("backup.url: {text}; create the bucket, or name another"))
         }
@@ -160,13 +166,10 @@ pub(super) fn backup(context: &Context) -> Finding {
     let Some(backup) = &context.wanted.spec.backup else {
         return finding(kind, Truth::Unknown, reason::NOT_CONFIGURED, "there is no backup");
     };
-    let nodes = context.observed.nodes.as_ref();
-    // Pods may reach what the operator does not, and then tell so.
-    let is_written = nodes.is_some_and(|nodes| nodes.snapshot_of.is_some() && nodes.backup_fault.is_none());
-    if let Some((reason, text)) = store_fault(context.observed).filter(|_| !is_written) {
+    if let Some((reason, text)) = store_fault(context.observed) {
         return finding(kind, Truth::False, reason, text);
     }
-    let Some(nodes) = nodes else {
+    let Some(nodes) = &context.observed.nodes else {
         return finding(kind, Truth::Unknown, reason::NOT_CHECKED, "the replication-manager does not answer");
     };
     match &nodes.backup_fault {

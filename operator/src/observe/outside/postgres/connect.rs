@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
+use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
@@ -9,6 +10,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsStream};
 use tokio_postgres::{Client, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::super::inputs::beside;
 use super::address::{Address, Tls};
 use super::backend::{Named, Watched, WatchedTls};
 use super::certificates::Certificates;
@@ -50,11 +52,15 @@ impl Session {
     }
 }
 
-/// Tries the places of an address in their order.
-pub(in super::super) async fn connect(address: &Address, certificates: &Certificates) -> Result<Session, Fault> {
+/// Tries the places of an address in their order, as pods of the namespace find them.
+pub(in super::super) async fn connect(
+    address: &Address,
+    namespace: &str,
+    certificates: &Certificates,
+) -> Result<Session, Fault> {
     let mut last = Fault::Unreachable("the connection URL names no host".to_owned());
     for (host, port) in &address.places {
-        match connect_to(address, host, *port, certificates).await {
+        match connect_to(address, host, *port, namespace, certificates).await {
             Ok(session) => return Ok(session),
             Err(fault) => last = fault,
         }
@@ -62,10 +68,16 @@ pub(in super::super) async fn connect(address: &Address, certificates: &Certific
     Err(last)
 }
 
-async fn connect_to(address: &Address, host: &str, port: u16, certificates: &Certificates) -> Result<Session, Fault> {
+async fn connect_to(
+    address: &Address,
+    host: &str,
+    port: u16,
+    namespace: &str,
+    certificates: &Certificates,
+) -> Result<Session, Fault> {
     let place = || format!("{host}:{port}");
     let unreachable = |error: &io::Error| Fault::Unreachable(format!("{}: {}", place(), short(&error.to_string())));
-    let stream = TcpStream::connect((host, port)).await.map_err(|error| unreachable(&error))?;
+    let stream = reach(host, port, namespace).await.map_err(|error| unreachable(&error))?;
     stream.set_nodelay(true).map_err(|error| unreachable(&error))?;
     let named = Named::default();
     let stream = Watched::new(stream, &named);
@@ -87,6 +99,16 @@ async fn connect_to(address: &Address, host: &str, port: u16, certificates: &Cer
         }
     };
     Ok(Session { client, named, driver })
+}
+
+async fn reach(host: &str, port: u16, namespace: &str) -> io::Result<TcpStream> {
+    if let Some(name) = beside(host, namespace)
+        && let Ok(found) = tokio::net::lookup_host((name, port)).await
+    {
+        let found: Vec<SocketAddr> = found.collect();
+        return TcpStream::connect(found.as_slice()).await;
+    }
+    TcpStream::connect((host, port)).await
 }
 
 type Stream = Watched<TcpStream>;

@@ -39,6 +39,7 @@ pub(super) struct Database {
     /// URLs of all of the resource's databases: their connections are its own.
     all: Vec<SecretText>,
     shard: Shard,
+    namespace: String,
 }
 
 impl Database {
@@ -49,7 +50,8 @@ impl Database {
             Part::Change => &inputs.change,
         };
         let all = [&inputs.upstream, &inputs.cvr, &inputs.change].into_iter().flatten().cloned().collect();
-        Some(Database { part, url: url.clone()?, all, shard: inputs.shard.clone() })
+        let (shard, namespace) = (inputs.shard.clone(), inputs.namespace.clone());
+        Some(Database { part, url: url.clone()?, all, shard, namespace })
     }
 
     async fn look(&self, servers: &Servers) -> Probe {
@@ -65,7 +67,7 @@ impl Database {
         probe.server = address.server();
         let all: Vec<Address> = self.all.iter().filter_map(|url| url.reveal().parse().ok()).collect();
         let looking = async {
-            let session = connect(&address, &servers.certificates).await?;
+            let session = connect(&address, &self.namespace, &servers.certificates).await?;
             probe::probe(session, self, &all).await
         };
         let outcome = tokio::time::timeout(TIME_MAX, looking).await.unwrap_or_else(|_| {
