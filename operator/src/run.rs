@@ -33,7 +33,7 @@ use crate::server::{self, Pages};
 use crate::settings::Settings;
 
 /// Resources reconciled at the same time.
-const CONCURRENCY: u16 = 8;
+const CONCURRENCY: u16 = 16;
 /// What is under way may be finished for so long after the stop signal.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 const CRD_ASKED_EVERY: Duration = Duration::from_secs(2);

@@ -1,13 +1,15 @@
 //! What only the world can tell to be wrong ends in a condition and an event that say so, and heals by itself.
 
-use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 
 use crate::operator::Operator;
-use crate::site::{Site, condition};
+use crate::site::{Site, condition, install};
 
 async fn has_event(site: &Site, reason: &str, part: &str) -> Result<bool> {
     let api: Api<Event> = site.api();
@@ -75,18 +77,50 @@ async fn an_unreachable_database_is_told_of_and_heals() -> Result<()> {
     Ok(())
 }
 
-/// The API server took it under an older definition: the others must not suffer for it.
+/// Free-form for the API server, and not what it should be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_that_is_none_is_named() -> Result<()> {
+    let site = Site::new("template").await?;
+    let _operator = Operator::start(&site).await?;
+    site.create("odd", json!({ "viewSyncer": { "podTemplate": { "spec": { "containers": 7 } } } })).await?;
+    let odd = site.until("odd", "refused", 10, |cache| condition(cache, "Ready").1 == "InvalidSpec").await?;
+    ensure!(condition(&odd, "Ready").2.contains("spec.viewSyncer.podTemplate is not a pod template"));
+    Ok(())
+}
+
+/// Of another version's definition: the others must not suffer for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_that_cannot_be_read_stops_nobody() -> Result<()> {
     let site = Site::new("broken").await?;
     let _operator = Operator::start(&site).await?;
-    // The template is free-form for the API server.
-    site.create("odd", json!({ "appId": "odd", "viewSyncer": { "podTemplate": { "spec": { "containers": 7 } } } }))
-        .await?;
-    site.create("shop", json!({ "appId": "shop" })).await?;
+    let mut wider = crds::definition();
+    let schema = &mut wider["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+    let values = schema["topology"]["enum"].as_array_mut().context("a topology is one of a few")?;
+    values.push(json!("Ring"));
+    install(site.client.clone(), wider).await?;
+    let untyped = site.dynamic("zerocache.dev", "v1alpha1", "ZeroCache", "zerocaches");
+    let odd = serde_json::from_value(site.document("odd", json!({ "topology": "Ring" })))?;
+    // Definitions take a moment to be everywhere.
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = untyped.create(&Default::default(), &odd).await {
+        ensure!(Instant::now() < end, "{error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    site.create("shop", json!({})).await?;
     site.until_ready("shop").await?;
-    let odd = site.until("odd", "refused", 10, |cache| condition(cache, "Ready").1 == "InvalidSpec").await?;
-    ensure!(condition(&odd, "Ready").2.contains("spec.viewSyncer.podTemplate is not a pod template"));
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let odd = serde_json::to_value(untyped.get("odd").await?)?;
+        let (_, reason, message) = condition(&odd, "Ready");
+        if reason == "InvalidSpec" && message.contains("Ring") {
+            break;
+        }
+        ensure!(Instant::now() < end, "{odd:#}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    untyped.delete("odd", &Default::default()).await?;
+    site.create("odd", json!({ "appId": "odd" })).await?;
+    site.until_ready("odd").await?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Watches that are cut off, and an API server that cannot be reached for a while.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Service;
@@ -53,5 +53,44 @@ async fn what_happened_while_the_api_server_was_away_is_made_up_for() -> Result<
     let text = format!("namespace=\"{}\"", site.name);
     ensure!(operator.metric("zerocache_info", &[&text, "name=\"gone\""]).await? == 0.0, "its series are gone as well");
     ensure!(operator.metric("zerocache_info", &[&text, "name=\"shop\""]).await? == 1.0);
+    Ok(())
+}
+
+/// Installed out of order, the operator waits for its kind, and says that it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_without_its_kind_waits_for_it() -> Result<()> {
+    let site = Site::new("kind").await?;
+    let proxy = Proxy::start(site.client.clone()).await?;
+    proxy.hide(Some("zerocache.dev"));
+    let options = Options { kubeconfig: Some(proxy.kubeconfig()?), ..Options::default() };
+    let operator = Operator::start_with(&site, options).await?;
+    operator.until_ready(false).await?;
+    ensure!(operator.metric("zerocache_operator_crd_missing", &[]).await? == 1.0);
+    ensure!(operator.ask("/healthz").await?.0 == 200);
+    site.create("shop", json!({})).await?;
+    proxy.hide(None);
+    site.until_ready("shop").await?;
+    ensure!(operator.metric("zerocache_operator_crd_missing", &[]).await? == 0.0);
+    operator.until_ready(true).await
+}
+
+/// A kind that not every cluster serves is used once it is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kind_that_is_installed_later_is_found() -> Result<()> {
+    let site = Site::new("later").await?;
+    let proxy = Proxy::start(site.client.clone()).await?;
+    proxy.hide(Some("monitoring.coreos.com"));
+    let options = Options { kubeconfig: Some(proxy.kubeconfig()?), ..Options::default() };
+    let operator = Operator::start_with(&site, options).await?;
+    site.create("shop", json!({})).await?;
+    site.until_ready("shop").await?;
+    let monitors = site.dynamic("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors");
+    ensure!(monitors.get_opt("shop").await?.is_none());
+    proxy.hide(None);
+    let end = Instant::now() + Duration::from_secs(75);
+    while monitors.get_opt("shop").await?.is_none() {
+        ensure!(Instant::now() < end, "no PodMonitor was made:\n{}", operator.log());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
     Ok(())
 }

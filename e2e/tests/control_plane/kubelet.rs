@@ -58,6 +58,15 @@ impl Kubelet {
         Ok(Kubelet { client, namespace: namespace.to_owned(), number, behaviour, _tasks: tasks })
     }
 
+    /// A pod is not ready any longer.
+    pub async fn fail(&self, name: &str) -> Result<()> {
+        self.behaviour.lock().unwrap().unready.insert(name.to_owned());
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pod = api.get(name).await?;
+        tell(&api, &pod, self.number, &self.behaviour).await;
+        Ok(())
+    }
+
     /// Changes what pods do, and says so of those there are.
     pub async fn behave(&self, change: impl FnOnce(&mut Behaviour)) -> Result<()> {
         change(&mut self.behaviour.lock().unwrap());

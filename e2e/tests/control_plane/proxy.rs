@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -38,6 +39,7 @@ struct Shared {
     asked: Mutex<Vec<Asked>>,
     connections: Mutex<JoinSet<()>>,
     is_closed: Mutex<bool>,
+    hidden: Mutex<Option<&'static str>>,
 }
 
 pub struct Proxy {
@@ -95,6 +97,11 @@ impl Proxy {
         }
     }
 
+    /// Answers as if an API group were not installed.
+    pub fn hide(&self, group: Option<&'static str>) {
+        *self.shared.hidden.lock().unwrap() = group;
+    }
+
     /// What was asked so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.shared.asked.lock().unwrap().clone()
@@ -114,15 +121,21 @@ impl Proxy {
     }
 }
 
+type Answer = UnsyncBoxBody<Bytes, kube::Error>;
+
 async fn pass_on(
     client: Client,
     shared: Arc<Shared>,
     request: Request<Incoming>,
-) -> Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, kube::Error>>, Infallible> {
+) -> Result<Response<Answer>, Infallible> {
     let (mut parts, body) = request.into_parts();
     let needs = needs(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default());
     let path = format!("{} {}", parts.method, parts.uri);
     parts.headers.remove(hyper::header::HOST);
+    let hidden = *shared.hidden.lock().unwrap();
+    if hidden.is_some_and(|group| parts.uri.path().starts_with(&format!("/apis/{group}"))) {
+        return Ok(empty(StatusCode::NOT_FOUND));
+    }
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let answer = client.send(Request::from_parts(parts, Body::from(body.to_vec()))).await;
     let status = answer.as_ref().map_or(502, |answer| answer.status().as_u16());
@@ -134,12 +147,14 @@ async fn pass_on(
     }
     Ok(match answer {
         Ok(answer) => answer.map(|body| body.map_err(|error| kube::Error::Service(error.into())).boxed_unsync()),
-        Err(_) => {
-            let mut failed = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
-            *failed.status_mut() = StatusCode::BAD_GATEWAY;
-            failed
-        }
+        Err(_) => empty(StatusCode::BAD_GATEWAY),
     })
+}
+
+fn empty(status: StatusCode) -> Response<Answer> {
+    let mut response = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    response
 }
 
 /// The right that a request needs; nothing for discovery.
