@@ -7,8 +7,8 @@ use crate::config::StreamSource;
 use crate::node::Node;
 use crate::options;
 
-/// Attempts to reach the owner where it is said to be, before it is looked for as configured.
-const OWNER_ATTEMPTS: u32 = 5;
+/// Attempts in vain to reach the owner where it is said to be, before it is looked for as configured: it may be gone as well.
+const OWNER_ATTEMPTS: u32 = 2;
 
 pub struct Route {
     source: Source,

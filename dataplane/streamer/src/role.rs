@@ -1,7 +1,7 @@
 //! What this node is with regard to the change log, as the composition root sees it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use port::Health;
 use tokio::sync::watch;
@@ -40,6 +40,8 @@ pub struct Gate {
 struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
+    /// Where the present owner is, as far as this node knows; subscribers are told to the end.
+    successor: Mutex<String>,
     /// Requests for the stream that came while another node owned the log, or nobody.
     wanted: watch::Sender<u64>,
 }
@@ -50,6 +52,7 @@ impl Gate {
             inner: Arc::new(Inner {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
+                successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
             }),
         }
@@ -57,6 +60,11 @@ impl Gate {
 
     /// Changes the role. Draining is final.
     pub fn set(&self, role: Role) {
+        match &role {
+            Role::Standby { owner, .. } => owner.clone_into(&mut self.successor()),
+            Role::Starting | Role::Owner(_) => self.successor().clear(),
+            Role::Draining => {}
+        }
         self.inner.role.send_if_modified(|current| {
             let is_final = matches!(current, Role::Draining);
             if !is_final {
@@ -106,7 +114,7 @@ impl Gate {
                 if matches!(other, Role::Standby { .. }) {
                     self.inner.wanted.send_modify(|n| *n += 1);
                 }
-                Err(refusal(other))
+                Err(self.refusal(other))
             }
         }
     }
@@ -116,19 +124,52 @@ impl Gate {
         let mut role = self.inner.role.subscribe();
         let is_other = |role: &Role| !matches!(role, Role::Owner(current) if current.is(fanout));
         match role.wait_for(is_other).await {
-            Ok(role) => refusal(&role),
+            Ok(role) => self.refusal(&role),
             // The sender lives as long as self.
             Err(_) => Refusal::Draining,
         }
     }
+
+    fn successor(&self) -> MutexGuard<'_, String> {
+        self.inner.successor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusal(&self, role: &Role) -> Refusal {
+        match role {
+            Role::Starting => Refusal::Starting,
+            Role::Standby { owner, .. } => Refusal::NotOwner { owner: owner.clone() },
+            // The log was begun anew under the same owner.
+            Role::Owner(_) => Refusal::Busy { reason: "the change log begins anew".to_owned() },
+            // A node that steps down may end before every subscriber was told where to go.
+            Role::Draining => match self.successor().clone() {
+                owner if owner.is_empty() => Refusal::Draining,
+                owner => Refusal::NotOwner { owner },
+            },
+        }
+    }
 }
 
-fn refusal(role: &Role) -> Refusal {
-    match role {
-        Role::Starting => Refusal::Starting,
-        Role::Standby { owner, .. } => Refusal::NotOwner { owner: owner.clone() },
-        // The log was begun anew under the same owner.
-        Role::Owner(_) => Refusal::Busy { reason: "the change log begins anew".to_owned() },
-        Role::Draining => Refusal::Draining,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(roles: &[Role]) -> Option<Refusal> {
+        let gate = Gate::new();
+        roles.iter().for_each(|role| gate.set(role.clone()));
+        gate.fanout().err()
+    }
+
+    #[test]
+    fn subscribers_are_sent_to_the_owner_to_the_end() {
+        let standby = |is_ready| Role::Standby { owner: "rm-2:4849".to_owned(), is_ready };
+        let elsewhere = Some(Refusal::NotOwner { owner: "rm-2:4849".to_owned() });
+        assert_eq!(refusal(&[standby(false)]), elsewhere);
+        assert_eq!(refusal(&[standby(false), Role::Draining]), elsewhere);
+        assert_eq!(refusal(&[Role::Draining]), Some(Refusal::Draining));
+        // Whoever is about to take over knows no owner but itself.
+        assert_eq!(refusal(&[standby(true), Role::Starting]), Some(Refusal::Starting));
+        assert_eq!(refusal(&[standby(true), Role::Starting, Role::Draining]), Some(Refusal::Draining));
+        let unknown = Role::Standby { owner: String::new(), is_ready: false };
+        assert_eq!(refusal(&[unknown, Role::Draining]), Some(Refusal::Draining));
     }
 }

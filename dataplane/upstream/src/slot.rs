@@ -12,6 +12,9 @@ use crate::requirements::Server;
 use crate::wire::Connection;
 use crate::{Error, Result, shard};
 
+/// Between two looks at a slot that is being released; clients wait as long for their changes.
+const RELEASE_PAUSE: Duration = Duration::from_millis(10);
+const RELEASE_ATTEMPTS: u32 = 500;
 const NO_FREE_SLOT: &str = "53400";
 const NOT_PERMITTED: &str = "42501";
 const DUPLICATE_OBJECT: &str = "42710";
@@ -182,7 +185,7 @@ pub async fn is_streamed(options: &Options) -> Result<bool> {
 /// Makes the slot free: fails with [`Error::SlotInUse`], or ends the process that streams from it.
 pub(crate) async fn release(client: &Client, slot: &str, take_over: bool) -> Result<State> {
     let mut asked = None;
-    for _ in 0..100 {
+    for _ in 0..RELEASE_ATTEMPTS {
         let state = state(client, slot).await?;
         let Some((pid, application)) = state.active.clone() else { return Ok(state) };
         if !take_over {
@@ -196,7 +199,7 @@ pub(crate) async fn release(client: &Client, slot: &str, take_over: bool) -> Res
                 .map_err(|e| Error::statement("end the process that uses the replication slot", e))?;
             asked = Some(pid);
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(RELEASE_PAUSE).await;
     }
     let state = state(client, slot).await?;
     match state.active.clone() {

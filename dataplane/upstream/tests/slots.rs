@@ -147,12 +147,18 @@ async fn a_missing_slot_and_other_publications_ask_for_a_rebuild() {
     let mut other = fixture.options.clone();
     other.publications = vec!["mine".to_owned()];
     let error = Stream::start(&other, resume(&plan, plan.version)).await.unwrap_err();
-    assert!(matches!(&error, Error::ResetRequired { message, is_slot_lost: false } if message.contains("publications")), "{error}");
+    assert!(
+        matches!(&error, Error::ResetRequired { message, is_slot_lost: false } if message.contains("publications")),
+        "{error}"
+    );
     let error = Stream::start(&fixture.options, resume(&plan, Version::new(1))).await.unwrap_err();
     assert!(matches!(&error, Error::ResetRequired { .. }), "{error}");
     fixture.run("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
     let error = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap_err();
-    assert!(matches!(&error, Error::ResetRequired { message, is_slot_lost: true } if message.contains("gone")), "{error}");
+    assert!(
+        matches!(&error, Error::ResetRequired { message, is_slot_lost: true } if message.contains("gone")),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
