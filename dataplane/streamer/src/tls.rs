@@ -4,17 +4,23 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::Url;
 
 use crate::error::{Error, Result};
 use crate::server::UNACKNOWLEDGED;
+
+/// Between nodes it takes milliseconds. Where a pod is gone that answered a moment ago, packets vanish; only a new attempt finds
+/// whoever answers for the name by then.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Where the owner's port is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +61,8 @@ impl Target {
         let authority = self.authority();
         let failed =
             |error: io::Error| Error::transient(format!("cannot reach the change stream at {authority}: {error}"));
-        let stream = TcpStream::connect(&authority).await.map_err(failed)?;
+        let connected = timeout(CONNECT_MAX, TcpStream::connect(&authority)).await;
+        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         port::prepare(&stream, UNACKNOWLEDGED);
         if !self.is_tls {
             return Ok(Connection::Plain(stream));

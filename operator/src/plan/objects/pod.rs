@@ -140,8 +140,9 @@ fn container(wanted: &Wanted, role: Role, render: &Render) -> Container {
         volume_mounts: Some(mounts),
         security_context: Some(container_security(wanted)),
         // Life is asked apart from readiness: a node that copies tables, catches up or drains must not be killed for it.
-        startup_probe: Some(probe(port_name, path::LIVE, 5, 3, (startup + 4) / 5)),
-        readiness_probe: Some(probe(port_name, path::READY, 5, 3, 2)),
+        // Replication pauses while the replication-manager is replaced: its first answer should be noticed at once.
+        startup_probe: Some(probe(port_name, path::LIVE, 1, 3, startup)),
+        readiness_probe: Some(probe(port_name, path::READY, 2, 3, 3)),
         liveness_probe: Some(probe(port_name, path::LIVE, 10, 5, 6)),
         // There is no shell in the image.
         lifecycle: (role == Role::ViewSyncer && syncer.pre_stop_delay_seconds > 0).then(|| Lifecycle {
@@ -290,6 +291,7 @@ pub(super) fn command(wanted: &Wanted, image: &str, arguments: Vec<String>, meta
                 name: pod::CONTAINER.to_owned(),
                 image: Some(image.to_owned()),
                 args: Some(arguments),
+                termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
                 env: some_list(plain.chain(secret).collect()),
                 security_context: Some(restricted()),
                 volume_mounts: Some(vec![mount(pod::TEMPORARY_VOLUME, pod::TEMPORARY_PATH)]),
