@@ -50,7 +50,7 @@ fn check(cache: &ZeroCache, good: &Observed, said: &Said<'_>, harm: impl Fn(&mut
         let found = plan.events.iter().filter(|it| it.severity == Severity::Warning && it.reason == said.event);
         found.map(|it| it.message.clone()).collect::<Vec<_>>()
     };
-    assert_eq!(warned(&first), [told.message.clone()], "an event says the same");
+    assert_eq!(warned(&first), [told.message], "an event says the same");
     // Said once, and gone by itself.
     let mut again = cache.clone();
     again.status = Some(first.status.clone());

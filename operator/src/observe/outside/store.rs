@@ -66,11 +66,8 @@ impl Client {
     }
 
     pub async fn count(&self, store: &Store) -> Result<u64, StoreFault> {
-        let (bucket, path) = store
-            .url
-            .trim_start_matches("s3://")
-            .split_once('/')
-            .unwrap_or((store.url.trim_start_matches("s3://"), ""));
+        let url = store.url.trim_start_matches("s3://");
+        let (bucket, path) = url.split_once('/').unwrap_or((url, ""));
         // The slash at the end keeps v1 and v10 apart.
         let path = path.trim_matches('/');
         let folder = if path.is_empty() { String::new() } else { format!("{path}/") };

@@ -94,7 +94,7 @@ fn places(config: &Config) -> Result<Vec<(String, u16)>, String> {
         return Err("the connection URL names no host".to_owned());
     }
     let ports = config.get_ports();
-    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(PORT);
+    let port = |index: usize| ports.get(index).or_else(|| ports.first()).copied().unwrap_or(PORT);
     Ok(hosts.into_iter().enumerate().map(|(index, host)| (host, port(index))).collect())
 }
 

@@ -40,7 +40,7 @@ struct Reader {
 impl Reader {
     fn read(&mut self, mut bytes: &[u8]) -> Option<i32> {
         if !self.is_begun {
-            let Some(first) = bytes.first() else { return None };
+            let first = bytes.first()?;
             self.is_begun = true;
             // The answer to a request for TLS is a single letter.
             if matches!(first, b'S' | b'N') {
