@@ -88,7 +88,8 @@ pub mod pod {
 
 /// Commands of the data plane's image that Jobs run.
 pub mod command {
-    /// Deletes every object below `--url`, unless one was written after `--unless-written-after`. Says how many on its last line.
+    /// Deletes every object below `--url`, unless one was written after `--unless-written-after`. Says how many
+    /// on its last line and in the file `--report`.
     pub const DELETE_BACKUP: &[&str] = &["backup", "delete"];
 }
 

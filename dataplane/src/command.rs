@@ -16,9 +16,10 @@ const BACKUP_USAGE: &str = "\
 usage: zero-cache backup list            what is in the backup and what it restores to
        zero-cache backup verify          reads and checks every file that a restoration would use
        zero-cache backup restore FILE    restores the replica of ZERO_APP_ID to FILE, which must not exist
-       zero-cache backup delete --url=s3://bucket/path/ --unless-written-after=SECONDS
+       zero-cache backup delete --url=s3://bucket/path/ --unless-written-after=SECONDS [--report=FILE]
                                          deletes everything below the path, which must end with a slash, unless
-                                         something there was written after that time (seconds since 1970)
+                                         something there was written after that time (seconds since 1970);
+                                         what came of it is written to FILE as well
 
 The backup is that of ZERO_LITESTREAM_BACKUP_URL, or the one of --url (with ZERO_LITESTREAM_ENDPOINT,
 ZERO_LITESTREAM_REGION, AWS_*).";
@@ -36,7 +37,11 @@ enum Command {
     List,
     Verify,
     Restore(PathBuf),
-    Delete { unless_written_after: SystemTime },
+    Delete {
+        unless_written_after: SystemTime,
+        /// Kubernetes reads a container's last words from a file of its choice.
+        report: Option<PathBuf>,
+    },
 }
 
 /// Carries `arguments` out (those after `backup`) and prints what is found. `false`: the backup is not what it should be.
@@ -67,8 +72,17 @@ pub async fn backup(arguments: &[String]) -> Result<bool> {
             println!("restored version {} to {}", restored.version, file.display());
             Ok(true)
         }
-        Command::Delete { unless_written_after } => {
-            println!("deleted {} objects", backup::delete(&options, unless_written_after).await?);
+        Command::Delete { unless_written_after, report } => {
+            let deleted = backup::delete(&options, unless_written_after).await;
+            let line = match &deleted {
+                Ok(count) => format!("deleted {count} objects"),
+                Err(error) => error.to_string(),
+            };
+            if let Some(report) = report {
+                std::fs::write(&report, &line).with_context(|| format!("write {}", report.display()))?;
+            }
+            deleted?;
+            println!("{line}");
             Ok(true)
         }
     }
@@ -87,7 +101,10 @@ fn parse(arguments: &[String]) -> Result<Option<(Command, Option<String>)>> {
             let seconds: u64 =
                 limit.parse().ok().context("--unless-written-after must be a number of seconds since 1970")?;
             let limit = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-            Command::Delete { unless_written_after: limit.context("--unless-written-after is too far away")? }
+            Command::Delete {
+                unless_written_after: limit.context("--unless-written-after is too far away")?,
+                report: flags.remove("report").map(PathBuf::from),
+            }
         }
         _ => return Ok(None),
     };
@@ -181,14 +198,14 @@ mod tests {
         assert_eq!(url("list"), None);
         assert_eq!(url("verify --url=s3://b/v1/").as_deref(), Some("s3://b/v1/"));
         assert_eq!(url("restore --url s3://b/v1/ /tmp/x").as_deref(), Some("s3://b/v1/"));
-        let Some((Command::Delete { unless_written_after }, Some(url))) =
-            parse(&words("delete --url=s3://b/v1/ --unless-written-after=1700000000")).unwrap()
+        let Some((Command::Delete { unless_written_after, report }, Some(url))) =
+            parse(&words("delete --url=s3://b/v1/ --unless-written-after=1700000000 --report=/tmp/x")).unwrap()
         else {
             panic!("not understood")
         };
         assert_eq!(
-            (unless_written_after, url.as_str()),
-            (UNIX_EPOCH + Duration::from_secs(1_700_000_000), "s3://b/v1/")
+            (unless_written_after, report, url.as_str()),
+            (UNIX_EPOCH + Duration::from_secs(1_700_000_000), Some(PathBuf::from("/tmp/x")), "s3://b/v1/")
         );
         for none in ["", "purge", "list twice", "restore"] {
             assert!(parse(&words(none)).unwrap().is_none(), "{none}");

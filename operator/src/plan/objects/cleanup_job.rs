@@ -8,6 +8,9 @@ use super::super::wanted::{Wanted, short_hash};
 use super::meta::Meta;
 use super::pod;
 
+/// Where the kubelet looks for what a container says at its end; its default.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
 /// What one Job deletes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::plan) struct Cleanup {
@@ -26,8 +29,11 @@ pub(in crate::plan) fn name(wanted: &Wanted, generation: &str) -> String {
 pub(super) fn job(wanted: &Wanted, meta: &Meta, image: &str, cleanup: &Cleanup) -> Job {
     let arguments = command::DELETE_BACKUP.iter().map(|word| (*word).to_owned());
     // The slash keeps `v1` from matching `v10`.
-    let options =
-        [format!("--url={}/", cleanup.url), format!("--unless-written-after={}", cleanup.unless_written_after)];
+    let options = [
+        format!("--url={}/", cleanup.url),
+        format!("--unless-written-after={}", cleanup.unless_written_after),
+        format!("--report={TERMINATION_LOG}"),
+    ];
     Job {
         metadata: meta.cleanup(name(wanted, &cleanup.generation)),
         spec: Some(JobSpec {
