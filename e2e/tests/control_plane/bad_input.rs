@@ -11,13 +11,18 @@ use serde_json::json;
 use crate::operator::Operator;
 use crate::site::{Site, condition, install};
 
-async fn has_event(site: &Site, reason: &str, part: &str) -> Result<bool> {
+/// Waits for an event: it follows the condition.
+async fn until_event(site: &Site, reason: &str, part: &str) -> Result<()> {
     let api: Api<Event> = site.api();
-    let events = api.list(&ListParams::default()).await?;
     let is_it = |event: &Event| {
         event.reason.as_deref() == Some(reason) && event.note.as_deref().unwrap_or_default().contains(part)
     };
-    Ok(events.iter().any(is_it))
+    let end = Instant::now() + Duration::from_secs(5);
+    while !api.list(&ListParams::default()).await?.iter().any(is_it) {
+        ensure!(Instant::now() < end, "no event {reason} with {part:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,7 +38,7 @@ async fn a_missing_secret_heals_once_it_is_there() -> Result<()> {
         }
     };
     site.until("shop", "told of the Secret", 10, is_missing("Secret later does not exist")).await?;
-    ensure!(has_event(&site, "SecretMissing", "Secret later does not exist").await?);
+    until_event(&site, "SecretMissing", "Secret later does not exist").await?;
     ensure!(site.api::<StatefulSet>().get_opt("shop-rm").await?.is_none(), "nothing is made without it");
     site.secret("later", json!({ "uri": "a" })).await?;
     site.until("shop", "told of the key", 10, is_missing("Secret later has no key url")).await?;
@@ -53,7 +58,7 @@ async fn of_two_for_one_slot_the_younger_waits() -> Result<()> {
     let young = site.until("young", "refused", 10, waiting).await?;
     let (_, _, message) = condition(&young, "Ready");
     ensure!(message.contains(&format!("{}/old already uses this replication slot", site.name)), "{message}");
-    ensure!(has_event(&site, "InvalidSpec", "already uses this replication slot").await?);
+    until_event(&site, "InvalidSpec", "already uses this replication slot").await?;
     ensure!(site.api::<StatefulSet>().get_opt("young-rm").await?.is_none());
     site.delete("old").await?;
     site.until_gone("old").await?;
