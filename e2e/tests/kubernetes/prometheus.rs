@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use crate::app::fence;
 use crate::ground::{Place, SYSTEM};
 use crate::kubectl::{get, root, run};
 use crate::site::{Site, is_ready, name_of};
@@ -44,6 +45,8 @@ async fn every_target_is_up_with_its_series() -> Result<()> {
 }
 
 async fn watch(site: &Site) -> Result<()> {
+    // Some series begin with the first client.
+    let _client = site.client(&[fence()]).await?;
     let _prometheus = start(site).await?;
     let deadline = Instant::now() + PATIENCE;
     let targets = loop {
