@@ -168,7 +168,10 @@ impl Election {
         let was_ours = before.is_some_and(|spec| spec.holder_identity.as_deref() == Some(&self.holder));
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
         LeaseSpec {
-            acquire_time: before.filter(|_| was_ours).and_then(|spec| spec.acquire_time.clone()).or(Some(now.clone())),
+            acquire_time: before
+                .filter(|_| was_ours)
+                .and_then(|spec| spec.acquire_time.clone())
+                .or_else(|| Some(now.clone())),
             holder_identity: Some(self.holder.clone()),
             lease_duration_seconds: i32::try_from(self.timing.duration.as_secs()).ok(),
             lease_transitions: Some(if was_ours { transitions } else { transitions.saturating_add(1) }),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crds::ZeroCache;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use kube::core::GroupVersionKind;
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError, ReconcileRequest};
 use kube::runtime::reflector::{self, ObjectRef, store::Writer};
@@ -121,7 +121,9 @@ async fn lead(
     };
     let ready = async {
         loop {
-            is_ready.store(parts.sources.world.sight() == Sight::Whole, Ordering::Relaxed);
+            let sees_all = parts.sources.world.sight() == Sight::Whole;
+            let has_resources = parts.stores.iter().all(|store| store.wait_until_ready().now_or_never().is_some());
+            is_ready.store(sees_all && has_resources, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     };
@@ -149,6 +151,7 @@ async fn lead(
 /// What runs while this operator leads. Dropping it ends everything.
 struct Parts {
     sources: Sources,
+    stores: Vec<reflector::Store<Guarded>>,
     background: JoinSet<()>,
     controllers: JoinSet<()>,
     stop: watch::Sender<bool>,
@@ -208,14 +211,14 @@ impl Parts {
             background.spawn(caches.follow(writer));
             controllers.spawn(control(store, queue, Arc::clone(&context), stopped.clone()));
         }
-        series.follow(stores);
+        series.follow(stores.clone());
         background.spawn(async move {
             let mut changes = changes;
             while let Some(key) = changes.next().await {
                 wakes.send([key]).await;
             }
         });
-        Parts { sources, background, controllers, stop }
+        Parts { sources, stores, background, controllers, stop }
     }
 }
 

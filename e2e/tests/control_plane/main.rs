@@ -7,6 +7,8 @@
 //!
 //! Tests share the API server and Postgres; each has a namespace and an operator of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod admission;
 mod bad_input;
 mod cut_off;

@@ -267,3 +267,17 @@ async fn secrets_that_may_not_be_read_are_told_of() -> Result<()> {
     let (site, _proxy, _operator) = without("secrets", "", "secrets", "get").await?;
     until_told(&site, "read Secret").await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resources_that_may_not_be_watched_keep_it_unready() -> Result<()> {
+    let (site, _proxy, operator) = without("resources", "zerocache.dev", "zerocaches", "list").await?;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !operator.log().contains("cannot list resource") {
+        ensure!(std::time::Instant::now() < end, "{}", operator.log());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    operator.until_ready(false).await?;
+    account(&site, None).await?;
+    site.until_ready("shop").await?;
+    operator.until_ready(true).await
+}

@@ -200,7 +200,7 @@ pub async fn install_kind(client: &Client) -> Result<()> {
         install(client.clone(), free_form("gateway.networking.k8s.io", "HTTPRoute", "httproutes")).await?;
         install(client.clone(), free_form("monitoring.coreos.com", "PodMonitor", "podmonitors")).await
     };
-    DONE.get_or_try_init(all).await.map(|()| ())
+    DONE.get_or_try_init(all).await.copied()
 }
 
 /// A kind that takes every document.

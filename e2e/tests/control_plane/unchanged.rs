@@ -140,7 +140,7 @@ async fn five_hundred_resources() -> Result<()> {
     tokio::time::sleep(Duration::from_secs(10)).await;
 
     // Users change all of them, 25 a second, and each condition is to follow its change.
-    let late = Lateness::watch(&site, |cache| condition(cache, "ReconciliationPaused").0 == "True");
+    let late = Lateness::watch(&site, "ReconciliationPaused", "True").await?;
     let pace = Duration::from_millis(40);
     let all: Vec<usize> = (0..RESOURCES).collect();
     let pause = Patch::Merge(json!({ "spec": { "paused": true } }));
@@ -157,7 +157,7 @@ async fn five_hundred_resources() -> Result<()> {
     until_all(&site, &all, |cache| condition(cache, "ReconciliationPaused").0 == "False").await?;
 
     // Pods fail.
-    let late = Lateness::watch(&site, |cache| condition(cache, "ReplicationManagerReady").0 == "False");
+    let late = Lateness::watch(&site, "ReplicationManagerReady", "False").await?;
     let failing: Vec<usize> = (0..50).map(|number| number * 10).collect();
     for number in &failing {
         late.changed(&name(*number));
@@ -217,24 +217,36 @@ struct Lateness {
 }
 
 impl Lateness {
-    fn watch(site: &Site, is_so: impl Fn(&Value) -> bool + Send + 'static) -> Lateness {
+    /// Watches for a condition's status.
+    async fn watch(site: &Site, kind: &'static str, status: &'static str) -> Result<Lateness> {
         let began: Arc<Mutex<BTreeMap<String, Instant>>> = Arc::default();
         let took: Arc<Mutex<BTreeMap<String, Duration>>> = Arc::default();
         let mut watch = JoinSet::new();
-        let caches = watcher(site.caches(), watcher::Config::default()).default_backoff().applied_objects();
+        let events = watcher(site.caches(), watcher::Config::default()).default_backoff();
         let (of_watch, result) = (Arc::clone(&began), Arc::clone(&took));
+        let (listed, is_listed) = tokio::sync::oneshot::channel();
+        let mut listed = Some(listed);
         watch.spawn(async move {
-            let mut caches = std::pin::pin!(caches);
-            while let Some(cache) = caches.next().await {
-                let Ok(cache) = cache else { continue };
-                let name = cache.metadata.name.clone().unwrap_or_default();
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                let cache = match event {
+                    Ok(watcher::Event::Apply(cache)) => cache,
+                    Ok(watcher::Event::InitDone) => {
+                        listed.take().map(|listed| listed.send(()));
+                        continue;
+                    }
+                    _ => continue,
+                };
+                let name = cache.metadata.name.unwrap_or_default();
                 let Some(began) = of_watch.lock().unwrap().get(&name).copied() else { continue };
-                if is_so(&serde_json::to_value(&cache).unwrap_or_default()) {
+                let conditions = cache.status.map(|status| status.conditions).unwrap_or_default();
+                if conditions.iter().any(|it| it.type_ == kind && it.status == status) {
                     result.lock().unwrap().entry(name).or_insert_with(|| began.elapsed());
                 }
             }
         });
-        Lateness { began, took, _watch: watch }
+        is_listed.await.context("watch all resources")?;
+        Ok(Lateness { began, took, _watch: watch })
     }
 
     fn changed(&self, name: &str) {

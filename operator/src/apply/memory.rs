@@ -36,10 +36,13 @@ pub struct Shown {
 }
 
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<HashMap<Key, BTreeMap<(Kind, String), Applied>>>);
+pub struct Memory(Mutex<HashMap<Key, Objects>>);
+
+/// By kind and name.
+type Objects = BTreeMap<(Kind, String), Applied>;
 
 impl Memory {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, BTreeMap<(Kind, String), Applied>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Objects>> {
         self.0.lock().expect("nothing panics while it holds the lock")
     }
 

@@ -70,7 +70,7 @@ impl Sources {
         observed.children = children(&existing, uid);
         let slot_owner = sort(&existing, uid, &mut observed);
         let upstream = secrets.value(&cache.spec.databases.upstream.url_secret_ref);
-        observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal())).await;
+        observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal()));
         observed.secrets = secrets.hashes.clone();
         let pod = slot_owner.as_ref().map(|(ip, generation)| (*ip, generation.as_str()));
         let inputs = Inputs::of(cache, &|reference| secrets.value(reference), pod);
@@ -84,7 +84,7 @@ impl Sources {
         Timestamp::from_second(now.as_second()).unwrap_or(now)
     }
 
-    async fn claim(&self, key: &Key, cache: &ZeroCache, upstream: Option<&str>) -> Vec<String> {
+    fn claim(&self, key: &Key, cache: &ZeroCache, upstream: Option<&str>) -> Vec<String> {
         let spec = &cache.spec;
         let slot = upstream.map(|url| Slot::new(url, &spec.app_id, spec.shard_num));
         let since = cache.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0);
