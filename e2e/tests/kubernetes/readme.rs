@@ -13,7 +13,7 @@ use tokio::process::Command;
 use crate::app::{ROWS_SQL, TABLES_SQL, all_issues, app, client_schema};
 use crate::ground::{BUCKET, NODE, check_harness, operator_log, servers};
 use crate::kubectl::{kubectl, root, run};
-use crate::site::is_settled;
+use crate::site::is_true;
 
 const SECTION: &str = "## Run it on Kubernetes";
 const REGISTRY: &str = "registry.test";
@@ -88,7 +88,7 @@ async fn run_blocks(set: &[(&str, String)]) -> Result<u32> {
             println!("{line}");
         }
         if let Ok(cache) = kubectl(&["get", "zerocache", "shop", "-o", "json"]).await
-            && is_settled(&serde_json::from_str(&cache)?)
+            && is_true(&serde_json::from_str(&cache)?, "Ready")
         {
             let address = kubectl(&["get", "service", "shop-vs", "-o", "jsonpath={.spec.clusterIP}:4848"]).await?;
             let mut options = Options::new(4848, client_schema());
