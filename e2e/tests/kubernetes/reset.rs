@@ -75,6 +75,9 @@ async fn age(site: &Site, generation: &str) -> Result<()> {
     for _ in 0..20 {
         let mut retired = site.look().await?["status"]["retiredGenerations"].clone();
         if retired[0]["retiredAt"] == stamp.trim() || retired[0]["state"] != "Kept" {
+            // Its own status is no news to the operator, which would look again within five minutes.
+            let looked_at = format!("example.com/looked-at={}", stamp.trim());
+            kubectl(&["annotate", "--overwrite", "-n", &site.namespace, "zc", NAME, &looked_at]).await?;
             return Ok(());
         }
         retired[0]["retiredAt"] = json!(stamp.trim());

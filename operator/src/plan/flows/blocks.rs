@@ -2,7 +2,7 @@
 
 use crds::conditions::reason;
 use crds::names::annotation;
-use crds::status::{RetiredState, UpgradeCause};
+use crds::status::{ResetStatus, ResetStep, RetiredState, UpgradeCause};
 
 use super::super::{annotation_of, conditions, is_released};
 use super::{Block, Flows, upgrade};
@@ -58,6 +58,11 @@ impl Flows<'_> {
         let current = self.recorded.current_generation.as_deref()?;
         let wanted = self.wanted.spec.generation.as_str();
         if wanted == current && self.recorded.reset.is_none() {
+            return None;
+        }
+        // What is there by then is its own work.
+        let is_begun = |reset: &ResetStatus| reset.to == wanted && reset.step > ResetStep::Requested;
+        if self.recorded.reset.as_ref().is_some_and(is_begun) {
             return None;
         }
         if self.recorded.upgrade.is_some() {

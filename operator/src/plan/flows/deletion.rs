@@ -204,7 +204,7 @@ fn report(cache: &ZeroCache, plan: &mut Plan, next: DeletionStatus, observed: &O
     if plan.status.deletion.as_ref().map(|it| it.step) != Some(next.step) {
         plan.look_again_seconds = 0;
     }
-    let text = next.message.clone();
+    let text = observed.failure.clone().unwrap_or_else(|| next.message.clone());
     plan.status.deletion = Some(next);
     conditions::deleting(cache, &mut plan.status, reason::DELETING, &text, observed.now);
 }

@@ -194,7 +194,8 @@ impl<'a> Flows<'a> {
         let is_changing = next.upgrade != self.recorded.upgrade
             || next.reset != self.recorded.reset
             || next.current_image != self.recorded.current_image
-            || next.current_revision != self.recorded.current_revision;
+            || next.current_revision != self.recorded.current_revision
+            || next.retired_generations != self.recorded.retired_generations;
         let (status, more) = conditions::report(&context, next);
         self.events.extend(more);
         let is_busy = is_changing || status.upgrade.is_some() || status.reset.is_some() || !self.actions.is_empty();
