@@ -99,7 +99,12 @@ impl Crowd {
     }
 
     /// Mutations and changes of queries by one tab after the other until somebody says that it is over; each must be answered.
-    pub async fn use_until(mut self, mut dice: StdRng, is_over: watch::Receiver<bool>) -> Result<Use> {
+    pub async fn use_until(
+        mut self,
+        mut dice: StdRng,
+        is_over: watch::Receiver<bool>,
+        patience: Duration,
+    ) -> Result<Use> {
         let (mut operations, mut slowest) = (0, Duration::ZERO);
         for turn in 0.. {
             if *is_over.borrow() {
@@ -110,11 +115,11 @@ impl Crowd {
             let mutation = self.push_from(index).await?;
             self.change_queries_of(index, &mut dice).await;
             let tab = &self.tabs[index];
-            let answered = tab.wait(PATIENCE, "its mutation", |store| {
+            let answered = tab.wait(patience, "its mutation", |store| {
                 store.last_mutation_ids.get(tab.client_id()).is_some_and(|last| *last >= mutation)
             });
             answered.await?;
-            tab.wait_got(PATIENCE, &tab.wanted().await).await?;
+            tab.wait_got(patience, &tab.wanted().await).await?;
             slowest = slowest.max(begin.elapsed());
             operations += 2;
             self.check()?;

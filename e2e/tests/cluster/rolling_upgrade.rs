@@ -33,7 +33,7 @@ async fn a_rolling_upgrade_fails_no_operation() -> Result<()> {
     let begin = Instant::now();
     let (over, is_over) = watch::channel(false);
     // Apart from this task, which waits for processes and lets nothing else run meanwhile.
-    let using = tokio::spawn(crowd.use_until(dice, is_over));
+    let using = tokio::spawn(crowd.use_until(dice, is_over, PATIENCE));
     let upgraded = cluster.rolling_restart().await;
     let took = begin.elapsed();
     over.send_replace(true);

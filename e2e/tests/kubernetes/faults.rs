@@ -8,6 +8,7 @@ use testkit::client::Store;
 use testkit::tab::Tab;
 
 use crate::app::{all_issues, fence};
+use crate::crowd::PATIENCE;
 use crate::ground::Place;
 use crate::kubectl::{kubectl, run};
 use crate::site::{MANAGER, READY, SYNCER, Site, is_ready, name_of, only};
@@ -55,7 +56,7 @@ async fn a_drain_evicts_one_view_syncer_at_a_time_and_no_operation_fails() -> Re
 }
 
 async fn drain(site: &Site) -> Result<()> {
-    let felt = under_load(site, "a_drain_evicts_one_view_syncer_at_a_time_and_no_operation_fails", async {
+    let felt = under_load(site, "a_drain_evicts_one_view_syncer_at_a_time_and_no_operation_fails", PATIENCE, async {
         let pods = site.pods(SYNCER).await?;
         ensure!(pods.len() == 2, "there are {} view-syncers", pods.len());
         evict(site, name_of(&pods[0])).await?;

@@ -15,6 +15,9 @@ use crate::upgrade::under_load;
 /// The least age at which generations may be deleted is an hour, and so are the guards: time is moved instead.
 const LONG_AGO: Duration = Duration::from_secs(3 * 3600);
 
+/// Replication pauses while everything is copied anew, which takes what the machine takes.
+const COPY: Duration = Duration::from_secs(60);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_serves_the_same_rows_and_only_the_old_prefix_goes() -> Result<()> {
     let _place = Place::shared().await;
@@ -30,7 +33,7 @@ async fn a_reset_serves_the_same_rows_and_only_the_old_prefix_goes() -> Result<(
 async fn reset(site: &Site) -> Result<()> {
     ensure!(!objects(site, "v1").is_empty(), "the first generation has no backup");
     // `v1` is the beginning of `v10`: whoever deletes by prefix without care deletes both.
-    let felt = under_load(site, "a_reset_serves_the_same_rows_and_only_the_old_prefix_goes", async {
+    let felt = under_load(site, "a_reset_serves_the_same_rows_and_only_the_old_prefix_goes", COPY, async {
         site.change(json!({"generation": "v10"})).await?;
         site.wait(READY, "the reset's beginning", |cache| is_true(cache, "ResetInProgress")).await?;
         site.wait(READY, "the reset's end", |cache| is_settled(cache) && cache["status"]["currentGeneration"] == "v10")
