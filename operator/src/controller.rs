@@ -126,7 +126,7 @@ pub async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<N
     context.metrics.reconcile_duration_seconds.observe(began.elapsed().as_secs_f64());
     match result {
         Ok(after) => {
-            let label = if after == AT_ONCE { outcome::REQUEUE } else { outcome::OK };
+            let label = if after == AT_ONCE || after == LISTING { outcome::REQUEUE } else { outcome::OK };
             context.metrics.reconciles.with_label_values(&[label]).inc();
             Ok(Next::requeue(after))
         }

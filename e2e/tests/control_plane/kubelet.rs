@@ -67,6 +67,16 @@ impl Kubelet {
         Ok(())
     }
 
+    /// Pods that failed are ready again.
+    pub async fn recover(&self) -> Result<()> {
+        let failed = std::mem::take(&mut self.behaviour.lock().unwrap().unready);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        for name in failed {
+            tell(&api, &api.get(&name).await?, self.number, &self.behaviour).await;
+        }
+        Ok(())
+    }
+
     /// Changes what pods do, and says so of those there are.
     pub async fn behave(&self, change: impl FnOnce(&mut Behaviour)) -> Result<()> {
         change(&mut self.behaviour.lock().unwrap());

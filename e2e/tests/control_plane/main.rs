@@ -11,6 +11,7 @@
 
 mod admission;
 mod bad_input;
+mod crowd;
 mod cut_off;
 mod election;
 mod flows;
