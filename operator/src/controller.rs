@@ -99,6 +99,14 @@ impl Context {
         written.cache = after;
     }
 
+    /// The watch has shown a version: a copy of the same is not needed any longer.
+    pub fn caught_up(&self, key: &Key, version: Option<&str>) {
+        let mut all = self.written();
+        if all.get(key).is_some_and(|written| written.cache.metadata.resource_version.as_deref() == version) {
+            all.remove(key);
+        }
+    }
+
     /// What a person should read of earlier failures.
     fn lasting_failure(&self, key: &Key) -> Option<String> {
         let failures = self.failures();

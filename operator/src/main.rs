@@ -44,7 +44,12 @@ fn start(settings: Settings) -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was installed already");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    // Returns freed memory to the system without waiting for the next allocation.
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::debug!(error = error.to_string(), "freed memory is returned late");
+    }
+    // Mostly waits: one thread carries hundreds of resources, and each more has memory of its own.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(error = error.to_string(), "cannot start the runtime");

@@ -26,7 +26,7 @@ use crate::observe::gather::Sources;
 use crate::observe::kinds::Kind;
 use crate::observe::outside::{Key, Outside, Timing as OutsideTiming};
 use crate::observe::wakes::{Wake, Wakes};
-use crate::observe::watches::{Watching, explain};
+use crate::observe::watches::{PAGE, Watching, explain};
 use crate::observe::world::{Scope, Sight};
 use crate::report::{Events, Series};
 use crate::server::{self, Pages};
@@ -270,7 +270,7 @@ impl Caches {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         };
-        let mut events = std::pin::pin!(watcher(api, watcher::Config::default().page_size(50)).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff());
         let mut asked: HashMap<Key, u64> = HashMap::new();
         let mut listed: BTreeSet<Key> = BTreeSet::new();
         while let Some(event) = events.next().await {
@@ -302,6 +302,7 @@ impl Caches {
                 }
                 watcher::Event::Apply(cache) => {
                     let (key, asks) = asks(cache);
+                    self.context.caught_up(&key, cache.meta().resource_version.as_deref());
                     if asked.insert(key.clone(), asks) != Some(asks) {
                         self.wakes.send([key]).await;
                     }

@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 /// How often the API server is asked whether it serves an optional kind by now.
 const DISCOVERY_SECONDS: u64 = 60;
 /// Objects in one answer while listing: an answer is held as a whole.
-const PAGE: u32 = 50;
+pub const PAGE: u32 = 20;
 
 /// What every watch needs.
 #[derive(Clone)]
