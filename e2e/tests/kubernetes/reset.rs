@@ -15,8 +15,8 @@ use crate::upgrade::under_load;
 /// The least age at which generations may be deleted is an hour, and so are the guards: time is moved instead.
 const LONG_AGO: Duration = Duration::from_secs(3 * 3600);
 
-/// Replication pauses while everything is copied anew, which takes what the machine takes.
-const COPY: Duration = Duration::from_secs(60);
+/// For one operation, though replication pauses while everything is copied anew.
+const COPY: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_serves_the_same_rows_and_only_the_old_prefix_goes() -> Result<()> {
