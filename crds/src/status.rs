@@ -26,7 +26,7 @@ pub struct ZeroCacheStatus {
     /// The image that is being rolled out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_image: Option<String>,
-    /// Tag of the current image, or the start of its digest.
+    /// Tag of the current image, or the start of its digest, once clients are served from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
     /// Hash of both roles' pod templates as they were last rolled out wholly.

@@ -75,7 +75,6 @@ fn the_change_stream_is_never_visible_from_outside() {
             if ports.iter().any(|port| port["port"] == 4849) {
                 let kind = service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP");
                 assert_eq!(kind, "ClusterIP", "{service}");
-                assert_eq!(service["spec"]["publishNotReadyAddresses"], false);
             }
         }
         for policy in of_kind(&documents, "NetworkPolicy") {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::Url;
@@ -18,9 +20,10 @@ use url::Url;
 use crate::error::{Error, Result};
 use crate::server::UNACKNOWLEDGED;
 
-/// Between nodes it takes milliseconds. Where a pod is gone that answered a moment ago, packets vanish; only a new attempt finds
-/// whoever answers for the name by then.
+/// Between nodes it takes milliseconds.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Where a pod is gone that answered a moment ago, packets vanish; only a new attempt finds whoever answers for the name by then.
+const ANEW_AFTER: Duration = Duration::from_millis(200);
 
 /// Where the owner's port is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +64,7 @@ impl Target {
         let authority = self.authority();
         let failed =
             |error: io::Error| Error::transient(format!("cannot reach the change stream at {authority}: {error}"));
-        let connected = timeout(CONNECT_MAX, TcpStream::connect(&authority)).await;
+        let connected = timeout(CONNECT_MAX, first_answer(&authority)).await;
         let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         port::prepare(&stream, UNACKNOWLEDGED);
         if !self.is_tls {
@@ -75,6 +78,18 @@ impl Target {
             .map_err(|_| Error::configuration(format!("{} is no name that a certificate can be for", self.host)))?;
         let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
         Ok(Connection::Tls(Box::new(stream)))
+    }
+}
+
+/// What the first of several attempts comes to; a later one does not end an earlier, which may only be slow.
+async fn first_answer(authority: &str) -> io::Result<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    let mut ticks = interval(ANEW_AFTER);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => attempts.push(TcpStream::connect(authority)),
+            Some(answer) = attempts.next() => return answer,
+        }
     }
 }
 

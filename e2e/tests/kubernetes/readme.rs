@@ -4,6 +4,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use testkit::api::Api;
 use testkit::client::{Client, Options};
 use testkit::s3;
@@ -87,9 +88,9 @@ async fn run_blocks(set: &[(&str, String)]) -> Result<u32> {
             }
             println!("{line}");
         }
-        if let Ok(cache) = kubectl(&["get", "zerocache", "shop", "-o", "json"]).await
-            && is_true(&serde_json::from_str(&cache)?, "Ready")
-        {
+        if let Ok(cache) = kubectl(&["get", "zerocache", "shop", "-o", "json"]).await {
+            let cache: Value = serde_json::from_str(&cache)?;
+            ensure!(is_true(&cache, "Ready"), "it is not ready after\n{block}\n{:#}", cache["status"]);
             let address = kubectl(&["get", "service", "shop-vs", "-o", "jsonpath={.spec.clusterIP}:4848"]).await?;
             let mut options = Options::new(4848, client_schema());
             options.address = address;

@@ -8,9 +8,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use crds::ZeroCache;
+use crds::conditions::kind;
 use crds::names::{FINALIZER, annotation};
 use crds::status::ZeroCacheStatus;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use zero_cache_operator::observe::{
     Apis, Claim, ClaimTemplate, Deployment, Installation, Job, JobState, Limits, Nodes, Observed, Pod, PodTrouble,
@@ -424,6 +426,13 @@ impl World {
                 "an upgrade ends while old pods drain"
             );
         }
+        let is_ready = |it: &Condition| it.type_ == kind::READY && it.status == "True";
+        assert!(
+            plan.status.current_revision.is_some()
+                || plan.status.current_version.is_none() && !plan.status.conditions.iter().any(is_ready),
+            "it says that something runs, and would replace all of it at once: {:#?}",
+            plan.status
+        );
         let Some(objects) = &plan.objects else { return };
         if let Workload::Apply(deployment) = &objects.deployment {
             let new = Template::of(&deployment.spec.as_ref().unwrap().template);

@@ -119,7 +119,7 @@ pub(super) fn report(context: &Context, mut next: ZeroCacheStatus) -> (ZeroCache
     if let Some(failure) = &context.observed.failure {
         degraded = finding(kind::DEGRADED, Truth::True, reason::RECONCILE_FAILED, failure);
     }
-    let ready = ready(context, &manager, syncers.as_ref(), &progress);
+    let ready = ready(context, &next, &manager, syncers.as_ref(), &progress);
     let stays_degraded = is_unasked(kind::DEGRADED, context) && is_true(context.recorded, kind::DEGRADED);
     next.phase = Some(phase(context, &next, &ready, stays_degraded || degraded.status == Truth::True));
     let mut findings = vec![ready, progress];
@@ -392,7 +392,13 @@ fn progressing(context: &Context, next: &ZeroCacheStatus) -> Finding {
     }
 }
 
-fn ready(context: &Context, manager: &Finding, syncers: Option<&Finding>, progress: &Finding) -> Finding {
+fn ready(
+    context: &Context,
+    next: &ZeroCacheStatus,
+    manager: &Finding,
+    syncers: Option<&Finding>,
+    progress: &Finding,
+) -> Finding {
     let kind = kind::READY;
     let no = |reason, text: &str| finding(kind, Truth::False, reason, text);
     if context.wanted.spec.suspended {
@@ -412,6 +418,8 @@ fn ready(context: &Context, manager: &Finding, syncers: Option<&Finding>, progre
         {
             no(reason::VIEW_SYNCERS_NOT_READY, &finding.message)
         }
+        // Who waits for Ready may count on what follows: from here on a change is rolled out in order.
+        _ if next.current_revision.is_none() => no(reason::PROVISIONING, "starting for the first time"),
         _ => finding(kind, Truth::True, reason::ALL_REPLICAS_READY, "clients are served"),
     }
 }

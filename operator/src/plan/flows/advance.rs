@@ -21,8 +21,7 @@ impl Flows<'_> {
     ) {
         if self.recorded.current_image.is_none() {
             next.current_generation = Some(self.wanted.spec.generation.clone());
-            self.make_current(next);
-            next.current_revision = None;
+            self.make_provisional(next);
             self.events.push(Event::normal(event::CREATED, format!("provisioning with image {}", self.wanted.image)));
         } else if let Some(reset) = &self.recorded.reset {
             self.advance_reset(next, reset, reset_block);
@@ -47,19 +46,26 @@ impl Flows<'_> {
         }
     }
 
-    /// While nothing has run wholly there is nothing to keep: a change is taken over as it comes.
+    /// While no client was served there is nothing to keep: a change is taken over as it comes.
     fn advance_provisioning(&mut self, next: &mut ZeroCacheStatus) {
         let is_done = matches!(self.stage(), Stage::Provisioning)
             && self.is_manager_proven(&self.target.manager.revision)
-            && self.are_syncers_proven(self.target.syncer.as_ref().map(|it| it.revision.as_str()));
+            && self.do_syncers_serve(self.target.syncer.as_ref().map(|it| it.revision.as_str()));
         if let Some(begun) = next.current_generation.take().filter(|name| *name != self.wanted.spec.generation) {
             retention::retire(&mut next.retired_generations, self.wanted, &begun, self.observed.now);
         }
         next.current_generation = Some(self.wanted.spec.generation.clone());
-        self.make_current(next);
-        if !is_done {
-            next.current_revision = None;
+        match is_done {
+            true => self.make_current(next),
+            false => self.make_provisional(next),
         }
+    }
+
+    /// What is wanted is being started, and nothing runs yet.
+    fn make_provisional(&self, next: &mut ZeroCacheStatus) {
+        self.make_current(next);
+        next.current_revision = None;
+        next.current_version = None;
     }
 
     /// What is wanted becomes what is current.

@@ -293,6 +293,14 @@ impl<'a> Flows<'a> {
             && self.observed.pods_of(Role::ViewSyncer).all(|pod| pod.revision == revision)
     }
 
+    /// A view-syncer of this template serves clients, where any is wanted.
+    fn do_syncers_serve(&self, revision: Option<&str>) -> bool {
+        let Some(revision) = revision else { return true };
+        let mut pods = self.observed.pods_of(Role::ViewSyncer);
+        self.syncer_replicas().wanted == Some(0)
+            || pods.any(|pod| pod.revision == revision && pod.is_ready && !pod.is_terminating)
+    }
+
     /// What a person should read of them in the history.
     fn tell_of(&mut self, repairs: &[Action], storage: Option<&StorageStatus>) {
         for action in repairs {

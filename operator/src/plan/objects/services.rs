@@ -33,7 +33,6 @@ fn headless(wanted: &Wanted, meta: &Meta) -> Service {
             cluster_ip: Some("None".to_owned()),
             selector: Some(meta.selected(role.component())),
             ports: Some(vec![service_port(port::CHANGE_STREAM_NAME, port::CHANGE_STREAM)]),
-            // View-syncers must not find a replication-manager that still syncs.
             publish_not_ready_addresses: Some(false),
             ..ServiceSpec::default()
         }),
@@ -50,7 +49,9 @@ fn change_stream(wanted: &Wanted, meta: &Meta) -> Service {
             type_: Some("ClusterIP".to_owned()),
             selector: Some(meta.selected(role.component())),
             ports: Some(vec![service_port(port::CHANGE_STREAM_NAME, port::CHANGE_STREAM)]),
-            publish_not_ready_addresses: Some(false),
+            // A replication-manager that still syncs refuses view-syncers itself; one that restarts serves them a second before
+            // the kubelet has seen that it is ready.
+            publish_not_ready_addresses: Some(true),
             ..ServiceSpec::default()
         }),
         ..Service::default()
