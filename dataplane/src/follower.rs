@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use rows::Version;
 use streamer::{Error, Event, Reservation, Subscriber, Welcome};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::feed::{self, Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
@@ -126,6 +127,7 @@ impl Follower {
     /// meanwhile. Dropping the future loses nothing.
     async fn run(&mut self) -> Result<String> {
         loop {
+            let begun = Instant::now();
             let failure = self.follow().await;
             self.route.learn(&failure);
             let retry_ms = self.pause.as_millis() as u64;
@@ -144,7 +146,8 @@ impl Follower {
             }
             // Whoever served us until now and says who has taken over knows it well.
             if !(self.route.is_pointed() && self.pause == RETRY_MIN) {
-                tokio::time::sleep(self.pause).await;
+                // An attempt that got no answer has waited enough.
+                tokio::time::sleep_until(begun + self.pause).await;
             }
             self.pause = (self.pause * 2).min(RETRY_MAX);
         }
