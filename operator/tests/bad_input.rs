@@ -189,7 +189,7 @@ fn what_is_not_asked_yet_stays_as_it_was() {
     let fault = StoreFault::AccessDenied("no".to_owned());
     for (harmed, phase) in [(None, "Running"), (Some(fault), "Degraded")] {
         let (mut cache, mut good) = running(json!({ "viewSyncer": { "replicas": 4 } }));
-        good.databases.upstream.as_mut().unwrap().limits.as_mut().unwrap().connections = 90;
+        good.databases.upstream.as_mut().unwrap().limits.as_mut().unwrap().connections = 33;
         good.nodes = None;
         good.store_fault = harmed;
         // Smaller pools are rolled out.

@@ -454,14 +454,14 @@ fn more_connections_than_there_are_is_refused_until_there_are_more() {
     let tight = json!({
         "databases": { "connectionBudget": { "mode": "Enforce" }, "cvr": { "maxConns": 100 } },
     });
-    // 13 of the replication-manager, 2 x 100 of one view-syncer at a rollout's peak, 10 of the reserve.
+    // 11 of the replication-manager, 2 x 100 of one view-syncer at a rollout's peak, 10 of the reserve.
     let scale = || spec(json!({ "viewSyncer": { "replicas": 3 } }));
     let over = scale()(&settled(tight.clone())).settle();
     assert_eq!(over.condition(kind::CONNECTION_BUDGET_SATISFIED), ("False".to_owned(), "OverBudget".to_owned()));
     assert_eq!(over.deployment.as_ref().unwrap().replicas, 1, "what runs stays");
     let message =
         over.status().conditions.into_iter().find(|it| it.type_ == kind::CONNECTION_BUDGET_SATISFIED).unwrap();
-    assert!(message.message.contains("6 x 100") && message.message.contains("= 623 of 500"), "{}", message.message);
+    assert!(message.message.contains("6 x 100") && message.message.contains("= 621 of 500"), "{}", message.message);
     let raise = world(|world| world.max_connections = Some(1000));
     report("budget", explore(settled(tight), &[scale(), raise], 0, running));
 }
@@ -479,12 +479,22 @@ fn a_first_start_over_budget_makes_no_pods() {
 #[test]
 fn open_pools_are_computed_to_fit() {
     let mut start = World::new(resource(json!({ "viewSyncer": { "replicas": 4 } })));
-    start.max_connections = Some(100);
+    start.max_connections = Some(34);
     let world = start.settle();
     running(&world);
-    // 8 + 5 + 8 x 9 + 10 = 95 of 100; with 10 each it would be 103.
-    assert_eq!(world.status().pools["cvr"], 9);
+    // 8 + 1 + 8 x 1 + 10 = 27 of 34; with 2 each it would be 37.
+    assert_eq!(world.status().pools["cvr"], 1);
     assert!(world.is(kind::CONNECTION_BUDGET_SATISFIED));
+}
+
+#[test]
+fn more_view_syncers_that_fit_restart_nobody() {
+    let start = settled(json!({}));
+    let before = start.nodes_of(Role::ReplicationManager).next().unwrap().template.revision.clone();
+    let more = spec(json!({ "viewSyncer": { "replicas": 40 } }))(&start).settle();
+    running(&more);
+    assert_eq!(more.status().pools, start.status().pools);
+    assert!(more.nodes_of(Role::ReplicationManager).all(|pod| pod.template.revision == before));
 }
 
 fn annotate(value: impl Fn(&World) -> String + 'static) -> Edit {

@@ -26,7 +26,8 @@ pub struct Security {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ChangeStream {
-    /// The token that view-syncers show to the replication-manager; one is generated when none is given.
+    /// The token that view-syncers show to the replication-manager; one is generated when none is given. While it is changed, the
+    /// former one may stay in the same Secret, under the key with `-previous` at its end: it is accepted as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKeyRef>,
 }

@@ -13,9 +13,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::wanted::Wanted;
 use crate::observe::{Observed, Probe};
 
-const CVR: i32 = 30;
+// What a node takes of a pool that nobody has sized (ARCHITECTURE.md, "Nodes"); larger ones would only be reserved in vain.
+const CVR: i32 = 2;
 const UPSTREAM: i32 = 20;
-const CHANGE: i32 = 5;
+const CHANGE: i32 = 3;
+const LARGEST: i32 = UPSTREAM;
 /// Beside the replication connection: one that watches the slot, one that sets up.
 const ADMINISTRATION: i32 = 2;
 
@@ -80,16 +82,15 @@ pub(super) fn judge(wanted: &Wanted, recorded: &BTreeMap<String, i32>, replicas:
     let fits = |pools: Pools, replicas: i32| {
         servers.iter().all(|server| server.limit.is_none_or(|limit| server.demand(wanted, pools, replicas) <= limit))
     };
-    let least = wanted.spec.view_syncer.num_sync_workers.unwrap_or(1).min(CVR);
-    let mut pools = sized(CVR);
+    let mut pools = sized(LARGEST);
     if !is_off && !fits(pools, replicas) {
-        let caps = (least..=CVR).rev();
+        let caps = (1..=LARGEST).rev();
         pools = caps.map(&sized).find(|pools| fits(*pools, replicas)).unwrap_or(pools);
     }
     let sizes = [pools.upstream, pools.cvr, pools.change];
     let computed = open.iter().zip(sizes).filter(|((_, given, _), _)| given.is_none());
     // What runs now has the recorded sizes: until it is replaced, more pods must fit with those.
-    let running = sized(CVR);
+    let running = sized(LARGEST);
     let is_asked = servers.iter().any(|server| server.limit.is_some());
     Budget {
         pools,
