@@ -1,11 +1,14 @@
 //! Who reaches what: clients get back to their node by a cookie, and the change stream is for view-syncers alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testkit::client::Client;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::app::fence;
 use crate::ground::Place;
@@ -13,6 +16,8 @@ use crate::kubectl::{apply, kubectl, run};
 use crate::site::{MANAGER, SYNCER, Site, is_ready, name_of, only};
 
 const OPEN: &str = "zero_sync_websocket_open_connections";
+/// How late a controller may be.
+const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 const ACCEPTED: &str = "zero_sync_websocket_connection_successes_total";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,6 +32,7 @@ async fn a_cookie_leads_each_client_back_to_its_node() -> Result<()> {
 /// Clients come through the proxy on this port of the node.
 pub async fn stick(site: &Site, port: u16) -> Result<()> {
     site.wait_pods(SYNCER, "two ready", |pods| pods.iter().filter(|pod| is_ready(pod)).count() == 2).await?;
+    both_are_known(site, port).await?;
     let mut clients: Vec<Client> = Vec::new();
     for _ in 0..6 {
         clients.push(site.client_by(port, &[fence()]).await?);
@@ -49,6 +55,30 @@ pub async fn stick(site: &Site, port: u16) -> Result<()> {
     ensure!(rises == [0.0, 5.0], "connections with one cookie were spread {rises:?}");
     ensure!(clients[0].http_cookies() == cookies[0], "the cookie was replaced");
     Ok(())
+}
+
+/// A controller reads changes of the cluster in batches: waits until it has given two visitors different cookies.
+async fn both_are_known(site: &Site, port: u16) -> Result<()> {
+    let deadline = Instant::now() + KNOWN_WITHIN;
+    let mut given = BTreeSet::new();
+    while given.len() < 2 {
+        ensure!(Instant::now() < deadline, "the proxy knows only {given:?} after {KNOWN_WITHIN:?}");
+        let answer = visit(&site.host(), port).await.unwrap_or_default().to_lowercase();
+        given.extend(answer.lines().filter(|line| line.starts_with("set-cookie:")).map(str::to_owned));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// The head and body of a plain answer.
+async fn visit(host: &str, port: u16) -> Result<String> {
+    let mut stream = TcpStream::connect((host, port)).await?;
+    stream
+        .write_all(format!("GET /keepalive HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 /// A metric of each view-syncer, all labels added up.
