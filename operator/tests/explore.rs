@@ -482,8 +482,10 @@ fn open_pools_are_computed_to_fit() {
     start.max_connections = Some(34);
     let world = start.settle();
     running(&world);
-    // 8 + 1 + 8 x 1 + 10 = 27 of 34; with 2 each it would be 37.
-    assert_eq!(world.status().pools["cvr"], 1);
+    // 8 + 3 + 8 x 1 + 10 = 29 of 34; with 2 each it would be 37. The log's connections cannot be fewer.
+    let pools = world.status().pools;
+    assert_eq!((pools["cvr"], pools["change"]), (1, 3));
+    assert_eq!(world.status().connection_budget[0].required, 29);
     assert!(world.is(kind::CONNECTION_BUDGET_SATISFIED));
 }
 

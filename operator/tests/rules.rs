@@ -75,6 +75,9 @@ fn the_change_stream_is_never_visible_from_outside() {
             if ports.iter().any(|port| port["port"] == 4849) {
                 let kind = service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP");
                 assert_eq!(kind, "ClusterIP", "{service}");
+                // Only where the nodes themselves refuse whoever comes too early.
+                let is_headless = service["spec"]["clusterIP"] == "None";
+                assert_eq!(service["spec"]["publishNotReadyAddresses"], !is_headless, "{service}");
             }
         }
         for policy in of_kind(&documents, "NetworkPolicy") {

@@ -45,8 +45,8 @@ pub struct Database {
     /// URL of the database, which may be a pooler; by default the upstream database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url_secret_ref: Option<SecretKeyRef>,
-    /// Most connections of one pod. When not given, what a pod uses: 2 for client view records and 3 for the log, or 1 where more
-    /// would not fit.
+    /// Most connections of one pod. When not given, what a pod uses: 2 for client view records, or 1 where more would not fit. The
+    /// log takes 3 whatever is given.
     #[schemars(range(min = 1, max = 10000))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_conns: Option<i32>,

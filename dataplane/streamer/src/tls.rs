@@ -1,6 +1,7 @@
 //! Reaching the owner: an address, a TCP connection, TLS where the address says so.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{interval, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -22,7 +23,7 @@ use crate::server::UNACKNOWLEDGED;
 
 /// Between nodes it takes milliseconds.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Where a pod is gone that answered a moment ago, packets vanish; only a new attempt finds whoever answers for the name by then.
+/// Where a pod is gone that answered a moment ago, packets vanish; only a new attempt finds whoever answers there by then.
 const ANEW_AFTER: Duration = Duration::from_millis(200);
 
 /// Where the owner's port is.
@@ -81,13 +82,15 @@ impl Target {
     }
 }
 
-/// What the first of several attempts comes to; a later one does not end an earlier, which may only be slow.
+/// What the first of several attempts comes to; a later one does not end an earlier, which may only be slow. The name is looked up
+/// once: a look-up holds a thread until it is through.
 async fn first_answer(authority: &str) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = lookup_host(authority).await?.collect();
     let mut attempts = FuturesUnordered::new();
     let mut ticks = interval(ANEW_AFTER);
     loop {
         tokio::select! {
-            _ = ticks.tick() => attempts.push(TcpStream::connect(authority)),
+            _ = ticks.tick() => attempts.push(TcpStream::connect(&addresses[..])),
             Some(answer) = attempts.next() => return answer,
         }
     }
@@ -148,7 +151,33 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpSocket;
+
     use super::*;
+
+    /// A full queue drops what comes, as a network does where a pod was; the system itself asks again only after a second.
+    #[tokio::test]
+    async fn whoever_answers_after_a_silence_is_found() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let mut queued = Vec::new();
+        while let Ok(connected) = timeout(Duration::from_millis(50), TcpStream::connect(&authority)).await {
+            queued.push(connected.unwrap());
+        }
+        let answering = async {
+            tokio::time::sleep(ANEW_AFTER / 2).await;
+            loop {
+                queued.push(listener.accept().await.unwrap().0);
+            }
+        };
+        let found = timeout(3 * ANEW_AFTER, first_answer(&authority));
+        tokio::select! {
+            found = found => found.unwrap().map(drop).unwrap(),
+            () = answering => {}
+        }
+    }
 
     #[test]
     fn reads_addresses() {

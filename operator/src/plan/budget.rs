@@ -71,11 +71,12 @@ pub(super) fn judge(wanted: &Wanted, recorded: &BTreeMap<String, i32>, replicas:
         ("change", spec.change.max_conns, CHANGE),
     ];
     let sized = |cap: i32| {
-        let size = |index: usize| {
+        let size = |index: usize, cap: i32| {
             let (name, given, default) = open[index];
             given.unwrap_or_else(|| recorded.get(name).copied().unwrap_or(default).min(cap))
         };
-        Pools { upstream: size(0), cvr: size(1), change: size(2) }
+        // Of the log a node takes what it needs, whatever it is told.
+        Pools { upstream: size(0, cap), cvr: size(1, cap), change: size(2, CHANGE) }
     };
     let servers = servers(wanted, observed);
     let is_off = spec.connection_budget.mode == BudgetMode::Off;
@@ -198,7 +199,7 @@ impl Server {
             syncer += if spec.api.enable_crud_mutations { pools.upstream } else { 0 };
         }
         syncer += if self.has_cvr { pools.cvr } else { 0 };
-        manager += if self.has_change { pools.change } else { 0 };
+        manager += if self.has_change { pools.change.max(CHANGE) } else { 0 };
         (manager, syncer)
     }
 
