@@ -48,6 +48,8 @@ pub struct Node<'a> {
     pub token: Option<streamer::Token>,
     /// What nodes that are yet to be restarted know instead.
     pub former_tokens: Vec<streamer::Token>,
+    /// Whom this node trusts when it connects to another, instead of the system's authorities.
+    pub authority: Option<streamer::Authority>,
     /// What this life begins from, if there is no replica.
     pub anew: Anew,
     /// Becomes true when clients are gone and everything is to be finished.

@@ -88,17 +88,27 @@ pub fn subscriber(node: &Node<'_>) -> streamer::Options {
     let config = node.config;
     let (app, shard) = (config.app.id.clone(), config.app.shard_num);
     let options = streamer::Options::new(String::new(), app, shard, config.task_id.clone());
-    streamer::Options { token: node.token.clone(), ..options }
+    streamer::Options { token: node.token.clone(), tls: node.authority.clone(), ..options }
 }
 
-pub fn stream_port(config: &Config, token: Option<streamer::Token>) -> streamer::ServerOptions {
+pub fn stream_port(
+    config: &Config,
+    token: Option<streamer::Token>,
+    certificate: Option<streamer::Certificate>,
+) -> streamer::ServerOptions {
     if token.is_none() {
         tracing::warn!(
             port = config.change_stream.port,
             "neither ZERO_CHANGE_STREAMER_TOKEN nor ZERO_ADMIN_PASSWORD is set: the change stream is open to everybody who can reach the port"
         );
     }
+    if certificate.is_some() && config.change_stream.address.is_none() {
+        tracing::warn!(
+            "ZERO_CHANGE_STREAMER_ADDRESS is not set: this node registers an IP address, and nodes that read it refuse a certificate that is not for that address; give a name that it is for"
+        );
+    }
     streamer::ServerOptions {
+        certificate,
         listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.change_stream.port)),
         token,
         stall_max: config.change_stream.slow_subscriber_grace,

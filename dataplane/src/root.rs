@@ -22,6 +22,7 @@ use crate::config::{Config, Role};
 use crate::metrics::Metrics;
 use crate::node::{Anew, Life, Node};
 use crate::status::Status;
+use crate::stream_tls::StreamTls;
 use crate::{folder, follower, manager, options};
 
 /// Between two lines about what a person has to do.
@@ -51,11 +52,12 @@ pub enum Ending {
 /// Runs until SIGTERM or SIGINT, or until another process takes over.
 pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
+    let tls = StreamTls::open(&config)?;
     folder::make(&config.replica.file)?;
     let status = Status::default();
     let (mut begin, mut made_anew) = (Begin::With(Anew::Any), None::<Instant>);
     loop {
-        match live(&config, stop.clone(), &status, begin).await? {
+        match live(&config, &tls, stop.clone(), &status, begin).await? {
             Life::Over => return Ok(Ending::Stopped),
             Life::SteppedDown => return Ok(Ending::SteppedDown),
             Life::Reset(anew) => {
@@ -76,7 +78,13 @@ pub async fn run(config: Config) -> Result<Ending> {
 }
 
 /// One life of all parts.
-async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, begin: Begin) -> Result<Life> {
+async fn live(
+    config: &Config,
+    tls: &StreamTls,
+    stop: watch::Receiver<bool>,
+    status: &Status,
+    begin: Begin,
+) -> Result<Life> {
     let role = match config.role {
         Role::SingleNode => "single-node",
         Role::ReplicationManager => "replication-manager",
@@ -105,7 +113,7 @@ async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, beg
     let followers = match config.role {
         Role::ViewSyncer => None,
         Role::SingleNode | Role::ReplicationManager => {
-            let options = options::stream_port(config, token.clone());
+            let options = options::stream_port(config, token.clone(), tls.certificate.clone());
             let registry = metrics.registry.clone();
             let server = streamer::Server::build(options, registry, stream_metrics.clone(), status_page).await?;
             info!(address = %server.address(), "listening for other nodes");
@@ -125,6 +133,7 @@ async fn live(config: &Config, stop: watch::Receiver<bool>, status: &Status, beg
         stream: followers.as_ref().map(streamer::Server::gate),
         token,
         former_tokens,
+        authority: tls.authority.clone(),
         anew: if let Begin::With(anew) = begin { anew } else { Anew::Any },
         finish: finishing,
         started: Instant::now(),

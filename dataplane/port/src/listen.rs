@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The least that hyper can read a request head with.
@@ -80,8 +81,9 @@ pub struct HeadLimits {
 }
 
 /// Serves one connection, which may be upgraded, until it ends; after `draining` it ends with the request under way.
-pub async fn serve<F, R>(stream: TcpStream, limits: HeadLimits, draining: impl Future<Output = ()>, answer: F)
+pub async fn serve<S, F, R>(stream: S, limits: HeadLimits, draining: impl Future<Output = ()>, answer: F)
 where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<Full<Bytes>>>,
 {

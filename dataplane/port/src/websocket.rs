@@ -9,7 +9,7 @@ use hyper::header::{
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -72,9 +72,12 @@ impl Handshake {
     }
 }
 
-/// The socket, once the answer is sent; `None` when the peer went away meanwhile. Of a connection given to [`crate::serve`].
-pub async fn upgraded(upgrading: OnUpgrade, config: WebSocketConfig) -> Option<WebSocketStream<TcpStream>> {
-    let parts = upgrading.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
+/// The socket, once the answer is sent; `None` when the peer went away meanwhile. `S` is what was given to [`crate::serve`].
+pub async fn upgraded<S>(upgrading: OnUpgrade, config: WebSocketConfig) -> Option<WebSocketStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let parts = upgrading.await.ok()?.downcast::<TokioIo<S>>().ok()?;
     let stream = parts.io.into_inner();
     Some(WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await)
 }

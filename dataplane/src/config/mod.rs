@@ -157,9 +157,19 @@ pub struct ChangeStream {
     pub address: Option<String>,
     /// `ws` or `wss`, for the registered address.
     pub scheme: String,
+    /// What the port shows; `None`: it does not speak TLS.
+    pub certificate: Option<CertificateFiles>,
+    /// Whom a node that connects trusts instead of the system's authorities.
+    pub authority_file: Option<PathBuf>,
     pub startup_delay: Duration,
     /// `None`: a subscriber that makes no progress is never cut off.
     pub slow_subscriber_grace: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Clone, Debug)]

@@ -1,10 +1,11 @@
 //! Settings of deployments of several nodes: the change stream between them and the backup that new ones start from.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::given::Given;
 use super::load::{span, whole};
-use super::{Backup, ChangeStream, StreamSource};
+use super::{Backup, CertificateFiles, ChangeStream, StreamSource};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,16 +29,34 @@ pub(super) fn change_stream(given: &mut Given, source: Option<StreamSource>, cli
         given.problem("ZERO_CHANGE_STREAMER_PORT", format!("{port} is also ZERO_PORT"), "give two different ports");
     }
     let grace = given.number("ZERO_CHANGE_STREAMER_FLOW_CONTROL_SLOW_SUBSCRIBER_GRACE_PERIOD_SECONDS");
+    let certificate = certificate(given);
+    let scheme = if certificate.is_some() { "wss" } else { "ws" };
     ChangeStream {
         source,
         token: given.secret("ZERO_CHANGE_STREAMER_TOKEN"),
         previous_token: given.secret("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS"),
         port,
         address: given.text("ZERO_CHANGE_STREAMER_ADDRESS"),
-        scheme: given.text("ZERO_CHANGE_STREAMER_PROTOCOL").unwrap_or_default(),
+        scheme: given.text("ZERO_CHANGE_STREAMER_PROTOCOL").unwrap_or_else(|| scheme.to_owned()),
+        certificate,
+        authority_file: given.text("ZERO_CHANGE_STREAMER_TLS_CA_FILE").map(PathBuf::from),
         startup_delay: span(given, "ZERO_CHANGE_STREAMER_STARTUP_DELAY_MS", MILLISECOND),
         slow_subscriber_grace: grace.filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok()),
     }
+}
+
+fn certificate(given: &mut Given) -> Option<CertificateFiles> {
+    let (certificate, key) = ("ZERO_CHANGE_STREAMER_TLS_CERT_FILE", "ZERO_CHANGE_STREAMER_TLS_KEY_FILE");
+    let (missing, present) = match (given.text(certificate), given.text(key)) {
+        (Some(certificate), Some(key)) => {
+            return Some(CertificateFiles { certificate: certificate.into(), key: key.into() });
+        }
+        (None, None) => return None,
+        (Some(_), None) => (key, certificate),
+        (None, Some(_)) => (certificate, key),
+    };
+    given.problem(missing, format!("it is not set, but {present} is"), "give both, or neither for a port without TLS");
+    None
 }
 
 pub(super) fn backup(given: &mut Given) -> Backup {

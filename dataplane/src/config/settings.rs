@@ -252,8 +252,20 @@ const CHANGE_STREAMER: &[Setting] = &[
         .derived("this host's address as the change database sees it")
         .hidden(),
     choice("ZERO_CHANGE_STREAMER_PROTOCOL", &["ws", "wss"], "scheme registered in the change database")
-        .default("ws")
+        .derived("`wss` if `ZERO_CHANGE_STREAMER_TLS_CERT_FILE` is given, else `ws`")
         .hidden(),
+    text(
+        "ZERO_CHANGE_STREAMER_TLS_CERT_FILE",
+        "PEM file of the certificate, with its chain, that the port of the change stream shows: the port speaks TLS only then; read again when it changes. Register a name that the certificate is for (`ZERO_CHANGE_STREAMER_ADDRESS`), as the default is an IP address",
+    ),
+    text(
+        "ZERO_CHANGE_STREAMER_TLS_KEY_FILE",
+        "PEM file of that certificate's private key, not encrypted; given together with the certificate",
+    ),
+    text(
+        "ZERO_CHANGE_STREAMER_TLS_CA_FILE",
+        "PEM file of the authorities that are trusted, instead of the system's, when connecting to a `wss` or `https` address of the change stream; read at each connect",
+    ),
     list("ZERO_CHANGE_STREAMER_DISCOVERY_INTERFACE_PREFERENCES", "preferred network interfaces, by name prefix")
         .default("eth,en")
         .hidden()

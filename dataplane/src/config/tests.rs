@@ -144,6 +144,19 @@ fn what_is_refused() {
         ("ZERO_APP_PUBLICATIONS", "ok,_zero_public_0", &["\"_zero_public_0\" begins with an underscore"]),
         ("ZERO_APP_PUBLICATIONS", "a,,b", &["is empty"]),
         ("ZERO_CHANGE_STREAMER_URI", "rm:4849", &["the scheme \"rm\" is not ws or wss"]),
+        (
+            "ZERO_CHANGE_STREAMER_TLS_CERT_FILE",
+            "/tls.crt",
+            &[
+                "ZERO_CHANGE_STREAMER_TLS_KEY_FILE: it is not set, but ZERO_CHANGE_STREAMER_TLS_CERT_FILE is",
+                "give both",
+            ],
+        ),
+        (
+            "ZERO_CHANGE_STREAMER_TLS_KEY_FILE",
+            "/tls.key",
+            &["ZERO_CHANGE_STREAMER_TLS_CERT_FILE: it is not set, but ZERO_CHANGE_STREAMER_TLS_KEY_FILE is"],
+        ),
         ("ZERO_LITESTREAM_BACKUP_URL", "gs://bucket/path", &["the scheme \"gs\" is not s3", "s3://bucket/path"]),
         ("ZERO_LITESTREAM_BACKUP_URL", "s3:///path", &["names no bucket"]),
         ("ZERO_UPSTREAM_TYPE", "custom", &["custom change sources"]),
@@ -219,6 +232,22 @@ fn the_role_follows_from_the_settings() {
 }
 
 #[test]
+fn a_port_with_a_certificate_is_registered_as_such() {
+    let files = [
+        ("ZERO_CHANGE_STREAMER_TLS_CERT_FILE", "/etc/tls/tls.crt"),
+        ("ZERO_CHANGE_STREAMER_TLS_KEY_FILE", "/etc/tls/tls.key"),
+    ];
+    let scheme = |pairs: &[(&str, &str)]| config(pairs).change_stream.scheme;
+    assert_eq!(scheme(&[]), "ws");
+    assert_eq!(scheme(&files), "wss");
+    // Something in front of the port may end TLS, or begin it.
+    assert_eq!(scheme(&[files[0], files[1], ("ZERO_CHANGE_STREAMER_PROTOCOL", "ws")]), "ws");
+    assert_eq!(scheme(&[("ZERO_CHANGE_STREAMER_PROTOCOL", "wss")]), "wss");
+    let given = config(&files).change_stream.certificate.unwrap();
+    assert_eq!((given.certificate.to_str(), given.key.to_str()), (Some(files[0].1), Some(files[1].1)));
+}
+
+#[test]
 fn a_backup_is_never_further_behind_than_ten_seconds() {
     let url = ("ZERO_LITESTREAM_BACKUP_URL", "s3://bucket/generation/7");
     let config = config(&[url, ("ZERO_LITESTREAM_INCREMENTAL_BACKUP_INTERVAL_SECONDS", "900")]);
@@ -267,6 +296,8 @@ fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
             super::option::Kind::Text if setting.variable.ends_with("_DB") => "postgres://db/zero",
             super::option::Kind::Text => match setting.variable {
                 "ZERO_CHANGE_STREAMER_URI" | "ZERO_SHARD_ID" => continue,
+                // Only both together.
+                "ZERO_CHANGE_STREAMER_TLS_CERT_FILE" | "ZERO_CHANGE_STREAMER_TLS_KEY_FILE" => continue,
                 "ZERO_APP_ID" => "zero",
                 "ZERO_LITESTREAM_BACKUP_URL" => "s3://bucket/path",
                 "ZERO_AUTH_JWK" | "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rows::Version;
-use rustls::ClientConfig;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::client::ClientRequestBuilder;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::http::{Response, StatusCode, Uri};
 
 use crate::auth::Token;
+use crate::authority::Authority;
 use crate::error::{Error, Result};
 use crate::socket::{self, Ended, Sink, Source, receive, split};
 use crate::tls::{Connection, Target};
@@ -49,7 +50,7 @@ pub struct Options {
     /// An owner that sends nothing for this long is gone.
     pub silence_max: Duration,
     /// Instead of the system's certificates.
-    pub tls: Option<Arc<ClientConfig>>,
+    pub tls: Option<Authority>,
 }
 
 impl Options {
@@ -188,6 +189,11 @@ async fn reach(options: &Options, target: &Target, purpose: &str, hello: Hello) 
     let (stream, response) = match client_async_with_config(request, stream, Some(config)).await {
         Ok(connected) => connected,
         Err(WsError::Http(response)) => return Err(refused(&authority, &response)),
+        Err(error @ WsError::Protocol(ProtocolError::HttparseError(_))) if !target.is_tls => {
+            return Err(Error::transient(format!(
+                "the server at {authority} does not answer in HTTP: {error}; if it speaks TLS, give an address that begins with wss://"
+            )));
+        }
         Err(error) => {
             return Err(Error::transient(format!(
                 "the handshake with the change stream at {authority} failed: {error}"

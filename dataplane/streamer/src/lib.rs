@@ -18,14 +18,18 @@
 //! - Nothing that a peer sends is decoded before its token was found right.
 
 mod auth;
+mod authority;
+mod certificate;
 mod client;
 mod dial;
+mod encryption;
 mod error;
 mod fanout;
 mod hold;
 mod http;
 mod line;
 mod metrics;
+mod pem;
 mod pool;
 mod reservation;
 mod ring;
@@ -39,11 +43,14 @@ mod upgrade;
 pub mod wire;
 
 pub use auth::{InvalidToken, Token};
+pub use authority::Authority;
+pub use certificate::Certificate;
 pub use client::{Acks, Event, Subscriber};
 pub use dial::Options;
 pub use error::{Error, Result};
 pub use fanout::{Fanout, FanoutOptions};
 pub use metrics::Metrics;
+pub use pem::Unusable;
 pub use reservation::{Reservation, SnapshotReader, fetch_snapshot};
 pub use role::{Gate, Role};
 pub use server::{BuildError, Options as ServerOptions, Outcome, Server};

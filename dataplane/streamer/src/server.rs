@@ -11,10 +11,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
 use crate::auth::Token;
+use crate::certificate::Certificate;
 use crate::line::Pace;
 use crate::metrics::Metrics;
 use crate::role::{Gate, Role};
-use crate::{http, upgrade, wire};
+use crate::{encryption, http, upgrade, wire};
 
 /// A peer that acknowledges nothing for this long is gone, whatever the retransmission schedule says.
 pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
@@ -26,6 +27,10 @@ const WARN_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Options {
     /// Port 0 lets the system choose; the bound address is reported by the server.
     pub listen: SocketAddr,
+    /// With one the port speaks TLS only.
+    pub certificate: Option<Certificate>,
+    /// Between two looks whether the certificate's files have changed.
+    pub certificate_interval: Duration,
     /// `None` opens the stream to everyone who can reach the port: for development only.
     pub token: Option<Token>,
     /// What is spoken; another range than [`wire::VERSIONS`] serves tests of upgrades.
@@ -34,7 +39,7 @@ pub struct Options {
     pub connections_max: usize,
     /// A larger request head: 431.
     pub header_bytes_max: usize,
-    /// From the TCP accept to the end of the request head, and again from there to the subscriber's first frame.
+    /// From the TCP accept, over the TLS handshake, to the end of the request head, and again from there to the subscriber's first frame.
     pub handshake_timeout: Duration,
     /// After a wrong token, before the answer.
     pub refusal_delay: Duration,
@@ -54,6 +59,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 4849)),
+            certificate: None,
+            certificate_interval: Duration::from_secs(10),
             token: None,
             versions: wire::VERSIONS,
             connections_max: 1000,
@@ -152,6 +159,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Outcome {
         tokio::select! {
             () = self.accept() => {}
+            () = self.renew() => {}
             () = shutdown => {}
         }
         let Server { shared, listener, requests, .. } = self;
@@ -163,6 +171,14 @@ impl Server {
             && timeout_at(deadline, requests.finished()).await.is_ok();
         tracing::info!(is_graceful, sockets = shared.sockets.live(), "the change stream's port is closed");
         Outcome { is_graceful }
+    }
+
+    async fn renew(&self) {
+        let Some(certificate) = &self.shared.options.certificate else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(self.shared.options.certificate_interval).await;
+            certificate.renew().await;
+        }
     }
 
     async fn accept(&self) {
@@ -184,7 +200,10 @@ impl Server {
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
-    let limits = HeadLimits { timeout: handshake_timeout, bytes_max: header_bytes_max };
+    let deadline = Instant::now() + handshake_timeout;
+    let Some(stream) = encryption::establish(&shared, stream, &peer, deadline).await else { return };
+    let limits =
+        HeadLimits { timeout: deadline.saturating_duration_since(Instant::now()), bytes_max: header_bytes_max };
     let answer = async |request| {
         if websocket::is_upgrade(&request) {
             upgrade::accept(&shared, request, &peer).await

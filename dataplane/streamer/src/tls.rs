@@ -1,4 +1,4 @@
-//! Reaching the owner: an address, a TCP connection, TLS where the address says so.
+//! Reaching the owner: an address, a TCP connection, TLS where the address says so. And what a connection is, at either end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{interval, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, TlsStream};
 use url::Url;
 
+use crate::authority::{Authority, client_config};
 use crate::error::{Error, Result};
 use crate::server::UNACKNOWLEDGED;
 
@@ -61,24 +61,23 @@ impl Target {
     }
 
     /// Connects; `tls` replaces the system's certificates.
-    pub(crate) async fn connect(&self, tls: Option<&Arc<ClientConfig>>) -> Result<Connection> {
+    pub(crate) async fn connect(&self, tls: Option<&Authority>) -> Result<Connection> {
         let authority = self.authority();
-        let failed =
-            |error: io::Error| Error::transient(format!("cannot reach the change stream at {authority}: {error}"));
+        let failed = |error: io::Error| {
+            let hint = hint(&error);
+            Error::transient(format!("cannot reach the change stream at {authority}: {error}{hint}"))
+        };
         let connected = timeout(CONNECT_MAX, first_answer(&authority)).await;
         let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         port::prepare(&stream, UNACKNOWLEDGED);
         if !self.is_tls {
             return Ok(Connection::Plain(stream));
         }
-        let config = match tls {
-            Some(config) => Arc::clone(config),
-            None => Arc::new(system_config()?),
-        };
+        let config = Arc::new(client_config(tls).await?);
         let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Error::configuration(format!("{} is no name that a certificate can be for", self.host)))?;
         let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
-        Ok(Connection::Tls(Box::new(stream)))
+        Ok(Connection::Tls(Box::new(stream.into())))
     }
 }
 
@@ -96,21 +95,22 @@ async fn first_answer(authority: &str) -> io::Result<TcpStream> {
     }
 }
 
-fn system_config() -> Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::configuration(format!("cannot set TLS up: {error}")))?;
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err(Error::configuration(
-            "the change stream's address asks for TLS and the system has no root certificates: install ca-certificates or set SSL_CERT_FILE",
-        ));
+/// What a person can do about a handshake that failed.
+fn hint(error: &io::Error) -> &'static str {
+    use rustls::Error::{InvalidCertificate, InvalidMessage};
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(InvalidMessage(_)) => {
+            "; it does not speak TLS: give that node ZERO_CHANGE_STREAMER_TLS_CERT_FILE, or an address that begins with ws://"
+        }
+        // The latter if an authority was made anew under its former name.
+        Some(InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            "; if its authority is your own, ZERO_CHANGE_STREAMER_TLS_CA_FILE must hold it"
+        }
+        _ => "",
     }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// What the change stream's protocol runs on, at either end.
 #[derive(Debug)]
 pub(crate) enum Connection {
     Plain(TcpStream),

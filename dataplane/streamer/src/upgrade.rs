@@ -13,11 +13,11 @@ use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
 use port::text;
 use port::websocket::{self, Handshake};
-use tokio::net::TcpStream;
 
 use crate::line::End;
 use crate::server::Shared;
 use crate::socket::{self, Ended, Sink, Source, finish, receive, split};
+use crate::tls::Connection;
 use crate::wire::{
     ERROR_HEADER, FromOwner, FromSubscriber, Hello, SUBSCRIBER_FRAME_BYTES_MAX, VERSIONS_HEADER, negotiate,
     parse_versions, print_versions,
@@ -94,7 +94,7 @@ pub(crate) async fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>,
     let (shared, peer) = (Arc::clone(shared), peer.to_owned());
     member.spawn(async move {
         let config = socket::config(SUBSCRIBER_FRAME_BYTES_MAX);
-        let Some(stream) = websocket::upgraded(upgrading, config).await else { return };
+        let Some(stream) = websocket::upgraded::<Connection>(upgrading, config).await else { return };
         let (sink, source) = split(stream);
         if purpose == Purpose::Foreign {
             shared.metrics.refusals.with_label_values(&["foreign"]).inc();
@@ -122,8 +122,8 @@ fn parse_path(path: &str) -> Option<(u16, Purpose)> {
 /// Serves an authenticated socket to its end, and says why it ended to the peer, the log and the metrics.
 async fn serve(
     shared: &Shared,
-    mut sink: Sink<TcpStream>,
-    mut source: Source<TcpStream>,
+    mut sink: Sink<Connection>,
+    mut source: Source<Connection>,
     purpose: Purpose,
     peer: &str,
 ) {
@@ -148,7 +148,7 @@ async fn serve(
     }
 }
 
-async fn hello(source: &mut Source<TcpStream>, limit: Duration) -> Result<Hello, End> {
+async fn hello(source: &mut Source<Connection>, limit: Duration) -> Result<Hello, End> {
     match tokio::time::timeout(limit, receive(source, limit)).await {
         Err(_) => Err(Ended::Silent(limit).into()),
         Ok(frame) => match FromSubscriber::decode(frame?) {
@@ -161,8 +161,8 @@ async fn hello(source: &mut Source<TcpStream>, limit: Duration) -> Result<Hello,
 
 async fn converse(
     shared: &Shared,
-    sink: &mut Sink<TcpStream>,
-    source: &mut Source<TcpStream>,
+    sink: &mut Sink<Connection>,
+    source: &mut Source<Connection>,
     purpose: Purpose,
     hello: &Hello,
 ) -> End {

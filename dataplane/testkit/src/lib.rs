@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod s3;
 pub mod slot;
 pub mod tab;
+pub mod tls;
 mod watchdog;
 
 use std::collections::BTreeSet;
