@@ -1,6 +1,6 @@
 //! Whom a node trusts that connects to the owner over TLS.
 //!
-//! Must not know: addresses, sockets, which setting names the file.
+//! Must not know: addresses, sockets.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +41,9 @@ pub(crate) async fn client_config(authority: Option<&Authority>) -> Result<Clien
     // Files may be slow, and the system's are many.
     let roots = tokio::task::spawn_blocking(move || match authority {
         // It may be about to be replaced.
-        Some(authority) => authority.roots().map_err(|unusable| Error::transient(unusable.to_string())),
+        Some(authority) => authority.roots().map_err(|unusable| {
+            Error::transient(format!("cannot tell whom to trust at the change stream's address: {unusable}"))
+        }),
         None => system_roots(),
     });
     let roots = roots.await.map_err(|error| Error::transient(error.to_string()))??;

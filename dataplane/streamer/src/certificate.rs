@@ -1,6 +1,6 @@
 //! The certificate that the port shows, read again when its files change.
 //!
-//! Must not know: sockets, which settings name the files.
+//! Must not know: sockets, when to look at the files.
 //!
 //! Invariant: what is shown is a certificate with the key that fits it, whatever became of the files since.
 
@@ -51,23 +51,17 @@ impl Certificate {
         Arc::clone(&self.state().shown)
     }
 
-    /// Looks at the files. What changed and is of no use leaves the former certificate in place, and is told of once.
-    pub(crate) async fn renew(&self) {
+    /// Looks at the files: whether another certificate is shown from now on. What changed and is of no use leaves the former one in
+    /// place, and is an error once.
+    pub(crate) async fn renew(&self) -> Result<bool, Unusable> {
         let files = Arc::clone(&self.files);
-        let Ok(texts) = tokio::task::spawn_blocking(move || files.texts()).await else { return };
+        let Ok(texts) = tokio::task::spawn_blocking(move || files.texts()).await else { return Ok(false) };
         let fingerprint = fingerprint(&texts);
         if std::mem::replace(&mut self.state().fingerprint, fingerprint) == fingerprint {
-            return;
+            return Ok(false);
         }
-        match self.files.config(texts) {
-            Ok(shown) => {
-                self.state().shown = shown;
-                tracing::info!(file = %self.files.certificate.display(), "the change stream's port has a new certificate");
-            }
-            Err(unusable) => {
-                tracing::warn!(%unusable, "the change stream's port keeps its former certificate: the new one is of no use");
-            }
-        }
+        self.state().shown = self.files.config(texts)?;
+        Ok(true)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -114,4 +108,40 @@ fn fingerprint(texts: &Texts) -> [u8; 32] {
         Err(unusable) => digest.update(unusable.to_string()),
     }
     digest.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::tls::{Authority, Mount};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_told_once_and_what_is_shown_is_always_of_use() {
+        let authority = Authority::new().unwrap();
+        let (first, second) = (authority.issue("DNS:a").unwrap(), authority.issue("DNS:a").unwrap());
+        let mut mount = Mount::new(&[("tls.crt", &first.certificate), ("tls.key", &first.key)]).unwrap();
+        let certificate = Certificate::open(mount.file("tls.crt"), mount.file("tls.key")).unwrap();
+        let mut shown = certificate.shown();
+        for (files, expected) in [
+            // The same again, in other files.
+            (vec![("tls.crt", &first.certificate), ("tls.key", &first.key)], Ok(false)),
+            (vec![("tls.crt", &second.certificate), ("tls.key", &first.key)], Err("is not the key of")),
+            (vec![("tls.key", &second.key)], Err("cannot be read")),
+            (vec![("tls.crt", &second.certificate), ("tls.key", &second.key)], Ok(true)),
+            (vec![("tls.crt", &second.key), ("tls.key", &second.key)], Err("holds no certificate")),
+            (vec![("tls.crt", &second.certificate), ("tls.key", &second.key)], Ok(true)),
+        ] {
+            mount.put(&files.iter().map(|(name, text)| (*name, text.as_str())).collect::<Vec<_>>()).unwrap();
+            let outcome = certificate.renew().await;
+            match (&outcome, expected) {
+                (Ok(is_new), Ok(expected)) => assert_eq!(*is_new, expected),
+                (Err(unusable), Err(fault)) => assert!(unusable.fault.contains(fault), "{unusable}"),
+                _ => panic!("{outcome:?} instead of {expected:?}"),
+            }
+            assert_eq!(!Arc::ptr_eq(&shown, &certificate.shown()), outcome == Ok(true));
+            shown = certificate.shown();
+            assert_eq!(certificate.renew().await, Ok(false));
+        }
+    }
 }

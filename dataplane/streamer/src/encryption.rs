@@ -26,7 +26,7 @@ pub(crate) async fn establish(shared: &Shared, stream: TcpStream, peer: &str, de
         Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
             shared.metrics.refusals.with_label_values(&["tls"]).inc();
             if shared.may_warn() {
-                tracing::warn!(peer, %error, "refused a connection to the change stream's port, which speaks TLS only");
+                tracing::warn!(peer, %error, "refused a connection to the change stream's port: TLS was not agreed on");
             }
         }
         // Whoever only looks whether the port is open leaves without a word.

@@ -177,7 +177,13 @@ impl Server {
         let Some(certificate) = &self.shared.options.certificate else { return std::future::pending().await };
         loop {
             tokio::time::sleep(self.shared.options.certificate_interval).await;
-            certificate.renew().await;
+            match certificate.renew().await {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("the change stream's port has a new certificate"),
+                Err(unusable) => {
+                    tracing::warn!(%unusable, "the change stream's port keeps its certificate: the new one is of no use");
+                }
+            }
         }
     }
 
