@@ -24,6 +24,7 @@ mod secrets;
 mod speed;
 mod store;
 mod take_over;
+mod tls;
 mod upstream_load;
 mod writer;
 
