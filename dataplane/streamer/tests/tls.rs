@@ -103,7 +103,7 @@ async fn either_end_without_tls_is_told() {
     // A plain probe, which gets no HTTP, and a plain subscriber.
     let (status, answer) = crate::http::get(&encrypted.server, "/", "").await;
     assert!(status == 0 && !answer.contains("HTTP"), "{answer}");
-    assert_eq!(refusals(&encrypted.server), 1);
+    until("it to be counted", || refusals(&encrypted.server) == 1).await;
     let message = failure(&encrypted.subscriber("plain")).await;
     assert!(message.contains("wss://"), "{message}");
     until("both to be counted", || refusals(&encrypted.server) == 2).await;
