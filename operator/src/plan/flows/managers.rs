@@ -35,9 +35,9 @@ impl Flows<'_> {
         self.observed.pods_of(self.wanted.main_role()).any(|pod| pod.generation != template.generation)
     }
 
-    /// More than one pod runs, or soon will.
-    pub(super) fn has_several_managers(&self) -> bool {
-        self.observed.pods_of(self.wanted.main_role()).count() > 1
+    /// There is a pod beside the first, or soon will be.
+    pub(super) fn has_second_manager(&self) -> bool {
+        self.observed.pods_of(self.wanted.main_role()).any(|pod| !is_first(&pod.name))
             || self.observed.stateful_set.as_ref().is_some_and(|set| set.replicas > 1)
     }
 
@@ -65,7 +65,6 @@ impl Flows<'_> {
     /// Pods beyond the first that are not asked for and that no StatefulSet takes away: it does not while the first is not ready.
     pub(super) fn surplus_managers(&self, managers: i32) -> impl Iterator<Item = Action> {
         let main = self.wanted.main_role();
-        let is_first = |name: &str| name.ends_with("-0");
         let is_left_alone = match &self.observed.stateful_set {
             None => true,
             Some(set) => {
@@ -77,4 +76,9 @@ impl Flows<'_> {
         let surplus = surplus.filter(move |_| managers == 1 && is_left_alone);
         surplus.map(|pod| Action::DeletePod { name: pod.name.clone() })
     }
+}
+
+/// Whether a StatefulSet makes this pod before all others.
+fn is_first(name: &str) -> bool {
+    name.ends_with("-0")
 }

@@ -137,7 +137,7 @@ impl<'a> Flows<'a> {
         let (mut manager, mut syncer) = self.workloads(&stage, is_frozen);
         if manager.as_ref().is_some_and(|(template, _)| self.changes_generation(template)) {
             managers = managers.min(1);
-            if self.has_several_managers() {
+            if self.has_second_manager() {
                 (manager, syncer) = (None, None);
             }
         }
