@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -25,6 +26,8 @@ pub struct Asked {
     pub needs: Option<Right>,
     pub path: String,
     pub status: u16,
+    pub head: Parts,
+    pub body: Bytes,
 }
 
 #[derive(Default)]
@@ -130,9 +133,9 @@ async fn pass_on(
         return Ok(empty(StatusCode::NOT_FOUND));
     }
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let answer = client.send(Request::from_parts(parts, Body::from(body.to_vec()))).await;
+    let answer = client.send(Request::from_parts(parts.clone(), Body::from(body.to_vec()))).await;
     let status = answer.as_ref().map_or(502, |answer| answer.status().as_u16());
-    let asked = Asked { needs: needs.clone(), path, status };
+    let asked = Asked { needs: needs.clone(), path, status, head: parts, body };
     shared.asked.lock().unwrap().push(asked.clone());
     // An apply that made its object needed the right to make it as well.
     if let Some(needs) = needs.filter(|it| it.verb == "patch" && status == 201) {

@@ -12,6 +12,13 @@ pub struct Right {
     pub verb: String,
 }
 
+impl Right {
+    /// What the API server says to whoever lacks it.
+    pub fn refusal(&self) -> String {
+        format!("cannot {} resource \"{}\" in API group \"{}\"", self.verb, self.resource, self.group)
+    }
+}
+
 impl fmt::Display for Right {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dot = if self.group.is_empty() { "" } else { "." };

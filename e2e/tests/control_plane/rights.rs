@@ -10,6 +10,7 @@ use crate::account::Account;
 use crate::everything::everything;
 use crate::operator::{Operator, Options};
 use crate::proxy::Proxy;
+use crate::revoked::each_is_missed;
 use crate::right::Right;
 use crate::site::{Site, condition};
 
@@ -36,7 +37,10 @@ async fn the_charts_rights_are_used_to_the_last_and_are_enough() -> Result<()> {
     ensure!(unused.is_empty(), "the chart grants what is never used: {unused:#?}");
     let beyond: Vec<String> = used.difference(&granted).map(Right::to_string).collect();
     ensure!(beyond.is_empty(), "allowed by somebody else than the chart: {beyond:#?}");
-    println!("{} rights, each used", granted.len());
+    operator.kill().await?;
+    let missed = each_is_missed(&site, &account, &proxy.asked()).await?;
+    ensure!(missed == granted, "only these were missed: {missed:#?}");
+    println!("{} rights, each used, each missed", missed.len());
     Ok(())
 }
 
