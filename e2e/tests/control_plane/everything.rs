@@ -77,7 +77,7 @@ pub async fn everything(site: &Site) -> Result<()> {
     site.delete("shop").await?;
     site.until("shop", "deleting backups", 60, |cache| cache["status"]["deletion"]["step"] == "DeleteBackups").await?;
     let jobs = site.api::<Job>();
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let end = site.end(20);
     let job = loop {
         if let Some(job) = jobs.list(&ListParams::default()).await?.items.pop() {
             break job.metadata.name.unwrap_or_default();
@@ -90,7 +90,7 @@ pub async fn everything(site: &Site) -> Result<()> {
     // The container ends, as the Job's controller sees it.
     let pods = site.api::<Pod>();
     let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let end = site.end(20);
     while pods.list(&selector).await?.items.is_empty() {
         ensure!(std::time::Instant::now() < end, "the Job made no pod");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

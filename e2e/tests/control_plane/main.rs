@@ -26,4 +26,5 @@ mod revoked;
 mod right;
 mod rights;
 mod site;
+mod told;
 mod unchanged;

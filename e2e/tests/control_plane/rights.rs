@@ -1,30 +1,25 @@
 //! The operator as the chart's ServiceAccount: its rights are enough for everything it does, none is left over, and a missing one is
 //! told of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::account::Account;
 use crate::everything::everything;
-use crate::operator::{Operator, Options};
+use crate::operator::Operator;
 use crate::proxy::Proxy;
 use crate::revoked::each_is_missed;
 use crate::right::Right;
 use crate::site::{Site, condition};
-
-async fn operator_of(site: &Site, proxy: &Proxy) -> Result<Operator> {
-    let environment = BTreeMap::from([("LEADER_ELECTION", "true".to_owned())]);
-    Operator::start_with(site, Options { kubeconfig: Some(proxy.kubeconfig()?), environment }).await
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_charts_rights_are_used_to_the_last_and_are_enough() -> Result<()> {
     let site = Site::new("rights").await?;
     let account = Account::new(&site, |_| true).await?;
     let proxy = Proxy::start(account.client.clone()).await?;
-    let operator = operator_of(&site, &proxy).await?;
+    let operator = Operator::start_behind(&site, &proxy).await?;
     operator.until_ready(true).await?;
     if let Err(error) = everything(&site).await {
         return Err(error.context(operator.log()));
@@ -50,7 +45,7 @@ async fn without(test: &str, group: &str, resource: &str, verb: &str) -> Result<
     let account = Account::new(&site, |it| *it != right).await?;
     ensure!(account.rights().contains(&right));
     let proxy = Proxy::start(account.client.clone()).await?;
-    let operator = operator_of(&site, &proxy).await?;
+    let operator = Operator::start_behind(&site, &proxy).await?;
     site.create("shop", json!({})).await?;
     Ok((site, account, proxy, operator))
 }
