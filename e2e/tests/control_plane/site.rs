@@ -181,6 +181,7 @@ impl Site {
                 return Ok(found);
             }
             if Instant::now() > end {
+                let seconds = seconds * u64::from(self.patience);
                 bail!("{name} was not {what} within {seconds} s:\n{}", summary(&found));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
