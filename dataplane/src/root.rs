@@ -30,6 +30,9 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// A replica that had to be made anew and is used for so long has nothing to do with what follows.
 const SETTLED: Duration = Duration::from_secs(600);
 
+/// Before a replica is fetched from another process once more.
+const FETCH_PAUSE: Duration = Duration::from_secs(5);
+
 /// How a life of the parts begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begin {
@@ -53,7 +56,7 @@ pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
     folder::make(&config.replica.file)?;
     let status = Status::default();
-    let (mut begin, mut made_anew) = (Begin::With(Anew::Any), None::<Instant>);
+    let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);
     loop {
         match live(&config, stop.clone(), &status, begin).await? {
             Life::Over => return Ok(Ending::Stopped),
@@ -70,6 +73,16 @@ pub async fn run(config: Config) -> Result<Ending> {
                 let is_again = made_anew.is_some_and(|at| at.elapsed() < SETTLED);
                 made_anew = Some(Instant::now());
                 begin = Begin::With(if is_again { Anew::Source } else { anew });
+            }
+            // So does one that stands by.
+            Life::Stale => {
+                discard(&config.replica.file)?;
+                status.discarded();
+                if fetched.replace(Instant::now()).is_some_and(|at| at.elapsed() < SETTLED) {
+                    // What was fetched did not do either: the other process is not to be worn out.
+                    let _ = tokio::time::timeout(FETCH_PAUSE, stop.clone().wait_for(|on| *on)).await;
+                }
+                begin = Begin::With(Anew::Any);
             }
         }
     }

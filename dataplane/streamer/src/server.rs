@@ -26,6 +26,8 @@ const WARN_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Options {
     /// Port 0 lets the system choose; the bound address is reported by the server.
     pub listen: SocketAddr,
+    /// Unique among nodes; told to whoever asks whether the process lives.
+    pub node: String,
     /// `None` opens the stream to everyone who can reach the port: for development only.
     pub token: Option<Token>,
     /// What is spoken; another range than [`wire::VERSIONS`] serves tests of upgrades.
@@ -54,6 +56,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 4849)),
+            node: String::new(),
             token: None,
             versions: wire::VERSIONS,
             connections_max: 1000,

@@ -152,7 +152,7 @@ async fn a_node_that_is_not_the_owner_says_so() {
     assert!(matches!(Reservation::open(&options).await, Err(Error::Transient { .. })));
     port.gate.set(Role::Draining);
     let error = refused(&options, 10).await;
-    assert!(matches!(&error, Error::Transient { .. }), "{error}");
+    assert!(matches!(&error, Error::Leaving { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
