@@ -152,6 +152,11 @@ async fn a_node_that_is_not_the_owner_says_so() {
     assert!(matches!(Reservation::open(&options).await, Err(Error::Transient { .. })));
     port.gate.set(Role::Draining);
     let error = refused(&options, 10).await;
+    assert!(matches!(&error, Error::Transient { owner: Some(owner), .. } if owner == "rm-2:4849"), "{error}");
+    // One that knows no other says so, also to those who come only now.
+    let leaving = Port::start(server_options()).await;
+    leaving.gate.set(Role::Draining);
+    let error = refused(&subscriber_at(leaving.address, "n"), 10).await;
     assert!(matches!(&error, Error::Leaving { .. }), "{error}");
 }
 
