@@ -208,3 +208,26 @@ async fn a_stale_standby_fetches_its_replica_without_being_allowed_a_reset() -> 
     ensure!(copies(&cluster.managers[1].log()) == 0, "a copy was made:\n{}", cluster.managers[1].log());
     cluster.check_logs()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_without_a_replica_waits_for_the_owner_that_has_one() -> Result<()> {
+    let mut cluster = pair(Plan::new("standby_empty")).await?;
+    let (mut writer, tab) = ticketing(&cluster).await?;
+    let before = row(&cluster).await?;
+    ensure!(cluster.managers[1].terminate()?.success());
+    cluster.managers[1].delete_replica()?;
+    cluster.managers[0].freeze()?;
+    cluster.managers[1].spawn()?;
+    let deadline = Instant::now() + READY;
+    while !cluster.managers[1].last_log().contains("no replica from the process that replicates yet") {
+        ensure!(Instant::now() < deadline, "it does not wait:\n{}", cluster.managers[1].last_log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.managers[0].thaw()?;
+    await_ready(&mut cluster, 1).await?;
+    let log = cluster.managers[1].last_log();
+    ensure!(log.contains(STANDS_BY) && copies(&log) == 0, "{log}");
+    settle(&cluster, &mut writer, &tab).await?;
+    ensure!(row(&cluster).await? == before, "the log has changed hands: {before:?}, {:?}", row(&cluster).await?);
+    cluster.check_logs()
+}
