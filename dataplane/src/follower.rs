@@ -156,9 +156,7 @@ impl Follower {
                 // An attempt that got no answer has waited enough.
                 tokio::time::sleep_until(begun + self.pause).await;
             }
-            if self.heard.elapsed() > HAND_OVER {
-                self.pause = (self.pause * 2).min(RETRY_MAX);
-            }
+            self.pause = next_pause(self.pause, self.heard.elapsed());
         }
     }
 
@@ -217,5 +215,29 @@ impl Follower {
             }
             self.after = version;
         }
+    }
+}
+
+/// After `pause`, when the manager was heard so long ago.
+fn next_pause(pause: Duration, heard: Duration) -> Duration {
+    if heard > HAND_OVER { (pause * 2).min(RETRY_MAX) } else { pause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_only_when_no_successor_comes() {
+        let mut pauses = vec![RETRY_MIN];
+        let mut passed = Duration::ZERO;
+        while passed < 3 * HAND_OVER {
+            let pause = pauses[pauses.len() - 1];
+            passed += pause;
+            pauses.push(next_pause(pause, passed));
+        }
+        let steady = pauses.iter().filter(|pause| **pause == RETRY_MIN).count();
+        assert!(RETRY_MIN * u32::try_from(steady).unwrap() >= HAND_OVER, "{pauses:?}");
+        assert_eq!(pauses[pauses.len() - 1], RETRY_MAX);
     }
 }

@@ -150,15 +150,11 @@ async fn prepare(
     let log = Log::open(changes).await.context("change database")?;
     match origin::for_owner(node, source, target, &log).await {
         Ok(origin) => standby::take_over(node, gate, source, log, origin).await,
-        Err(error) if is_unusable(&error) && is_spare(node, source, &log).await? => Ok(Taken::Stale(error.to_string())),
+        Err(error) if is_unusable(&error) && vigil::is_spare(node, source, &log).await? => {
+            Ok(Taken::Stale(error.to_string()))
+        }
         Err(error) => Err(error),
     }
-}
-
-/// Whether another process is at work, and is to be left at it.
-async fn is_spare(node: &Node<'_>, source: &upstream::Options, log: &Log) -> Result<bool> {
-    let lineage = log.lineage().await.context("change database")?;
-    Ok(node.config.change_stream.stands_by && vigil::running(node, source, lineage.as_ref()).await.is_some())
 }
 
 /// Why the views cannot go on; never without views.
@@ -171,8 +167,9 @@ async fn views_failed(ended: Option<tokio::sync::oneshot::Receiver<views::Ending
 
 async fn finish(replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
     let (log, writer) = replication.finish().await?;
-    // Before the backup is completed: nothing more is stored, and a successor begins a backup of its own.
-    if let Some(mut log) = log.filter(|_| life == Life::Over) {
+    // Before the backup is completed: nothing more is stored, and a successor begins a backup of its own. A fault of this replica
+    // alone is none of a successor's.
+    if let Some(mut log) = log.filter(|_| matches!(life, Life::Over | Life::Reset(Anew::Any))) {
         resign(&mut log).await;
     }
     if let Some(backing_up) = backing_up {

@@ -62,25 +62,47 @@ pub async fn for_owner(
     if let Some(found) = local(path, &identity)? {
         return Ok(found);
     }
-    if node.config.change_stream.stands_by
-        && let Some(found) = from_running(node, source, target, log).await?
-    {
-        return Ok(found);
+    loop {
+        if let Some(found) = continued(node, source, target, log).await? {
+            return Ok(found);
+        }
+        let _copying = node.status.copying();
+        if copy::run(source, path, &identity, async || vigil::is_spare(node, source, log).await).await? {
+            return made(path, &identity, None);
+        }
     }
-    let log = log.lineage().await.context("change database")?;
+}
+
+/// A replica that the log continues; `None` if only a new copy is left.
+async fn continued(
+    node: &Node<'_>,
+    source: &upstream::Options,
+    target: Option<&Target>,
+    log: &Log,
+) -> Result<Option<Origin>> {
+    let (path, identity) = (&node.config.replica.file, node.identity());
     let (began, mut pause) = (Instant::now(), RETRY_MIN);
-    while let Some(log) = log.as_ref().filter(|_| node.anew == Anew::Any) {
-        let Some(obstacle) = restored(node, target, log.replica).await? else { return made(path, &identity, None) };
-        if let Some(owner) = log.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
-            match from_owner(node, owner, log.replica).await {
-                Ok(reservation) => return made(path, &identity, Some(reservation)),
+    loop {
+        if node.config.change_stream.stands_by
+            && let Some(found) = from_running(node, source, target, log).await?
+        {
+            return Ok(Some(found));
+        }
+        let lineage = log.lineage().await.context("change database")?;
+        let Some(lineage) = lineage.filter(|_| node.anew == Anew::Any) else { return Ok(None) };
+        let Some(obstacle) = restored(node, target, lineage.replica).await? else {
+            return made(path, &identity, None).map(Some);
+        };
+        if let Some(owner) = lineage.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
+            match from_owner(node, owner, lineage.replica).await {
+                Ok(reservation) => return made(path, &identity, Some(reservation)).map(Some),
                 Err(Fault::Fatal(error)) => return Err(error),
                 Err(Fault::Retry(reason)) => info!(owner = owner.id, reason, "no replica from the present owner"),
             }
         }
         let retry_ms = pause.as_millis() as u64;
         match obstacle {
-            NoBackup::Absent => break,
+            NoBackup::Absent => return Ok(None),
             NoBackup::Unreadable(error) if error.needs_a_person() => {
                 error!(%error, retry_ms, "the replica is gone and its backup cannot be opened: mend that, or unset ZERO_LITESTREAM_BACKUP_URL to copy everything from upstream anew");
             }
@@ -89,15 +111,12 @@ pub async fn for_owner(
             }
             NoBackup::Unreadable(error) => {
                 warn!(%error, "giving up on the backup; the replica is copied from upstream");
-                break;
+                return Ok(None);
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);
     }
-    let _copying = node.status.copying();
-    copy::run(source, path, &identity).await?;
-    made(path, &identity, None)
 }
 
 /// From the process that replicates at present, for as long as there is one: it has all that is needed, and a new copy would end

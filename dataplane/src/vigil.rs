@@ -5,7 +5,8 @@
 //!
 //! Invariant: at most one look is under way, however many ask for one.
 
-use changes::{Lineage, Owner};
+use anyhow::{Context, Result};
+use changes::{Lineage, Log, Owner};
 use streamer::Gate;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
@@ -53,6 +54,15 @@ pub async fn running<'a>(
         false
     });
     is_streamed.then_some(other)
+}
+
+/// Whether another process is at work and this one is to leave it at that.
+pub async fn is_spare(node: &Node<'_>, source: &upstream::Options, log: &Log) -> Result<bool> {
+    if !node.config.change_stream.stands_by {
+        return Ok(false);
+    }
+    let lineage = log.lineage().await.context("change database")?;
+    Ok(running(node, source, lineage.as_ref()).await.is_some())
 }
 
 /// Completes when the owner, whoever that is by then, is to be given up.

@@ -30,20 +30,11 @@ async fn row(cluster: &Cluster) -> Result<(Option<String>, i64)> {
     Ok((row.get(0), row.get(1)))
 }
 
-/// Two replication-managers, `rm-0` at work and `rm-1` standing by, and a view-syncer. Neither is ever out of rotation.
+/// Two replication-managers, `rm-0` at work and `rm-1` standing by, and a view-syncer.
 async fn pair(plan: Plan) -> Result<Cluster> {
     let mut cluster = Cluster::prepare(Plan { syncers: 1, sql: SQL.to_owned(), ..plan }).await?;
     for number in 0..2 {
-        let mut node = cluster.manager()?.named(&format!("rm-{number}")).env("ZERO_TASK_ID", &format!("rm-{number}"));
-        node.set("ZERO_CHANGE_STREAMER_STANDBY", "true");
-        let port = node.change_port();
-        if number == 0 {
-            cluster.stream = Proxy::relay(port).await?;
-        } else {
-            cluster.stream.add(port);
-        }
-        cluster.managers.push(node);
-        cluster.managers[number].spawn()?;
+        add(&mut cluster, number).await?;
         await_ready(&mut cluster, number).await?;
     }
     cluster.spawn_syncer()?;
@@ -51,6 +42,21 @@ async fn pair(plan: Plan) -> Result<Cluster> {
     let is_so = cluster.managers[1].last_log().contains(STANDS_BY) && row(&cluster).await?.0.as_deref() == Some("rm-0");
     ensure!(is_so, "rm-1 does not stand by:\n{}", cluster.report());
     Ok(cluster)
+}
+
+/// Starts a replication-manager that is never out of rotation, as behind a Service that names pods that are not ready.
+async fn add(cluster: &mut Cluster, number: usize) -> Result<()> {
+    let mut node = cluster.manager()?.named(&format!("rm-{number}")).env("ZERO_TASK_ID", &format!("rm-{number}"));
+    node.set("ZERO_CHANGE_STREAMER_STANDBY", "true");
+    let port = node.change_port();
+    if number == 0 {
+        cluster.stream = Proxy::relay(port).await?;
+    } else {
+        cluster.stream.add(port);
+    }
+    node.spawn()?;
+    cluster.managers.push(node);
+    Ok(())
 }
 
 async fn await_ready(cluster: &mut Cluster, number: usize) -> Result<()> {
@@ -229,5 +235,36 @@ async fn a_standby_without_a_replica_waits_for_the_owner_that_has_one() -> Resul
     ensure!(log.contains(STANDS_BY) && copies(&log) == 0, "{log}");
     settle(&cluster, &mut writer, &tab).await?;
     ensure!(row(&cluster).await? == before, "the log has changed hands: {before:?}, {:?}", row(&cluster).await?);
+    cluster.check_logs()
+}
+
+/// On a fresh database both begin a copy, of which Postgres lets one at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_start_at_once_one_stands_by() -> Result<()> {
+    let mut cluster = Cluster::prepare(Plan { syncers: 1, sql: SQL.to_owned(), ..Plan::new("standby_both") }).await?;
+    // The copy lasts for as long as this holds.
+    let mut holder = cluster.database.connect().await?;
+    let lock = holder.transaction().await?;
+    lock.batch_execute("LOCK TABLE ticket IN ACCESS EXCLUSIVE MODE").await?;
+    for number in 0..2 {
+        add(&mut cluster, number).await?;
+    }
+    let deadline = Instant::now() + READY;
+    while !cluster.managers.iter().any(|node| node.log().contains("the initial copy failed and starts over")) {
+        ensure!(Instant::now() < deadline, "neither waits for the other:\n{}", cluster.report());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(lock);
+    for number in 0..2 {
+        await_ready(&mut cluster, number).await?;
+    }
+    cluster.spawn_syncer()?;
+    cluster.await_syncers().await?;
+    let (mut writer, tab) = ticketing(&cluster).await?;
+    settle(&cluster, &mut writer, &tab).await?;
+    let counts = cluster.managers.iter().map(|node| (copies(&node.log()), node.log().matches(STANDS_BY).count()));
+    let mut counts: Vec<_> = counts.collect();
+    counts.sort();
+    ensure!(counts == [(0, 1), (1, 0)], "copies and times of standing by: {counts:?}\n{}", cluster.report());
     cluster.check_logs()
 }
