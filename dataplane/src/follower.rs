@@ -139,7 +139,7 @@ impl Follower {
             let retry_ms = self.pause.as_millis() as u64;
             match failure {
                 Error::Reset { message } => return Ok(message),
-                Error::Transient { .. } | Error::Leaving { .. } => {
+                Error::Transient { .. } | Error::Gone { .. } => {
                     warn!(error = %failure, retry_ms, "the change stream is interrupted, will retry")
                 }
                 // At the start it is a mistake in the configuration; later it may be a secret that is being changed.

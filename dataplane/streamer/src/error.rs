@@ -13,9 +13,9 @@ pub enum Error {
         /// The owner's address, if the peer knew one: where to connect instead.
         owner: Option<String>,
     },
-    /// Retry, but elsewhere: this node is about to end.
+    /// Retry, but elsewhere: nobody is there, or one that is about to end.
     #[error("{message}")]
-    Leaving { message: String },
+    Gone { message: String },
     /// The replica cannot be continued from here: restore it anew.
     #[error("the replica must be restored anew: {message}")]
     Reset { message: String },
@@ -44,7 +44,7 @@ impl Error {
             Refusal::NotOwner { owner } => {
                 Error::Transient { message, owner: Some(owner.clone()).filter(|owner| !owner.is_empty()) }
             }
-            Refusal::Draining => Error::Leaving { message },
+            Refusal::Draining => Error::Gone { message },
             Refusal::Starting
             | Refusal::Stalled { .. }
             | Refusal::Expired

@@ -157,7 +157,7 @@ async fn a_node_that_is_not_the_owner_says_so() {
     let leaving = Port::start(server_options()).await;
     leaving.gate.set(Role::Draining);
     let error = refused(&subscriber_at(leaving.address, "n"), 10).await;
-    assert!(matches!(&error, Error::Leaving { .. }), "{error}");
+    assert!(matches!(&error, Error::Gone { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,7 +165,7 @@ async fn an_owner_that_cannot_be_reached_is_retried() {
     let port = testkit::free_ports(1).unwrap();
     let options = subscriber_at(([127, 0, 0, 1], port).into(), "n");
     let error = refused(&options, 10).await;
-    assert!(matches!(&error, Error::Transient { message, .. } if message.contains("reach")), "{error}");
+    assert!(matches!(&error, Error::Gone { message } if message.contains("reach")), "{error}");
     // Takes the connection and says nothing.
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let error = refused(&Options { connect_timeout: Duration::from_millis(200), ..options.clone() }, 10).await;
