@@ -33,6 +33,9 @@ const SETTLED: Duration = Duration::from_secs(600);
 /// Before a replica is fetched from another process once more.
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
 
+/// For a standby to see that the log has no owner any more, and to become it.
+const SUCCESSION: Duration = Duration::from_secs(1);
+
 /// How a life of the parts begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begin {
@@ -69,6 +72,10 @@ pub async fn run(config: Config) -> Result<Ending> {
                 }
                 discard(&config.replica.file)?;
                 status.discarded();
+                if config.change_stream.stands_by {
+                    // Another process may take over now, and then has what is needed here.
+                    wait(&stop, SUCCESSION).await;
+                }
                 // What was restored just now had the same fault: the backup has it as well.
                 let is_again = made_anew.is_some_and(|at| at.elapsed() < SETTLED);
                 made_anew = Some(Instant::now());
@@ -80,12 +87,18 @@ pub async fn run(config: Config) -> Result<Ending> {
                 status.discarded();
                 if fetched.replace(Instant::now()).is_some_and(|at| at.elapsed() < SETTLED) {
                     // What was fetched did not do either: the other process is not to be worn out.
-                    let _ = tokio::time::timeout(FETCH_PAUSE, stop.clone().wait_for(|on| *on)).await;
+                    wait(&stop, FETCH_PAUSE).await;
                 }
                 begin = Begin::With(Anew::Any);
             }
         }
     }
+}
+
+/// Ends early at the stop signal.
+async fn wait(stop: &watch::Receiver<bool>, pause: Duration) {
+    // Neither is a failure: the time is over, or nobody is left to give the signal.
+    let _ = tokio::time::timeout(pause, stop.clone().wait_for(|on| *on)).await;
 }
 
 /// One life of all parts.

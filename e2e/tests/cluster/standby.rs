@@ -3,6 +3,7 @@
 //!
 //! `ZERO_TAKE_OVERS` is the number of orderly take-overs, 6 by default.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -266,5 +267,34 @@ async fn of_two_that_start_at_once_one_stands_by() -> Result<()> {
     let mut counts: Vec<_> = counts.collect();
     counts.sort();
     ensure!(counts == [(0, 1), (1, 0)], "copies and times of standing by: {counts:?}\n{}", cluster.report());
+    cluster.check_logs()
+}
+
+/// As if the disk had lost what tables consist of; whoever has the file open reads the schema anew and finds out.
+fn corrupt(replica: &Path) -> Result<()> {
+    let connection = rusqlite::Connection::open(replica)?;
+    connection.busy_timeout(READY)?;
+    let lose = "UPDATE sqlite_schema SET rootpage = 1000000 WHERE type = 'table' AND name NOT LIKE 'sqlite%'";
+    let sql = format!("PRAGMA writable_schema = ON; BEGIN IMMEDIATE; {lose}; PRAGMA schema_version = 1000000; COMMIT");
+    Ok(connection.execute_batch(&sql)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_from_an_owner_whose_replica_is_at_fault() -> Result<()> {
+    let cluster = pair(Plan::new("standby_fault")).await?;
+    let (mut writer, tab) = ticketing(&cluster).await?;
+    tab.watch().measure_gaps();
+    corrupt(&cluster.managers[0].replica_file())?;
+    await_owner(&cluster, 1, SILENCE_MAX).await?;
+    let pause = pause(&cluster, &tab).await?;
+    let deadline = Instant::now() + READY;
+    while !cluster.managers[0].log().contains(STANDS_BY) {
+        ensure!(Instant::now() < deadline, "it does not stand by:\n{}", cluster.managers[0].log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = cluster.managers[0].log();
+    ensure!(log.contains("the replica will be rebuilt") && copies(&log) == 1, "a new copy was made:\n{log}");
+    settle(&cluster, &mut writer, &tab).await?;
+    println!("a replica at fault: pause {pause:.1?}");
     cluster.check_logs()
 }
