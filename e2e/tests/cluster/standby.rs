@@ -22,6 +22,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Three looks, and what follows.
 const SILENCE_MAX: Duration = Duration::from_secs(8);
 const STANDS_BY: &str = "standing by for as long as it is at work";
+const RESIGNED: &str = "the owner of the change log has resigned";
 const OWNS: &str = "this node owns the change log";
 
 /// The owner's row: who owns the log, and for the how-manieth time it has an owner.
@@ -148,7 +149,7 @@ async fn a_standby_takes_over_from_an_owner_that_resigns() -> Result<()> {
         let status = cluster.managers[old].wait_exit(READY)?;
         ensure!(status.success(), "it ended with {status}:\n{}", cluster.managers[old].log_tail(20));
         let log = cluster.managers[new].last_log();
-        ensure!(log.contains("the owner of the change log has resigned"), "it was given up before it resigned:\n{log}");
+        ensure!(log.contains(RESIGNED), "it was given up before it resigned:\n{log}");
         ensure!(copies(&log) == 0, "a new copy was made:\n{log}");
         await_standby(&mut cluster, old).await.with_context(|| format!("take-over {turn}"))?;
     }
@@ -287,6 +288,8 @@ async fn a_standby_takes_over_from_an_owner_whose_replica_is_at_fault() -> Resul
     corrupt(&cluster.managers[0].replica_file())?;
     await_owner(&cluster, 1, SILENCE_MAX).await?;
     let pause = pause(&cluster, &tab).await?;
+    let log = cluster.managers[1].log();
+    ensure!(log.contains(RESIGNED), "it was given up before it resigned:\n{log}");
     let deadline = Instant::now() + READY;
     while !cluster.managers[0].log().contains(STANDS_BY) {
         ensure!(Instant::now() < deadline, "it does not stand by:\n{}", cluster.managers[0].log());
