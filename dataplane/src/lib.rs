@@ -28,3 +28,4 @@ mod route;
 mod serving;
 mod standby;
 mod status;
+mod vigil;

@@ -100,6 +100,7 @@ pub fn stream_port(config: &Config, token: Option<streamer::Token>) -> streamer:
     }
     streamer::ServerOptions {
         listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.change_stream.port)),
+        node: config.task_id.clone(),
         token,
         stall_max: config.change_stream.slow_subscriber_grace,
         ..streamer::ServerOptions::default()

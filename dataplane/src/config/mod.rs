@@ -158,6 +158,8 @@ pub struct ChangeStream {
     /// `ws` or `wss`, for the registered address.
     pub scheme: String,
     pub startup_delay: Duration,
+    /// A process that replicates is relieved only when it is not at work any more.
+    pub stands_by: bool,
     /// `None`: a subscriber that makes no progress is never cut off.
     pub slow_subscriber_grace: Option<Duration>,
 }

@@ -26,6 +26,9 @@ use crate::wire::{
 /// Between two acknowledgements at least; what happens meanwhile is told with the next.
 const ACK_INTERVAL: Duration = Duration::from_millis(5);
 
+/// For the answer to the upgrade: it takes a node that is at work milliseconds, whatever it is asked for afterwards.
+const UPGRADE_MAX: Duration = Duration::from_secs(2);
+
 /// How a subscriber reaches its owner and who it is.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -185,10 +188,15 @@ async fn reach(options: &Options, target: &Target, purpose: &str, hello: Hello) 
         request = request.with_header("authorization", token.header());
     }
     let config = socket::config(OWNER_FRAME_BYTES_MAX);
-    let (stream, response) = match client_async_with_config(request, stream, Some(config)).await {
-        Ok(connected) => connected,
-        Err(WsError::Http(response)) => return Err(refused(&authority, &response)),
-        Err(error) => {
+    let upgrade = client_async_with_config(request, stream, Some(config));
+    let (stream, response) = match timeout(UPGRADE_MAX, upgrade).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(WsError::Http(response))) => return Err(refused(&authority, &response)),
+        Err(_) => {
+            let message = format!("the change stream at {authority} did not answer within {UPGRADE_MAX:?}");
+            return Err(Error::transient(message));
+        }
+        Ok(Err(error)) => {
             return Err(Error::transient(format!(
                 "the handshake with the change stream at {authority} failed: {error}"
             )));

@@ -26,6 +26,8 @@ const WARN_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Options {
     /// Port 0 lets the system choose; the bound address is reported by the server.
     pub listen: SocketAddr,
+    /// Unique among nodes; told to whoever asks whether the process lives.
+    pub node: String,
     /// `None` opens the stream to everyone who can reach the port: for development only.
     pub token: Option<Token>,
     /// What is spoken; another range than [`wire::VERSIONS`] serves tests of upgrades.
@@ -54,6 +56,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 4849)),
+            node: String::new(),
             token: None,
             versions: wire::VERSIONS,
             connections_max: 1000,
@@ -185,6 +188,14 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
     let limits = HeadLimits { timeout: handshake_timeout, bytes_max: header_bytes_max };
+    // One that comes while the node drains is for one request, a probe or another node's, and is closed after it.
+    let is_last = shared.gate.is_draining();
+    let draining = async {
+        if is_last {
+            std::future::pending::<()>().await;
+        }
+        shared.gate.draining().await;
+    };
     let answer = async |request| {
         if websocket::is_upgrade(&request) {
             upgrade::accept(&shared, request, &peer).await
@@ -192,5 +203,5 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
             http::answer(&shared, &request).await
         }
     };
-    port::serve(stream, limits, shared.gate.draining(), answer).await;
+    port::serve(stream, limits, draining, answer).await;
 }

@@ -63,10 +63,10 @@ impl Target {
     /// Connects; `tls` replaces the system's certificates.
     pub(crate) async fn connect(&self, tls: Option<&Arc<ClientConfig>>) -> Result<Connection> {
         let authority = self.authority();
-        let failed =
-            |error: io::Error| Error::transient(format!("cannot reach the change stream at {authority}: {error}"));
+        let unreachable = |error: io::Error| format!("cannot reach the change stream at {authority}: {error}");
         let connected = timeout(CONNECT_MAX, first_answer(&authority)).await;
-        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let stream = stream.map_err(|error| Error::Gone { message: unreachable(error) })?;
         port::prepare(&stream, UNACKNOWLEDGED);
         if !self.is_tls {
             return Ok(Connection::Plain(stream));
@@ -77,7 +77,8 @@ impl Target {
         };
         let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Error::configuration(format!("{} is no name that a certificate can be for", self.host)))?;
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
+        let stream = TlsConnector::from(config).connect(name, stream).await;
+        let stream = stream.map_err(|error| Error::transient(unreachable(error)))?;
         Ok(Connection::Tls(Box::new(stream)))
     }
 }

@@ -152,7 +152,12 @@ async fn a_node_that_is_not_the_owner_says_so() {
     assert!(matches!(Reservation::open(&options).await, Err(Error::Transient { .. })));
     port.gate.set(Role::Draining);
     let error = refused(&options, 10).await;
-    assert!(matches!(&error, Error::Transient { .. }), "{error}");
+    assert!(matches!(&error, Error::Transient { owner: Some(owner), .. } if owner == "rm-2:4849"), "{error}");
+    // One that knows no other says so, also to those who come only now.
+    let leaving = Port::start(server_options()).await;
+    leaving.gate.set(Role::Draining);
+    let error = refused(&subscriber_at(leaving.address, "n"), 10).await;
+    assert!(matches!(&error, Error::Gone { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,7 +165,7 @@ async fn an_owner_that_cannot_be_reached_is_retried() {
     let port = testkit::free_ports(1).unwrap();
     let options = subscriber_at(([127, 0, 0, 1], port).into(), "n");
     let error = refused(&options, 10).await;
-    assert!(matches!(&error, Error::Transient { message, .. } if message.contains("reach")), "{error}");
+    assert!(matches!(&error, Error::Gone { message } if message.contains("reach")), "{error}");
     // Takes the connection and says nothing.
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let error = refused(&Options { connect_timeout: Duration::from_millis(200), ..options.clone() }, 10).await;
