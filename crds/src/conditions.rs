@@ -63,6 +63,7 @@ pub mod reason {
     // Degraded
     pub const VIEW_SYNCER_CRASH_LOOPING: &str = "ViewSyncerCrashLooping";
     pub const REPLICATION_MANAGER_DOWN: &str = "ReplicationManagerDown";
+    pub const STANDBY_DOWN: &str = "StandbyDown";
     pub const REPLICATION_LAG_HIGH: &str = "ReplicationLagHigh";
     pub const REPLICATION_STOPPED: &str = "ReplicationStopped";
     pub const BACKUP_STALE: &str = "BackupStale";

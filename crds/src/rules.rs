@@ -35,6 +35,14 @@ pub const SPEC: &[Rule] = &[
         "topology SingleNode has no view-syncers to scale: remove viewSyncer.autoscaling",
     ),
     rule(
+        "self.topology != 'SingleNode' || !self.replicationManager.standby.enabled",
+        "topology SingleNode has no replication-manager to stand by for: remove replicationManager.standby, or use MultiNode",
+    ),
+    rule(
+        "self.topology != 'SingleNode' || self.replicationManager.handoff == 'Recreate'",
+        "topology SingleNode cannot run two pods at a time: remove replicationManager.handoff, or use MultiNode",
+    ),
+    rule(
         "self.generation == oldSelf.generation || self.image == oldSelf.image",
         "change generation and image in two steps: a reset and an upgrade must not overlap",
     ),

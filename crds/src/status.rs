@@ -231,11 +231,14 @@ pub enum DeletionStep {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReplicationManagerStatus {
-    /// The pod is ready and has the wanted template.
+    /// A pod is ready and has the wanted template.
     pub ready: bool,
-    /// The pod has the wanted template.
+    /// All pods have the wanted template.
     pub updated: bool,
-    /// Name of the pod.
+    /// A second pod is ready to take over, where one is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby_ready: Option<bool>,
+    /// Name of the pod that owns the change log, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_name: Option<String>,
     /// Name of the Service that view-syncers connect to.

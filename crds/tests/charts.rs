@@ -255,9 +255,19 @@ fn watched_namespaces_have_roles_of_their_own_and_nothing_is_cluster_wide() {
             assert_eq!(found.len(), 1, "{kind} in {namespace}");
             found[0]
         };
-        assert_eq!(rights(of("Role")), rights(find(&cluster_wide, "ClusterRole", NAME)));
-        assert_eq!(of("RoleBinding")["subjects"][0]["namespace"], "system");
+        assert_eq!(of("Role")["rules"], find(&cluster_wide, "ClusterRole", NAME)["rules"]);
+        assert_eq!(of("RoleBinding")["subjects"], find(&cluster_wide, "ClusterRoleBinding", NAME)["subjects"]);
+        assert_eq!(of("RoleBinding")["roleRef"]["name"], NAME);
     }
+    // The Lease is where the operator is, whatever it watches.
+    let lease = "zero-cache-operator-lease";
+    assert_eq!(find(&objects, "Role", lease), find(&cluster_wide, "Role", lease));
+    let bound = |objects: &[Value]| -> Vec<String> {
+        let all = objects.iter().filter(|it| it["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding")));
+        all.map(|it| it["roleRef"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(bound(&objects), [NAME, NAME, lease]);
+    assert_eq!(bound(&cluster_wide), [NAME, lease]);
     assert_eq!(variable(pod(&objects), "WATCH_NAMESPACES")["value"], "shop,system");
 }
 

@@ -42,6 +42,14 @@ pub fn bad() -> Vec<(Value, &'static str)> {
         (json!({ "adminPassword": null }), "needs adminPassword"),
         (json!({ "topology": "SingleNode", "viewSyncer": { "autoscaling": {} } }), "remove viewSyncer.autoscaling"),
         (
+            json!({ "topology": "SingleNode", "replicationManager": { "standby": { "enabled": true } } }),
+            "remove replicationManager.standby",
+        ),
+        (
+            json!({ "topology": "SingleNode", "replicationManager": { "handoff": "Overlap" } }),
+            "remove replicationManager.handoff",
+        ),
+        (
             json!({ "viewSyncer": { "numSyncWorkers": 9 }, "databases": { "cvr": { "maxConns": 8 } } }),
             "numSyncWorkers must not be greater",
         ),

@@ -12,12 +12,18 @@ use upstream::{CopyMessage, Error};
 /// Blocks between the copying connections and the loader: enough to keep both busy, a few MiB at most.
 const BLOCKS: usize = 8;
 
-/// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now.
-pub async fn run(source: &upstream::Options, path: &Path, identity: &Identity) -> Result<()> {
+/// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now. `false`: before
+/// another attempt, it was said that none is needed any more.
+pub async fn run(
+    source: &upstream::Options,
+    path: &Path,
+    identity: &Identity,
+    is_needless: impl AsyncFn() -> Result<bool>,
+) -> Result<bool> {
     let mut pause = Duration::from_millis(500);
     loop {
         match attempt(source, path, identity).await? {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(error @ (Error::Transient { .. } | Error::SlotInUse { .. } | Error::ResetRequired { .. })) => {
                 warn!(%error, retry_ms = pause.as_millis() as u64, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
             }
@@ -27,6 +33,9 @@ pub async fn run(source: &upstream::Options, path: &Path, identity: &Identity) -
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));
+        if is_needless().await? {
+            return Ok(false);
+        }
     }
 }
 

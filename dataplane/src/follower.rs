@@ -20,6 +20,8 @@ use crate::{folder, serving};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// A successor is there within this time, as a rule: for so long it is looked for at the same pace.
+const HAND_OVER: Duration = Duration::from_secs(2);
 /// A node with a replica serves what it has if the replication-manager cannot be reached for this long after the start.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at how far the replica is.
@@ -50,6 +52,7 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
         reservation,
         connected,
         pause: RETRY_MIN,
+        heard: Instant::now(),
     };
     let opening = open(node, views.handle, feed.applied.clone(), head);
     let life = {
@@ -120,12 +123,15 @@ struct Follower {
     /// Where the log ended when the stream began.
     connected: watch::Sender<Option<Version>>,
     pause: Duration,
+    /// When the manager was heard last.
+    heard: Instant,
 }
 
 impl Follower {
     /// Follows until the replica must be made anew, and says why. The manager's absence is waited out, because clients are served
     /// meanwhile. Dropping the future loses nothing.
     async fn run(&mut self) -> Result<String> {
+        let mut was_led_on = false;
         loop {
             let begun = Instant::now();
             let failure = self.follow().await;
@@ -133,7 +139,7 @@ impl Follower {
             let retry_ms = self.pause.as_millis() as u64;
             match failure {
                 Error::Reset { message } => return Ok(message),
-                Error::Transient { .. } => {
+                Error::Transient { .. } | Error::Gone { .. } | Error::Unverified { .. } => {
                     warn!(error = %failure, retry_ms, "the change stream is interrupted, will retry")
                 }
                 // At the start it is a mistake in the configuration; later it may be a secret that is being changed.
@@ -144,12 +150,13 @@ impl Follower {
                     error!(error = %failure, retry_ms, "the change stream cannot go on; clients are served what is here");
                 }
             }
-            // Whoever served us until now and says who has taken over knows it well.
-            if !(self.route.is_pointed() && self.pause == RETRY_MIN) {
+            // Whoever says where the owner is knows it well, unless two of them send us back and forth.
+            was_led_on = self.route.is_pointed() && !was_led_on;
+            if !was_led_on {
                 // An attempt that got no answer has waited enough.
                 tokio::time::sleep_until(begun + self.pause).await;
             }
-            self.pause = (self.pause * 2).min(RETRY_MAX);
+            self.pause = next_pause(self.pause, self.heard.elapsed());
         }
     }
 
@@ -180,7 +187,7 @@ impl Follower {
             let mut next = Some(subscriber.next().await);
             while let Some(event) = next {
                 if event.is_ok() {
-                    self.pause = RETRY_MIN;
+                    (self.pause, self.heard) = (RETRY_MIN, Instant::now());
                 }
                 match event {
                     Ok(Event::Transactions(more)) => {
@@ -208,5 +215,29 @@ impl Follower {
             }
             self.after = version;
         }
+    }
+}
+
+/// After `pause`, when the manager was heard so long ago.
+fn next_pause(pause: Duration, heard: Duration) -> Duration {
+    if heard > HAND_OVER { (pause * 2).min(RETRY_MAX) } else { pause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_only_when_no_successor_comes() {
+        let mut pauses = vec![RETRY_MIN];
+        let mut passed = Duration::ZERO;
+        while passed < 3 * HAND_OVER {
+            let pause = pauses[pauses.len() - 1];
+            passed += pause;
+            pauses.push(next_pause(pause, passed));
+        }
+        let steady = pauses.iter().filter(|pause| **pause == RETRY_MIN).count();
+        assert!(RETRY_MIN * u32::try_from(steady).unwrap() >= HAND_OVER, "{pauses:?}");
+        assert_eq!(pauses[pauses.len() - 1], RETRY_MAX);
     }
 }

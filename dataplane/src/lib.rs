@@ -29,3 +29,4 @@ mod serving;
 mod standby;
 mod status;
 mod stream_tls;
+mod vigil;

@@ -9,18 +9,17 @@ use backup::{Progress, Running, Target};
 use changes::Log;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use replica::{Description, Writer};
+use replica::Writer;
 use rows::Version;
 use streamer::{Backup, Fanout, FanoutOptions, Gate, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::feed::{self, Feed};
-use crate::node::{Anew, Life, Node, await_database, is_passing, is_unusable, reset};
-use crate::origin::{self, Origin};
+use crate::node::{Anew, Life, Node, await_database, is_passing, is_unusable, reset, stale};
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
-use crate::{folder, options, serving, status};
+use crate::{folder, options, origin, serving, status, vigil};
 
 /// For the last increment of the backup when the node stops.
 const LAST_BACKUP_MAX: Duration = Duration::from_secs(20);
@@ -40,14 +39,15 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         node.status.backup(|_| ());
     }
     let prepared = node.unless_finishing(prepared(node, gate, &source, &changes, target.as_ref()));
-    let (copy, taken) = match prepared.await {
+    let taken = match prepared.await {
         None => return Ok(Life::Over),
         Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"), Anew::Any)),
         Some(prepared) => prepared?,
     };
-    let Owned { log, lineage, mut writer } = match taken {
+    let Owned { log, lineage, mut writer, copy } = match taken {
         Taken::Owned(owned) => *owned,
         Taken::Reset(reason) => return Ok(reset(&reason, Anew::Any)),
+        Taken::Stale(reason) => return Ok(stale(&reason)),
     };
     info!(epoch = lineage.epoch, version = %writer.version(), "this node owns the change log");
 
@@ -124,7 +124,7 @@ async fn prepared(
     source: &upstream::Options,
     changes: &changes::Options,
     target: Option<&Target>,
-) -> Result<(Description, Taken)> {
+) -> Result<Taken> {
     let mut pause = Duration::from_millis(100);
     loop {
         match prepare(node, gate, source, changes, target).await {
@@ -144,16 +144,17 @@ async fn prepare(
     source: &upstream::Options,
     changes: &changes::Options,
     target: Option<&Target>,
-) -> Result<(Description, Taken)> {
+) -> Result<Taken> {
     let is_upstream = node.config.change_db.expose() == node.config.upstream.db.expose();
     await_database(if is_upstream { "ZERO_UPSTREAM_DB" } else { "ZERO_CHANGE_DB" }, &changes.address).await?;
     let log = Log::open(changes).await.context("change database")?;
-    let lineage = log.lineage().await.context("change database")?;
-    // The reservation is given up once this node owns the log.
-    let Origin { writer, copy, reservation: _reserved } =
-        origin::for_owner(node, source, target, lineage.as_ref()).await?;
-    let taken = standby::take_over(node, gate, source, log, writer, copy.initial_version).await?;
-    Ok((copy, taken))
+    match origin::for_owner(node, source, target, &log).await {
+        Ok(origin) => standby::take_over(node, gate, source, log, origin).await,
+        Err(error) if is_unusable(&error) && vigil::is_spare(node, source, &log).await? => {
+            Ok(Taken::Stale(error.to_string()))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Why the views cannot go on; never without views.
@@ -166,6 +167,11 @@ async fn views_failed(ended: Option<tokio::sync::oneshot::Receiver<views::Ending
 
 async fn finish(replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
     let (log, writer) = replication.finish().await?;
+    // Before the backup is completed: nothing more is stored, and a successor begins a backup of its own. A fault of this replica
+    // alone is none of a successor's.
+    if let Some(mut log) = log.filter(|_| matches!(life, Life::Over | Life::Reset(Anew::Any))) {
+        resign(&mut log).await;
+    }
     if let Some(backing_up) = backing_up {
         // A successor has begun a chain of its own: nobody would read what is added to this one.
         if life == Life::Over {
@@ -176,9 +182,6 @@ async fn finish(replication: Replication, backing_up: Option<BackingUp>, life: L
     }
     if let Some(writer) = writer {
         feed::close(writer).await?;
-    }
-    if let Some(mut log) = log.filter(|_| life == Life::Over) {
-        resign(&mut log).await;
     }
     Ok(())
 }

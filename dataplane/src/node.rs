@@ -20,6 +20,8 @@ pub enum Life {
     Over,
     /// The replica must be made anew.
     Reset(Anew),
+    /// The replica must be fetched anew: it cannot be continued, and another process replicates with one that can.
+    Stale,
     /// Another process replicates now.
     SteppedDown,
 }
@@ -29,7 +31,8 @@ pub enum Life {
 pub enum Anew {
     /// Whatever is at hand: the backup, another node's replica, a copy.
     Any,
-    /// What cannot share the fault of the former one: upstream for its owner, the owner's own replica for a node that follows.
+    /// What cannot share the fault of the former one: upstream for its owner, the owner's own replica for a node that follows or
+    /// stands by.
     Source,
 }
 
@@ -82,6 +85,12 @@ impl Node<'_> {
 pub fn reset(reason: &str, anew: Anew) -> Life {
     warn!(reason, "the replica will be rebuilt");
     Life::Reset(anew)
+}
+
+/// Why the replica is fetched anew, for people.
+pub fn stale(reason: &str) -> Life {
+    warn!(reason, "the replica will be fetched from the process that replicates");
+    Life::Stale
 }
 
 /// Whether a replica of ours is there but cannot be used.

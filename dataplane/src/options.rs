@@ -110,6 +110,7 @@ pub fn stream_port(
     streamer::ServerOptions {
         certificate,
         listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.change_stream.port)),
+        node: config.task_id.clone(),
         token,
         stall_max: config.change_stream.slow_subscriber_grace,
         ..streamer::ServerOptions::default()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use backup::{Error, Target};
-use changes::{Lineage, Owner};
+use changes::{Log, Owner};
 use replica::{Description, Identity, Opened, Replica, Writer};
 use rows::Version;
 use streamer::{Reservation, Welcome};
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::node::{Anew, Node};
 use crate::restoring::{Restoring, Source};
 use crate::route::Route;
-use crate::{copy, options};
+use crate::{copy, options, vigil};
 
 /// A node that has lost its replica waits for so long for a store that does not answer, before it makes a copy of its own.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,7 +47,7 @@ fn made(path: &Path, identity: &Identity, reservation: Option<Reservation>) -> R
     Ok(Origin { reservation, ..found })
 }
 
-/// For a node that replicates. `log` is the change log as it stands; without one, only a new copy will do.
+/// For a node that replicates. Without a change log, only a new copy will do.
 ///
 /// A new copy costs upstream a full read, and every node and client its state. So a backup that cannot be read for the moment is
 /// waited for, and one that a person must open again, by credentials say, for as long as that takes.
@@ -55,26 +55,54 @@ pub async fn for_owner(
     node: &Node<'_>,
     source: &upstream::Options,
     target: Option<&Target>,
-    log: Option<&Lineage>,
+    log: &Log,
 ) -> Result<Origin> {
     let path = &node.config.replica.file;
     let identity = node.identity();
     if let Some(found) = local(path, &identity)? {
         return Ok(found);
     }
+    loop {
+        if let Some(found) = continued(node, source, target, log).await? {
+            return Ok(found);
+        }
+        let _copying = node.status.copying();
+        if copy::run(source, path, &identity, async || vigil::is_spare(node, source, log).await).await? {
+            return made(path, &identity, None);
+        }
+    }
+}
+
+/// A replica that the log continues; `None` if only a new copy is left.
+async fn continued(
+    node: &Node<'_>,
+    source: &upstream::Options,
+    target: Option<&Target>,
+    log: &Log,
+) -> Result<Option<Origin>> {
+    let (path, identity) = (&node.config.replica.file, node.identity());
     let (began, mut pause) = (Instant::now(), RETRY_MIN);
-    while let Some(log) = log.filter(|_| node.anew == Anew::Any) {
-        let Some(obstacle) = restored(node, target, log.replica).await? else { return made(path, &identity, None) };
-        if let Some(owner) = log.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
-            match from_owner(node, owner, log.replica).await {
-                Ok(reservation) => return made(path, &identity, Some(reservation)),
+    loop {
+        if node.config.change_stream.stands_by
+            && let Some(found) = from_running(node, source, target, log).await?
+        {
+            return Ok(Some(found));
+        }
+        let lineage = log.lineage().await.context("change database")?;
+        let Some(lineage) = lineage.filter(|_| node.anew == Anew::Any) else { return Ok(None) };
+        let Some(obstacle) = restored(node, target, lineage.replica).await? else {
+            return made(path, &identity, None).map(Some);
+        };
+        if let Some(owner) = lineage.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
+            match from_owner(node, owner, lineage.replica).await {
+                Ok(reservation) => return made(path, &identity, Some(reservation)).map(Some),
                 Err(Fault::Fatal(error)) => return Err(error),
                 Err(Fault::Retry(reason)) => info!(owner = owner.id, reason, "no replica from the present owner"),
             }
         }
         let retry_ms = pause.as_millis() as u64;
         match obstacle {
-            NoBackup::Absent => break,
+            NoBackup::Absent => return Ok(None),
             NoBackup::Unreadable(error) if error.needs_a_person() => {
                 error!(%error, retry_ms, "the replica is gone and its backup cannot be opened: mend that, or unset ZERO_LITESTREAM_BACKUP_URL to copy everything from upstream anew");
             }
@@ -83,19 +111,67 @@ pub async fn for_owner(
             }
             NoBackup::Unreadable(error) => {
                 warn!(%error, "giving up on the backup; the replica is copied from upstream");
-                break;
+                return Ok(None);
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);
     }
-    let _copying = node.status.copying();
-    copy::run(source, path, &identity).await?;
-    made(path, &identity, None)
+}
+
+/// From the process that replicates at present, for as long as there is one: it has all that is needed, and a new copy would end
+/// its log. `None` if there is none.
+async fn from_running(
+    node: &Node<'_>,
+    source: &upstream::Options,
+    target: Option<&Target>,
+    log: &Log,
+) -> Result<Option<Origin>> {
+    let (path, identity) = (&node.config.replica.file, node.identity());
+    let mut pause = RETRY_MIN;
+    loop {
+        let lineage = log.lineage().await.context("change database")?;
+        let Some(lineage) = lineage else { return Ok(None) };
+        let Some(owner) = vigil::running(node, source, Some(&lineage)).await else { return Ok(None) };
+        let reason = if owner.address.is_empty() {
+            match restored(node, target, lineage.replica).await? {
+                None => return made(path, &identity, None).map(Some),
+                Some(NoBackup::Absent) => "it has registered no address, and there is no backup".to_owned(),
+                Some(NoBackup::Unreadable(error)) => error.to_string(),
+            }
+        } else {
+            match of_owner(node, owner, lineage.replica).await {
+                Ok(reservation) => return made(path, &identity, Some(reservation)).map(Some),
+                Err(Fault::Fatal(error)) => return Err(error),
+                Err(Fault::Retry(reason)) => reason,
+            }
+        };
+        let retry_ms = pause.as_millis() as u64;
+        warn!(owner = owner.id, reason, retry_ms, "no replica from the process that replicates yet");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+/// What an owner offers to those who follow it.
+async fn of_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::result::Result<Reservation, Fault> {
+    let (welcome, mut reservation) = reserved(node, owner, wanted).await?;
+    offered(node, &welcome, &mut reservation).await?;
+    Ok(reservation)
 }
 
 /// The snapshot of a node that replicates at present and is to be relieved.
 async fn from_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::result::Result<Reservation, Fault> {
+    let (_, mut reservation) = reserved(node, owner, wanted).await?;
+    from_snapshot(node, &mut reservation, wanted).await?;
+    Ok(reservation)
+}
+
+async fn reserved(
+    node: &Node<'_>,
+    owner: &Owner,
+    wanted: Version,
+) -> std::result::Result<(Welcome, Reservation), Fault> {
     let options = streamer::Options { uri: owner.address.clone(), ..options::subscriber(node) };
     let mut opened = Reservation::open(&options).await;
     // The owner may be yet to learn of the present token: it is this node that was restarted first.
@@ -105,12 +181,11 @@ async fn from_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::res
             opened = Reservation::open(&options).await;
         }
     }
-    let (welcome, mut reservation) = opened.map_err(|error| Fault::Retry(error.to_string()))?;
+    let (welcome, reservation) = opened.map_err(|error| Fault::Retry(error.to_string()))?;
     if welcome.replica != wanted {
         return Err(Fault::Retry("it begins anew".to_owned()));
     }
-    from_snapshot(node, &mut reservation, wanted).await?;
-    Ok(reservation)
+    Ok((welcome, reservation))
 }
 
 /// Why there is no replica from the backup.
@@ -192,15 +267,20 @@ impl From<streamer::Error> for Fault {
     }
 }
 
-/// Makes the file from the backup that the manager names, or else from the manager's own snapshot.
 async fn fetch(node: &Node<'_>, route: &mut Route) -> std::result::Result<(Welcome, Reservation), Fault> {
     let opened = Reservation::open(&route.options().await?).await;
     let (welcome, mut reservation) = opened.inspect_err(|error| route.learn(error))?;
     route.reached();
+    offered(node, &welcome, &mut reservation).await?;
+    Ok((welcome, reservation))
+}
+
+/// Makes the file from the backup that the manager names, or else from the manager's own snapshot.
+async fn offered(node: &Node<'_>, welcome: &Welcome, reservation: &mut Reservation) -> std::result::Result<(), Fault> {
     let may_restore = node.anew == Anew::Any || !welcome.has_snapshot;
     if let Some(offered) = welcome.backup.as_ref().filter(|offered| may_restore && offered.reaches(welcome.start)) {
         match from_backup(node, &offered.url, welcome.replica).await {
-            Ok(()) => return Ok((welcome, reservation)),
+            Ok(()) => return Ok(()),
             Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
                 return Err(Fault::Fatal(anyhow::Error::new(error).context("restore the replica from the backup")));
             }
@@ -210,8 +290,7 @@ async fn fetch(node: &Node<'_>, route: &mut Route) -> std::result::Result<(Welco
             Err(error) => return Err(Fault::Retry(error.to_string())),
         }
     }
-    from_snapshot(node, &mut reservation, welcome.replica).await?;
-    Ok((welcome, reservation))
+    from_snapshot(node, reservation, welcome.replica).await
 }
 
 async fn from_snapshot(

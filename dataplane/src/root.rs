@@ -31,6 +31,12 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// A replica that had to be made anew and is used for so long has nothing to do with what follows.
 const SETTLED: Duration = Duration::from_secs(600);
 
+/// Before a replica is fetched from another process once more.
+const FETCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// For a standby to see that the log has no owner any more, and to become it.
+const SUCCESSION: Duration = Duration::from_secs(1);
+
 /// How a life of the parts begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begin {
@@ -55,7 +61,7 @@ pub async fn run(config: Config) -> Result<Ending> {
     let tls = StreamTls::open(&config)?;
     folder::make(&config.replica.file)?;
     let status = Status::default();
-    let (mut begin, mut made_anew) = (Begin::With(Anew::Any), None::<Instant>);
+    let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);
     loop {
         match live(&config, &tls, stop.clone(), &status, begin).await? {
             Life::Over => return Ok(Ending::Stopped),
@@ -68,13 +74,33 @@ pub async fn run(config: Config) -> Result<Ending> {
                 }
                 discard(&config.replica.file)?;
                 status.discarded();
+                if config.change_stream.stands_by {
+                    // Another process may take over now, and then has what is needed here.
+                    wait(&stop, SUCCESSION).await;
+                }
                 // What was restored just now had the same fault: the backup has it as well.
                 let is_again = made_anew.is_some_and(|at| at.elapsed() < SETTLED);
                 made_anew = Some(Instant::now());
                 begin = Begin::With(if is_again { Anew::Source } else { anew });
             }
+            // So does one that stands by.
+            Life::Stale => {
+                discard(&config.replica.file)?;
+                status.discarded();
+                if fetched.replace(Instant::now()).is_some_and(|at| at.elapsed() < SETTLED) {
+                    // What was fetched did not do either: the other process is not to be worn out.
+                    wait(&stop, FETCH_PAUSE).await;
+                }
+                begin = Begin::With(Anew::Any);
+            }
         }
     }
+}
+
+/// Ends early at the stop signal.
+async fn wait(stop: &watch::Receiver<bool>, pause: Duration) {
+    // Neither is a failure: the time is over, or nobody is left to give the signal.
+    let _ = tokio::time::timeout(pause, stop.clone().wait_for(|on| *on)).await;
 }
 
 /// One life of all parts.

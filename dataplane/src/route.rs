@@ -64,6 +64,7 @@ impl Route {
 fn learned(pointed_to: Option<(String, u32)>, error: &Error) -> Option<(String, u32)> {
     match (error, pointed_to) {
         (Error::Transient { owner: Some(owner), .. }, _) => Some((owner.clone(), 0)),
+        (Error::Gone { .. }, _) => None,
         // A successor that has just taken over may need a moment.
         (_, Some((owner, failures))) if failures < OWNER_ATTEMPTS => Some((owner, failures + 1)),
         _ => None,
@@ -94,5 +95,7 @@ mod tests {
             pointed_to = learned(pointed_to, &silent);
         }
         assert_eq!(pointed_to, None);
+        let gone = Error::Gone { message: "the node is draining".to_owned() };
+        assert_eq!(learned(learned(None, &pointing), &gone), None);
     }
 }

@@ -1,19 +1,25 @@
-//! Taking the change log over: from an owner that is gone at once, from one that still runs when traffic is routed here.
+//! Taking the change log over: from an owner that is gone at once; from one that still runs when traffic is routed here or, on a
+//! node that stands by, when it resigns or falls silent.
 //!
-//! Invariant: a replica that is handed on holds everything that the log held when this node became its owner.
+//! Does not know how it is seen whether an owner is at work. Invariant: a replica that is handed on holds everything that the log
+//! held when this node became its owner.
 
 use anyhow::{Context, Result, bail};
 use changes::{Error, Lineage, Log, Owner};
-use replica::Writer;
-use rows::Version;
+use replica::{Description, Writer};
 use streamer::{Gate, Role};
+use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use crate::node::Node;
+use crate::origin::Origin;
+use crate::vigil;
 
 /// Between two looks into the log of a running owner.
 const POLL: Duration = Duration::from_millis(250);
+/// Between two looks at who owns the log: what an owner that resigns keeps view-syncers waiting for. One row is read each time.
+const POLL_OWNER: Duration = Duration::from_millis(100);
 /// This close behind, a replica is as good as caught up: the owner goes on writing.
 const NEAR: usize = 1_000;
 const RETRY: Duration = Duration::from_millis(500);
@@ -23,97 +29,111 @@ pub struct Owned {
     pub log: Log,
     pub lineage: Lineage,
     pub writer: Writer,
+    pub copy: Description,
 }
 
 pub enum Taken {
     Owned(Box<Owned>),
     /// The replica cannot be continued with this log, for this reason.
     Reset(String),
+    /// The same, but another process is at work and has what is missing here.
+    Stale(String),
 }
 
 impl Taken {
-    fn owned(log: Log, lineage: Lineage, writer: Writer) -> Taken {
-        Taken::Owned(Box::new(Owned { log, lineage, writer }))
+    fn owned(log: Log, lineage: Lineage, origin: Origin) -> Taken {
+        let Origin { writer, copy, .. } = origin;
+        Taken::Owned(Box::new(Owned { log, lineage, writer, copy }))
     }
 }
 
-/// Becomes the owner of the log for a replica that descends from the copy at `initial`.
+/// Becomes the owner of the log for a replica.
 pub async fn take_over(
     node: &Node<'_>,
     gate: &Gate,
     source: &upstream::Options,
     mut log: Log,
-    mut writer: Writer,
-    initial: Version,
+    mut origin: Origin,
 ) -> Result<Taken> {
     let owner = Owner { id: node.config.task_id.clone(), address: crate::address::of(node.config) };
-    match log.lineage().await.context("change database")? {
-        Some(lineage) if lineage.replica == initial => {
-            let running = lineage.owner.filter(|other| other.id != owner.id);
-            if let Some(other) = running
-                && is_streamed(source).await
-            {
-                match wait(node, gate, &mut log, writer, &other).await? {
-                    Ok(caught_up) => writer = caught_up,
-                    Err(reason) => return Ok(Taken::Reset(reason)),
-                }
-            }
+    let (initial, stands_by) = (origin.copy.initial_version, node.config.change_stream.stands_by);
+    let lineage = loop {
+        let found = log.lineage().await.context("change database")?;
+        let running = vigil::running(node, source, found.as_ref()).await;
+        let Some(mut seen) = found.clone().filter(|lineage| lineage.replica == initial) else {
+            let is_spare = stands_by && running.is_some();
+            return begin(log, origin, &owner, found.as_ref(), is_spare).await;
+        };
+        if let Some(other) = running {
+            let waited = if stands_by {
+                stand_by(node, gate, source, &mut log, origin, other).await?
+            } else {
+                wait(node, gate, &mut log, origin, other).await?.map(|origin| (origin, seen))
+            };
+            (origin, seen) = match waited {
+                Ok(waited) => waited,
+                Err(reason) if stands_by => return Ok(Taken::Stale(reason)),
+                Err(reason) => return Ok(Taken::Reset(reason)),
+            };
         }
-        other if writer.version() == initial => {
-            if let Some(other) = other {
-                info!(copy = %other.replica, "the change log belongs to an older copy and begins anew");
-            }
-            log.begin(initial, &owner).await.context("change database")?;
-            let lineage = log.lineage().await.context("change database")?.context("the change log is gone again")?;
-            return Ok(Taken::owned(log, lineage, writer));
+        // From here on the former owner is not the one to ask any more.
+        gate.set(Role::Starting);
+        if !stands_by {
+            break log.take_over(&owner).await.context("change database")?;
         }
-        other => {
-            let have = other.map_or_else(|| "there is none".to_owned(), |l| format!("it descends from {}", l.replica));
-            return Ok(Taken::Reset(format!("the change log does not fit the replica of {initial}: {have}")));
+        match log.succeed(&owner, &seen).await {
+            Err(Error::NotOwner) => info!("the change log has got another owner meanwhile"),
+            taken => break taken.context("change database")?,
         }
-    }
-    // From here on the former owner is not the one to ask any more.
-    gate.set(Role::Starting);
-    let lineage = log.take_over(&owner).await.context("change database")?;
+    };
     if lineage.replica != initial {
         return Ok(Taken::Reset(format!("the change log was begun anew for the copy of {}", lineage.replica)));
     }
-    while writer.version() < lineage.last {
-        match catch_up(&mut log, writer).await? {
-            Ok((caught_up, 0)) if caught_up.version() < lineage.last => {
+    while origin.writer.version() < lineage.last {
+        match catch_up(&mut log, origin).await? {
+            Ok((caught_up, 0)) if caught_up.writer.version() < lineage.last => {
                 bail!("the change log ends before the version {} that it says it holds", lineage.last);
             }
-            Ok((caught_up, _)) => writer = caught_up,
+            Ok((caught_up, _)) => origin = caught_up,
             Err(reason) => return Ok(Taken::Reset(reason)),
         }
     }
-    Ok(Taken::owned(log, lineage, writer))
+    Ok(Taken::owned(log, lineage, origin))
 }
 
-/// Whether the owner is at work. One that does not reach upstream is not.
-async fn is_streamed(source: &upstream::Options) -> bool {
-    upstream::is_streamed(source).await.unwrap_or_else(|error| {
-        warn!(%error, "cannot see whether another process replicates");
-        false
-    })
+/// Where the log is of another copy, or there is none. While another process works on with what is `found`, this node is spare: it
+/// does not replace a newer copy by an older one.
+async fn begin(mut log: Log, origin: Origin, owner: &Owner, found: Option<&Lineage>, is_spare: bool) -> Result<Taken> {
+    let initial = origin.copy.initial_version;
+    let is_newer = found.is_none_or(|lineage| lineage.replica < initial);
+    let have = found.map_or_else(|| "there is none".to_owned(), |l| format!("it descends from {}", l.replica));
+    if origin.writer.version() == initial && (is_newer || !is_spare) {
+        info!(copy = %initial, have, "the change log begins anew");
+        log.begin(initial, owner).await.context("change database")?;
+        let lineage = log.lineage().await.context("change database")?.context("the change log is gone again")?;
+        return Ok(Taken::owned(log, lineage, origin));
+    }
+    let reason = format!("the change log does not fit the replica of {initial}: {have}");
+    Ok(if is_spare { Taken::Stale(reason) } else { Taken::Reset(reason) })
 }
 
-/// Follows the log of a running owner until this node is asked for the stream, or for as long as it is configured.
+/// Follows the log of a running owner until this node is asked for the stream, or for as long as it is configured. Otherwise, why
+/// that is not possible.
 async fn wait(
     node: &Node<'_>,
     gate: &Gate,
     log: &mut Log,
-    mut writer: Writer,
+    mut origin: Origin,
     owner: &Owner,
-) -> Result<std::result::Result<Writer, String>> {
+) -> Result<std::result::Result<Origin, String>> {
     let mut deadline = None;
     let wanted = gate.wanted();
     tokio::pin!(wanted);
     info!(owner = owner.id, "another process replicates; standing by");
     loop {
-        let applied = match catch_up(log, writer).await? {
+        let applied = match catch_up(log, origin).await? {
             Ok((caught_up, applied)) => {
-                writer = caught_up;
+                origin = caught_up;
                 applied
             }
             Err(reason) => return Ok(Err(reason)),
@@ -127,33 +147,105 @@ async fn wait(
         });
         tokio::select! {
             () = tokio::time::sleep_until(deadline.min(Instant::now() + POLL)) => {}
-            () = &mut wanted => return Ok(Ok(writer)),
+            () = &mut wanted => return Ok(Ok(origin)),
         }
         if Instant::now() >= deadline {
-            return Ok(Ok(writer));
+            return Ok(Ok(origin));
         }
+    }
+}
+
+/// Follows the log for as long as another process owns it and is at work; with what the log was like when that ended. Otherwise,
+/// why that is not possible.
+async fn stand_by(
+    node: &Node<'_>,
+    gate: &Gate,
+    source: &upstream::Options,
+    log: &mut Log,
+    mut origin: Origin,
+    owner: &Owner,
+) -> Result<std::result::Result<(Origin, Lineage), String>> {
+    let (told, present) = watch::channel(owner.clone());
+    let silence = vigil::silence(node, present, gate, source);
+    tokio::pin!(silence);
+    let mut shown = None;
+    info!(owner = owner.id, "another process replicates; standing by for as long as it is at work");
+    loop {
+        let lineage = read_lineage(log).await;
+        if lineage.replica != origin.copy.initial_version {
+            return Ok(Err(format!("the change log was begun anew for the copy of {}", lineage.replica)));
+        }
+        let Some(owner) = lineage.owner.clone().filter(|owner| owner.id != node.config.task_id) else {
+            info!("the owner of the change log has resigned");
+            return Ok(Ok((origin, lineage)));
+        };
+        if lineage.last > origin.writer.version() {
+            let applied = match catch_up(log, origin).await? {
+                Ok((caught_up, applied)) => {
+                    origin = caught_up;
+                    applied
+                }
+                Err(reason) => return Ok(Err(reason)),
+            };
+            node.status.at(origin.writer.version());
+            if applied > NEAR {
+                continue;
+            }
+        }
+        // The log need not be kept for this node any more.
+        origin.reservation = None;
+        if shown.as_ref() != Some(&owner) {
+            gate.set(Role::Standby { owner: owner.address.clone(), is_ready: true });
+            told.send_if_modified(|known| std::mem::replace(known, owner.clone()) != owner);
+            shown = Some(owner);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL_OWNER) => {}
+            // Whoever comes here may know more.
+            () = gate.wanted() => {}
+            () = &mut silence => {
+                info!("the owner of the change log is silent");
+                return Ok(Ok((origin, lineage)));
+            }
+        }
+    }
+}
+
+/// What the log holds and who owns it. Waits while the database is away.
+async fn read_lineage(log: &mut Log) -> Lineage {
+    loop {
+        match log.lineage().await {
+            Ok(Some(lineage)) => return lineage,
+            Ok(None) => warn!("the change log is gone, will look again"),
+            Err(error) => warn!(%error, "cannot read who owns the change log, will retry"),
+        }
+        reconnect(log).await;
     }
 }
 
 /// Applies some of what only the log holds: the number of transactions, or why the log does not reach the replica. Waits while
 /// the database is away.
-async fn catch_up(log: &mut Log, mut writer: Writer) -> Result<std::result::Result<(Writer, usize), String>> {
+async fn catch_up(log: &mut Log, mut origin: Origin) -> Result<std::result::Result<(Origin, usize), String>> {
     let missing = loop {
-        match log.read_after(writer.version()).await {
+        match log.read_after(origin.writer.version()).await {
             Ok(missing) => break missing,
             Err(error @ (Error::TooOld { .. } | Error::Unreadable(_))) => return Ok(Err(error.to_string())),
             Err(error) => warn!(%error, "cannot read the change log, will retry"),
         }
-        tokio::time::sleep(RETRY).await;
-        if let Err(error) = log.reconnect().await {
-            warn!(%error, "cannot reach the change database");
-        }
+        reconnect(log).await;
     };
     let count = missing.len();
     if count > 0 {
-        writer = tokio::task::spawn_blocking(move || writer.apply(&missing).map(|_| writer))
+        origin = tokio::task::spawn_blocking(move || origin.writer.apply(&missing).map(|_| origin))
             .await
             .context("the thread that applies changes failed")??;
     }
-    Ok(Ok((writer, count)))
+    Ok(Ok((origin, count)))
+}
+
+async fn reconnect(log: &mut Log) {
+    tokio::time::sleep(RETRY).await;
+    if let Err(error) = log.reconnect().await {
+        warn!(%error, "cannot reach the change database");
+    }
 }

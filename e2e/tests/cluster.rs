@@ -22,6 +22,7 @@ mod nodes;
 mod rolling_upgrade;
 mod secrets;
 mod speed;
+mod standby;
 mod store;
 mod take_over;
 mod tls;

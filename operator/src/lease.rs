@@ -79,10 +79,18 @@ impl Election {
             tokio::time::sleep(self.timing.retry).await;
             let left = self.timing.deadline.saturating_sub(renewed.elapsed());
             match tokio::time::timeout(left, self.attempt()).await {
-                Ok(Ok(None)) => renewed = Instant::now(),
+                Ok(Ok(None)) => {
+                    renewed = Instant::now();
+                    last.clear();
+                }
                 Ok(Ok(Some(other))) => return Loss::Taken(other),
-                Ok(Err(error)) => last = error.to_string(),
-                Err(_) => last = "no answer".to_owned(),
+                Ok(Err(error)) => {
+                    last = error.to_string();
+                    tracing::warn!(error = last, "cannot renew the Lease");
+                }
+                // The last attempt is cut off by the end of the time; an answer before it says more.
+                Err(_) if last.is_empty() => "no answer".clone_into(&mut last),
+                Err(_) => {}
             }
             if renewed.elapsed() >= self.timing.deadline {
                 return Loss::Stale { after: renewed.elapsed(), last };

@@ -168,13 +168,14 @@ fn is_running(world: &World) -> bool {
     };
     let syncers = usize::try_from(spec.view_syncer.replicas).unwrap();
     let is_multi = spec.topology == crds::spec::Topology::MultiNode;
+    let managers = if spec.replication_manager.standby.enabled { 2 } else { 1 };
     status.phase == Some(Phase::Running)
         && world.is(kind::READY)
         && status.upgrade.is_none()
         && status.reset.is_none()
         && status.current_generation.as_deref() == Some(spec.generation.as_str())
         && world.pods.iter().all(is_wanted)
-        && world.pods.len() == 1 + if is_multi { syncers } else { 0 }
+        && world.pods.len() == managers + if is_multi { syncers } else { 0 }
 }
 
 fn running(world: &World) {
@@ -408,7 +409,7 @@ fn a_volume_grows_at_any_moment() {
     let verdict = |world: &World| {
         running(world);
         assert_eq!(world.set.as_ref().unwrap().claim.as_deref(), Some("40Gi"));
-        assert_eq!(world.claim.as_ref().unwrap().actual.as_deref(), Some("40Gi"));
+        assert!(world.claims.iter().all(|claim| claim.actual.as_deref() == Some("40Gi")));
         assert!(!world.status().storage.unwrap().resize_pending);
     };
     report("volume", explore(settled(json!({})), &[grow()], 1, verdict));
@@ -418,7 +419,7 @@ fn a_volume_grows_at_any_moment() {
 #[test]
 fn a_volume_that_cannot_grow_is_named() {
     let mut start = settled(json!({}));
-    start.claim.as_mut().unwrap().refused = Some("storageclass forbids it".to_owned());
+    start.claims[0].refused = Some("storageclass forbids it".to_owned());
     let world = edit(&start, json!({ "replicationManager": { "storage": { "size": "40Gi" } } })).settle();
     assert_eq!(world.condition(kind::DEGRADED).1, "VolumeNotExpandable");
     assert!(world.is(kind::READY));
@@ -430,6 +431,101 @@ fn a_single_node_is_upgraded_and_reset() {
     report("single upgrade", explore(settled(single.clone()), &[image("1.1.0")], 2, running));
     report("single back", explore(settled(single.clone()), &[image(BROKEN), image("1.0.0")], 1, running));
     report("single reset", explore(settled(single), &[generation("v2")], 0, running));
+}
+
+/// Everything that is done to one replication-manager, to two.
+#[test]
+fn a_standby_comes_and_goes_at_any_moment() {
+    let standby = |enabled: bool| json!({ "replicationManager": { "standby": { "enabled": enabled } } });
+    let start = || settled(standby(true));
+    report("standby install", explore(World::new(resource(standby(true))), &[], 1, running));
+    let before = settled(json!({})).pods[0].template.revision.clone();
+    let restarts_nobody = move |world: &World| {
+        running(world);
+        assert!(world.nodes_of(Role::ReplicationManager).all(|pod| pod.template.revision == before));
+    };
+    report("standby on", explore(settled(json!({})), &[spec(standby(true))], 1, restarts_nobody.clone()));
+    report("standby off", explore(start(), &[spec(standby(false))], 1, restarts_nobody));
+    report("standby on in an upgrade", explore(settled(json!({})), &[image("1.1.0"), spec(standby(true))], 0, running));
+    report("standby off in an upgrade", explore(start(), &[image("1.1.0"), spec(standby(false))], 0, running));
+    let edits = [spec(json!({ "suspended": true })), spec(json!({ "suspended": false }))];
+    report("standby suspended", explore(start(), &edits, 0, running));
+    let grow = spec(json!({ "replicationManager": { "storage": { "size": "40Gi" } } }));
+    report(
+        "standby volume",
+        explore(start(), &[grow], 0, |world| {
+            running(world);
+            assert_eq!(world.claims.iter().filter(|claim| claim.actual.as_deref() == Some("40Gi")).count(), 2);
+        }),
+    );
+    let delete = world(|world| {
+        let then = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        world.change(|cache| cache.metadata.deletion_timestamp = Some(then));
+    });
+    let policy = json!({
+        "deletion": { "upstream": "Delete" }, "replicationManager": { "standby": { "enabled": true } },
+    });
+    report("standby deletion", explore(settled(policy), &[delete], 1, |world| assert!(world.is_gone)));
+}
+
+#[test]
+fn with_two_replication_managers_one_serves_all_through_an_upgrade() {
+    let standby = json!({ "replicationManager": { "standby": { "enabled": true } } });
+    let overlap = json!({ "replicationManager": { "handoff": "Overlap" } });
+    for (name, change) in [("standby", standby), ("overlap", overlap)] {
+        let start = settled(change);
+        report(&format!("{name} upgrade"), explore(start.clone(), &[image("1.1.0")], 1, running));
+        report(&format!("{name} back"), explore(start.clone(), &[image(BROKEN), image("1.0.0")], 1, running));
+        let handoff = |handoff: &str| spec(json!({ "replicationManager": { "handoff": handoff } }));
+        let edits = [image("1.1.0"), handoff("Recreate"), handoff("Overlap")];
+        report(&format!("{name} handoff"), explore(start.clone(), &edits, 0, running));
+
+        // Without accidents there is always one at work, and a broken image never replaces it.
+        for tag in ["1.1.0", BROKEN] {
+            let mut world = image(tag)(&start);
+            while let Some(next) = world.settle_once() {
+                let serves = next.nodes_of(Role::ReplicationManager).any(|pod| pod.is_ready && !pod.is_terminating);
+                assert!(serves, "{name}: nobody replicates");
+                world = next;
+            }
+        }
+    }
+}
+
+#[test]
+fn two_replication_managers_are_of_one_generation() {
+    let start = || settled(json!({ "replicationManager": { "standby": { "enabled": true }, "handoff": "Overlap" } }));
+    report("standby reset", explore(start(), &[generation("v2")], 1, running));
+    let edits = [generation("v2"), generation("v1")];
+    report(
+        "standby reset and back",
+        explore(start(), &edits, 0, |world| {
+            assert!(is_running(world) || world.is(kind::RESET_BLOCKED), "neither back nor refused");
+        }),
+    );
+    report("standby reset, upgrade", explore(start(), &[generation("v2"), image("1.1.0")], 0, running));
+    let fresh = resource(json!({ "replicationManager": { "standby": { "enabled": true } } }));
+    report("standby install, reset", explore(World::new(fresh), &[generation("v2")], 0, running));
+}
+
+#[test]
+fn a_standby_that_cannot_start_is_named_and_the_first_serves() {
+    let mut world = settled(json!({ "replicationManager": { "standby": { "enabled": true } } }));
+    let second = world.pods.iter_mut().find(|pod| pod.name == "main-1").unwrap();
+    (second.is_ready, second.is_crashing) = (false, true);
+    let world = world.settle();
+    assert_eq!(world.condition(kind::DEGRADED), ("True".to_owned(), "StandbyDown".to_owned()));
+    assert!(world.is(kind::READY) && world.is(kind::REPLICATION_MANAGER_READY));
+    assert_eq!(world.status().replication_manager.unwrap().standby_ready, Some(false));
+}
+
+#[test]
+fn two_replication_managers_count_in_the_budget() {
+    let connections = |change: Value| settled(change).status().connection_budget[0].required;
+    let one = connections(json!({}));
+    for change in [json!({ "standby": { "enabled": true } }), json!({ "handoff": "Overlap" })] {
+        assert_eq!(connections(json!({ "replicationManager": change })), one + 11);
+    }
 }
 
 #[test]

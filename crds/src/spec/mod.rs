@@ -25,7 +25,7 @@ pub use operations::{
     Deletion, DeletionPolicy, LogFormat, LogLevel, Logging, Monitoring, NetworkPolicy, Otlp, OtlpProtocol,
     PodMonitorMode, Telemetry, Upgrade, UpgradeStrategy,
 };
-pub use roles::{Autoscaling, Pdb, PodsMetric, ReplicationManager, ViewSyncer};
+pub use roles::{Autoscaling, Handoff, Pdb, PodsMetric, ReplicationManager, Standby, ViewSyncer};
 pub use security::{ChangeStream, Security, ServiceAccount};
 pub use workload::{ManagerStorage, Placement, StorageType, SyncerStorage};
 

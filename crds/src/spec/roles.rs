@@ -24,6 +24,10 @@ pub struct ReplicationManager {
     /// How long a stopping pod may flush its backup and release the slot.
     #[schemars(range(min = 30, max = 86400))]
     pub termination_grace_period_seconds: i32,
+    /// What happens to the running pod while a rollout replaces it.
+    pub handoff: Handoff,
+    /// A second pod that follows the first and takes over when that is gone.
+    pub standby: Standby,
     /// Hours after which the replica is compacted at start; never by default.
     #[schemars(range(min = 1, max = 87600))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,10 +43,29 @@ impl Default for ReplicationManager {
             storage: ManagerStorage::default(),
             startup_timeout_seconds: 600,
             termination_grace_period_seconds: 600,
+            handoff: Handoff::default(),
+            standby: Standby::default(),
             vacuum_interval_hours: None,
             placement: Placement::default(),
         }
     }
+}
+
+/// What happens to the running pod while a rollout replaces it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub enum Handoff {
+    /// It stops before the new one starts: replication pauses for a second or two.
+    #[default]
+    Recreate,
+    /// A second one runs for the time of the rollout and takes over. Counts in the connection budget.
+    Overlap,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Standby {
+    /// Run it. Needs topology MultiNode, and as much disk and memory again. Counts in the connection budget.
+    pub enabled: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]

@@ -162,6 +162,8 @@ pub struct ChangeStream {
     /// Whom a node that connects trusts instead of the system's authorities.
     pub authority_file: Option<PathBuf>,
     pub startup_delay: Duration,
+    /// A process that replicates is relieved only when it is not at work any more.
+    pub stands_by: bool,
     /// `None`: a subscriber that makes no progress is never cut off.
     pub slow_subscriber_grace: Option<Duration>,
 }

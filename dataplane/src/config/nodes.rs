@@ -41,6 +41,7 @@ pub(super) fn change_stream(given: &mut Given, source: Option<StreamSource>, cli
         certificate,
         authority_file: given.text("ZERO_CHANGE_STREAMER_TLS_CA_FILE").map(PathBuf::from),
         startup_delay: span(given, "ZERO_CHANGE_STREAMER_STARTUP_DELAY_MS", MILLISECOND),
+        stands_by: given.boolean("ZERO_CHANGE_STREAMER_STANDBY"),
         slow_subscriber_grace: grace.filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok()),
     }
 }

@@ -275,6 +275,11 @@ const CHANGE_STREAMER: &[Setting] = &[
         "wait before the stream is taken over from an instance that still runs; a view-syncer that connects ends it",
     )
     .default("15000"),
+    boolean(
+        "ZERO_CHANGE_STREAMER_STANDBY",
+        "while another process replicates, stand by for as long as it is at work: view-syncers are sent to it, and it is relieved when it resigns or does not answer. Not of the original; for nodes that replicate",
+    )
+    .default("false"),
     number("ZERO_CHANGE_STREAMER_BACK_PRESSURE_LIMIT_HEAP_PROPORTION", "share of the heap used to buffer the stream")
         .default("0.04")
         .inert(STREAM),

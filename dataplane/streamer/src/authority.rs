@@ -42,7 +42,8 @@ pub(crate) async fn client_config(authority: Option<&Authority>) -> Result<Clien
     let roots = tokio::task::spawn_blocking(move || match authority {
         // It may be about to be replaced.
         Some(authority) => authority.roots().map_err(|unusable| {
-            Error::transient(format!("cannot tell whom to trust at the change stream's address: {unusable}"))
+            let message = format!("cannot tell whom to trust at the change stream's address: {unusable}");
+            Error::Unverified { message }
         }),
         None => system_roots(),
     });

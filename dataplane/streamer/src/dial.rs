@@ -18,7 +18,7 @@ use crate::auth::Token;
 use crate::authority::Authority;
 use crate::error::{Error, Result};
 use crate::socket::{self, Ended, Sink, Source, receive, split};
-use crate::tls::{Connection, Target};
+use crate::tls::{Connection, HANDSHAKE_MAX, Target};
 use crate::wire::{
     ERROR_HEADER, FromOwner, FromSubscriber, Hello, OWNER_FRAME_BYTES_MAX, VERSIONS, VERSIONS_HEADER, Welcome,
     print_versions,
@@ -186,15 +186,20 @@ async fn reach(options: &Options, target: &Target, purpose: &str, hello: Hello) 
         request = request.with_header("authorization", token.header());
     }
     let config = socket::config(OWNER_FRAME_BYTES_MAX);
-    let (stream, response) = match client_async_with_config(request, stream, Some(config)).await {
-        Ok(connected) => connected,
-        Err(WsError::Http(response)) => return Err(refused(&authority, &response)),
-        Err(error @ WsError::Protocol(ProtocolError::HttparseError(_))) if !target.is_tls => {
+    let upgrade = client_async_with_config(request, stream, Some(config));
+    let (stream, response) = match timeout(HANDSHAKE_MAX, upgrade).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(WsError::Http(response))) => return Err(refused(&authority, &response)),
+        Err(_) => {
+            let message = format!("the change stream at {authority} did not answer within {HANDSHAKE_MAX:?}");
+            return Err(Error::transient(message));
+        }
+        Ok(Err(error @ WsError::Protocol(ProtocolError::HttparseError(_)))) if !target.is_tls => {
             return Err(Error::transient(format!(
                 "the server at {authority} does not answer in HTTP: {error}; if it speaks TLS, give an address that begins with wss://"
             )));
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             return Err(Error::transient(format!(
                 "the handshake with the change stream at {authority} failed: {error}"
             )));

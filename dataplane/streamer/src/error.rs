@@ -13,6 +13,12 @@ pub enum Error {
         /// The owner's address, if the peer knew one: where to connect instead.
         owner: Option<String>,
     },
+    /// Retry, but elsewhere: nobody is there, or one that is about to end.
+    #[error("{message}")]
+    Gone { message: String },
+    /// Retry with back-off: somebody answers, of whom this node cannot tell who it is.
+    #[error("{message}")]
+    Unverified { message: String },
     /// The replica cannot be continued from here: restore it anew.
     #[error("the replica must be restored anew: {message}")]
     Reset { message: String },
@@ -41,8 +47,8 @@ impl Error {
             Refusal::NotOwner { owner } => {
                 Error::Transient { message, owner: Some(owner.clone()).filter(|owner| !owner.is_empty()) }
             }
+            Refusal::Draining => Error::Gone { message },
             Refusal::Starting
-            | Refusal::Draining
             | Refusal::Stalled { .. }
             | Refusal::Expired
             | Refusal::Busy { .. }

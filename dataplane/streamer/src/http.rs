@@ -2,14 +2,30 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use port::text;
 
+use crate::alive::LIVENESS_PATH;
 use crate::server::Shared;
 use crate::upgrade::STREAM_PATH;
+use crate::wire::NODE_HEADER;
 
 pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
-    if let Some((_, response)) = shared.pages.answer(request, shared.gate.health()).await {
+    let mut response = page(shared, request).await;
+    if shared.gate.is_draining() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn page<B>(shared: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
+    if let Some((path, mut response)) = shared.pages.answer(request, shared.gate.health()).await {
+        if path == LIVENESS_PATH
+            && let Ok(node) = HeaderValue::from_str(&shared.options.node)
+        {
+            response.headers_mut().insert(NODE_HEADER, node);
+        }
         return response;
     }
     if request.uri().path().starts_with(STREAM_PATH) {

@@ -17,6 +17,7 @@
 //! - Bytes in flight to a subscriber are bounded by the window that it grants.
 //! - Nothing that a peer sends is decoded before its token was found right.
 
+mod alive;
 mod auth;
 mod authority;
 mod certificate;
@@ -42,6 +43,7 @@ mod tls;
 mod upgrade;
 pub mod wire;
 
+pub use alive::is_alive;
 pub use auth::{InvalidToken, Token};
 pub use authority::Authority;
 pub use certificate::Certificate;

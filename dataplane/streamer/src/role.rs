@@ -99,6 +99,10 @@ impl Gate {
         let _ = wanted.changed().await;
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(*self.inner.role.borrow(), Role::Draining)
+    }
+
     pub(crate) async fn draining(&self) {
         let mut role = self.inner.role.subscribe();
         // The sender lives as long as self.

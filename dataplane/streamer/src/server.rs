@@ -31,6 +31,8 @@ pub struct Options {
     pub certificate: Option<Certificate>,
     /// Between two looks whether the certificate's files have changed.
     pub certificate_interval: Duration,
+    /// Unique among nodes; told to whoever asks whether the process lives.
+    pub node: String,
     /// `None` opens the stream to everyone who can reach the port: for development only.
     pub token: Option<Token>,
     /// What is spoken; another range than [`wire::VERSIONS`] serves tests of upgrades.
@@ -61,6 +63,7 @@ impl Default for Options {
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 4849)),
             certificate: None,
             certificate_interval: Duration::from_secs(10),
+            node: String::new(),
             token: None,
             versions: wire::VERSIONS,
             connections_max: 1000,
@@ -206,8 +209,21 @@ impl Server {
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
+    // One that comes while the node drains is for one request, a probe or another node's, and is closed after it.
+    let is_last = shared.gate.is_draining();
+    let draining = async {
+        if is_last {
+            std::future::pending::<()>().await;
+        }
+        shared.gate.draining().await;
+    };
+    tokio::pin!(draining);
     let deadline = Instant::now() + handshake_timeout;
-    let Some(stream) = encryption::establish(&shared, stream, &peer, deadline).await else { return };
+    let established = tokio::select! {
+        established = encryption::establish(&shared, stream, &peer, deadline) => established,
+        () = &mut draining => None,
+    };
+    let Some(stream) = established else { return };
     let limits =
         HeadLimits { timeout: deadline.saturating_duration_since(Instant::now()), bytes_max: header_bytes_max };
     let answer = async |request| {
@@ -217,5 +233,5 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
             http::answer(&shared, &request).await
         }
     };
-    port::serve(stream, limits, shared.gate.draining(), answer).await;
+    port::serve(stream, limits, draining, answer).await;
 }

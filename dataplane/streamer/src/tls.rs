@@ -25,6 +25,9 @@ use crate::server::UNACKNOWLEDGED;
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Where a pod is gone that answered a moment ago, packets vanish; only a new attempt finds whoever answers there by then.
 const ANEW_AFTER: Duration = Duration::from_millis(200);
+/// For TLS, and again for the answer to the upgrade: they take a node that is at work milliseconds, whatever it is asked for
+/// afterwards.
+pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 
 /// Where the owner's port is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +66,10 @@ impl Target {
     /// Connects; `tls` replaces the system's certificates.
     pub(crate) async fn connect(&self, tls: Option<&Authority>) -> Result<Connection> {
         let authority = self.authority();
-        let failed = |error: io::Error| {
-            let hint = hint(&error);
-            Error::transient(format!("cannot reach the change stream at {authority}: {error}{hint}"))
-        };
+        let unreachable = |error: &io::Error| format!("cannot reach the change stream at {authority}: {error}");
         let connected = timeout(CONNECT_MAX, first_answer(&authority)).await;
-        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let stream = stream.map_err(|error| Error::Gone { message: unreachable(&error) })?;
         port::prepare(&stream, UNACKNOWLEDGED);
         if !self.is_tls {
             return Ok(Connection::Plain(stream));
@@ -76,8 +77,11 @@ impl Target {
         let config = Arc::new(client_config(tls).await?);
         let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Error::configuration(format!("{} is no name that a certificate can be for", self.host)))?;
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
-        Ok(Connection::Tls(Box::new(stream.into())))
+        let agreed = timeout(HANDSHAKE_MAX, TlsConnector::from(config).connect(name, stream)).await;
+        match agreed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => Ok(Connection::Tls(Box::new(stream.into()))),
+            Err(error) => Err(not_agreed(unreachable(&error), &error)),
+        }
     }
 }
 
@@ -95,10 +99,11 @@ async fn first_answer(authority: &str) -> io::Result<TcpStream> {
     }
 }
 
-/// What a person can do about a handshake that failed.
-fn hint(error: &io::Error) -> &'static str {
+/// Why a handshake failed, with what a person can do about it.
+fn not_agreed(mut message: String, error: &io::Error) -> Error {
     use rustls::Error::{InvalidCertificate, InvalidMessage};
-    match error.get_ref().and_then(|error| error.downcast_ref()) {
+    let cause = error.get_ref().and_then(|error| error.downcast_ref());
+    message += match cause {
         Some(InvalidMessage(_)) => {
             "; it does not speak TLS: give that node ZERO_CHANGE_STREAMER_TLS_CERT_FILE, or an address that begins with ws://"
         }
@@ -107,7 +112,8 @@ fn hint(error: &io::Error) -> &'static str {
             "; if its authority is your own, ZERO_CHANGE_STREAMER_TLS_CA_FILE must hold it"
         }
         _ => "",
-    }
+    };
+    if let Some(InvalidCertificate(_)) = cause { Error::Unverified { message } } else { Error::transient(message) }
 }
 
 /// What the change stream's protocol runs on, at either end.
@@ -177,6 +183,20 @@ mod tests {
             found = found => found.unwrap().map(drop).unwrap(),
             () = answering => {}
         }
+    }
+
+    #[test]
+    fn whoever_shows_a_certificate_that_does_not_do_is_there() {
+        let told = |cause: rustls::Error| not_agreed(String::new(), &io::Error::new(io::ErrorKind::InvalidData, cause));
+        use CertificateError::{BadSignature, Expired, NotValidForName, NotValidYet, Revoked, UnknownIssuer};
+        for fault in [BadSignature, Expired, NotValidForName, NotValidYet, Revoked, UnknownIssuer] {
+            let error = told(rustls::Error::InvalidCertificate(fault));
+            assert!(matches!(error, Error::Unverified { .. }), "{error:?}");
+        }
+        let other = told(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType));
+        assert!(matches!(other, Error::Transient { .. }), "{other:?}");
+        let broken = not_agreed(String::new(), &io::ErrorKind::UnexpectedEof.into());
+        assert!(matches!(broken, Error::Transient { .. }), "{broken:?}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub const VERSIONS: RangeInclusive<u16> = 1..=1;
 pub const VERSIONS_HEADER: &str = "zero-stream-versions";
 /// Response: why an upgrade was refused.
 pub const ERROR_HEADER: &str = "zero-stream-error";
+/// Response to `/livez`: which node answers.
+pub const NODE_HEADER: &str = "zero-node";
 /// No frame of a subscriber is longer.
 pub const SUBSCRIBER_FRAME_BYTES_MAX: usize = 16 * 1024;
 /// No frame of an owner is longer: a page's part or a piece of a snapshot, with its fields.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
 
+mod alive;
 mod harness;
 mod hostile;
 mod http;

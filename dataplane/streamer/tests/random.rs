@@ -81,7 +81,7 @@ async fn follow(
         let outcome = stay(&history, &options, &mut at, &mut random).await;
         connections += 1;
         match outcome {
-            Ok(()) | Err(Error::Transient { .. }) => {}
+            Ok(()) | Err(Error::Transient { .. } | Error::Gone { .. } | Error::Unverified { .. }) => {}
             Err(Error::Reset { message }) => {
                 let start = reader.lineage().await.unwrap().unwrap().start;
                 assert!(at < start.as_u64(), "at {at}, the log begins after {start:?}: {message}");

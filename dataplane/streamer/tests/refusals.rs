@@ -1,6 +1,6 @@
 //! Everyone who must not follow the stream is told why.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use changes::Log;
 use streamer::{Error, Options, Reservation, Role, ServerOptions, Subscriber, Token};
@@ -152,7 +152,12 @@ async fn a_node_that_is_not_the_owner_says_so() {
     assert!(matches!(Reservation::open(&options).await, Err(Error::Transient { .. })));
     port.gate.set(Role::Draining);
     let error = refused(&options, 10).await;
-    assert!(matches!(&error, Error::Transient { .. }), "{error}");
+    assert!(matches!(&error, Error::Transient { owner: Some(owner), .. } if owner == "rm-2:4849"), "{error}");
+    // One that knows no other says so, also to those who come only now.
+    let leaving = Port::start(server_options()).await;
+    leaving.gate.set(Role::Draining);
+    let error = refused(&subscriber_at(leaving.address, "n"), 10).await;
+    assert!(matches!(&error, Error::Gone { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,11 +165,21 @@ async fn an_owner_that_cannot_be_reached_is_retried() {
     let port = testkit::free_ports(1).unwrap();
     let options = subscriber_at(([127, 0, 0, 1], port).into(), "n");
     let error = refused(&options, 10).await;
-    assert!(matches!(&error, Error::Transient { message, .. } if message.contains("reach")), "{error}");
+    assert!(matches!(&error, Error::Gone { message } if message.contains("reach")), "{error}");
     // Takes the connection and says nothing.
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let error = refused(&Options { connect_timeout: Duration::from_millis(200), ..options.clone() }, 10).await;
     assert!(matches!(&error, Error::Transient { message, .. } if message.contains("answer")), "{error}");
+    // No handshake takes as long as all that there is time for.
+    for scheme in ["ws", "wss"] {
+        let begun = Instant::now();
+        let error = refused(&Options { uri: format!("{scheme}://127.0.0.1:{port}"), ..options.clone() }, 10).await;
+        let waited = begun.elapsed();
+        assert!(
+            matches!(&error, Error::Transient { .. }) && waited < options.connect_timeout / 2,
+            "{waited:?}: {error}"
+        );
+    }
     drop(listener);
     let error = refused(&Options { uri: "ftp://x".to_owned(), ..options }, 10).await;
     assert!(matches!(error, Error::Configuration { .. }), "{error}");

@@ -22,7 +22,7 @@ fn mount(authority: &tls::Authority) -> Mount {
     Mount::new(&files(&authority.issue(NAMES).unwrap(), authority)).unwrap()
 }
 
-fn encrypted(mount: &Mount) -> ServerOptions {
+pub fn encrypted(mount: &Mount) -> ServerOptions {
     let certificate = Certificate::open(mount.file("tls.crt"), mount.file("tls.key")).unwrap();
     let certificate_interval = Duration::from_millis(20);
     ServerOptions { certificate: Some(certificate), certificate_interval, ..server_options() }
@@ -36,7 +36,7 @@ fn trusting(options: Options, port: &Port, mount: &Mount) -> Options {
 
 async fn failure(options: &Options) -> String {
     match Subscriber::connect(options, v(10), v(10)).await.err().unwrap() {
-        Error::Transient { message, .. } => message,
+        Error::Transient { message, .. } | Error::Unverified { message } => message,
         other => panic!("a person may be at work on it: {other}"),
     }
 }
@@ -67,6 +67,8 @@ async fn everything_on_the_port_is_encrypted() {
     let (_, mut late) = Subscriber::connect(&options, v(10), v(20)).await.unwrap();
     assert_eq!(read_to(&mut late, 30).await.len(), 10);
     assert!(matches!(fetch_snapshot(&options).await, Err(Error::Configuration { .. })), "there is none to send");
+    // Whoever has not said anything yet does not hold up the end.
+    let _silent = TcpStream::connect(owner.server.address).await.unwrap();
     for (path, status) in [("/", 200), ("/livez", 200), ("/keepalive", 200), ("/metrics", 200), ("/statz", 401)] {
         assert_eq!(get_over_tls(port, path, "", &mount.file("ca.crt")).unwrap().0, status, "{path}");
     }

@@ -15,7 +15,7 @@ use super::{Cluster, Plan};
 use crate::app::{copies, query};
 
 /// Every change is a row of its own, and a count that only grows.
-const SQL: &str = "CREATE TABLE ticket (id int PRIMARY KEY, text text NOT NULL);
+pub const SQL: &str = "CREATE TABLE ticket (id int PRIMARY KEY, text text NOT NULL);
     CREATE TABLE turnstile (id int PRIMARY KEY, count int NOT NULL); INSERT INTO turnstile VALUES (1, 0);";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,11 +23,7 @@ async fn a_second_replication_manager_takes_over_without_a_new_copy() -> Result<
     let times = std::env::var("ZERO_TAKE_OVERS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
     let plan = Plan { syncers: 1, has_store: true, owns_postgres: true, sql: SQL.to_owned(), ..Plan::new("take_over") };
     let mut cluster = Cluster::start(plan).await?;
-    let sequence =
-        |n| format!("BEGIN; INSERT INTO ticket VALUES ({n}, 'ticket {n}'); UPDATE turnstile SET count = {n}; COMMIT");
-    let mut writer = Writer::start(&cluster.database.url(), Duration::from_millis(4), sequence);
-    let tab = Tab::keep("the watcher", watcher(&cluster));
-    tab.wait(Duration::from_secs(30), "tickets", |store| last(store) > 10).await?;
+    let (mut writer, tab) = ticketing(&cluster).await?;
 
     ensure!(copies(&cluster.managers[0].log()) == 1, "the first copy is not in the log");
     cluster.await_backup().await?;
@@ -38,18 +34,7 @@ async fn a_second_replication_manager_takes_over_without_a_new_copy() -> Result<
         let taken = take_over(&mut cluster, &mut spare, &tab).await;
         pauses.push(taken.with_context(|| format!("take-over {turn}\n{}", cluster.report()))?);
     }
-    writer.pause().await?;
-    let written = i64::try_from(writer.commits())?;
-    let all = tab.wait(Duration::from_secs(30), "the last ticket", |store| last(store) == written).await;
-    all.with_context(|| cluster.report())?;
-
-    let (tickets, counts) = tab.watch().look(|store| (store.rows["ticket"].len(), store.counts));
-    ensure!(i64::try_from(tickets)? == written, "{written} tickets were written and {tickets} have arrived");
-    let applied = "a change was applied twice or taken back";
-    ensure!(counts.redundant_puts == 0 && counts.deletes == 0, "{applied}: {counts:?}");
-    ensure!(tab.journal().connects == 1, "the view-syncer let its client go: {:?}", tab.journal());
-    tab.check()?;
-    one_slot(&cluster).await?;
+    let written = settle(&cluster, &mut writer, &tab).await?;
     pauses.sort();
     println!(
         "{times} take-overs, {written} transactions: pause p50 {:.0?}, max {:.0?}",
@@ -57,6 +42,32 @@ async fn a_second_replication_manager_takes_over_without_a_new_copy() -> Result<
         pauses[pauses.len() - 1]
     );
     cluster.check_logs()
+}
+
+/// Somebody writes tickets and somebody watches them.
+pub async fn ticketing(cluster: &Cluster) -> Result<(Writer, Tab)> {
+    let sequence =
+        |n| format!("BEGIN; INSERT INTO ticket VALUES ({n}, 'ticket {n}'); UPDATE turnstile SET count = {n}; COMMIT");
+    let writer = Writer::start(&cluster.database.url(), Duration::from_millis(4), sequence);
+    let tab = Tab::keep("the watcher", watcher(cluster));
+    tab.wait(Duration::from_secs(30), "tickets", |store| last(store) > 10).await?;
+    Ok((writer, tab))
+}
+
+/// Stops writing: every ticket must have arrived, once, over one connection. How many there are.
+pub async fn settle(cluster: &Cluster, writer: &mut Writer, tab: &Tab) -> Result<i64> {
+    writer.pause().await?;
+    let written = i64::try_from(writer.commits())?;
+    let all = tab.wait(Duration::from_secs(30), "the last ticket", |store| last(store) == written).await;
+    all.with_context(|| cluster.report())?;
+    let (tickets, counts) = tab.watch().look(|store| (store.rows["ticket"].len(), store.counts));
+    ensure!(i64::try_from(tickets)? == written, "{written} tickets were written and {tickets} have arrived");
+    let applied = "a change was applied twice or taken back";
+    ensure!(counts.redundant_puts == 0 && counts.deletes == 0, "{applied}: {counts:?}");
+    ensure!(tab.journal().connects == 1, "the view-syncer let its client go: {:?}", tab.journal());
+    tab.check()?;
+    one_slot(cluster).await?;
+    Ok(written)
 }
 
 fn watcher(cluster: &Cluster) -> Client {
@@ -71,7 +82,7 @@ fn watcher(cluster: &Cluster) -> Client {
     client
 }
 
-fn last(store: &Store) -> i64 {
+pub fn last(store: &Store) -> i64 {
     store.rows.get("turnstile").and_then(|rows| rows.get("[1]")?["count"].as_i64()).unwrap_or(0)
 }
 

@@ -10,6 +10,7 @@ use testkit::process::ZeroCache;
 use testkit::tls::{Authority, Mount};
 
 use super::crowd::Crowd;
+use super::standby::{RESIGNED, SILENCE_MAX, STANDS_BY, await_owner, row};
 use super::{Cluster, Plan, READY};
 use crate::app::copies;
 use crate::bad_input::wait_for_complaint;
@@ -33,6 +34,14 @@ fn manager(cluster: &mut Cluster) -> Result<ZeroCache> {
     let mut node = cluster.manager()?;
     let address = format!("localhost:{}", node.change_port());
     node.set("ZERO_CHANGE_STREAMER_ADDRESS", &address);
+    Ok(node)
+}
+
+/// A view-syncer that looks up who owns the change log.
+fn finding(cluster: &mut Cluster) -> Result<ZeroCache> {
+    let mut node = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_MODE", "discover");
+    node.unset("ZERO_CHANGE_STREAMER_URI");
+    node.spawn()?;
     Ok(node)
 }
 
@@ -68,10 +77,8 @@ async fn nodes_follow_over_tls_while_certificates_are_replaced() -> Result<()> {
 
     // One is told where the replication-manager is, one finds it.
     let mut told = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_URI", &format!("wss://localhost:{port}"));
-    let mut finding = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_MODE", "discover");
-    finding.unset("ZERO_CHANGE_STREAMER_URI");
     told.spawn()?;
-    finding.spawn()?;
+    let finding = finding(&mut cluster)?;
     open(&mut cluster, told).await?;
     open(&mut cluster, finding).await?;
     let mut dice = StdRng::seed_from_u64(testkit::seed("tls"));
@@ -110,6 +117,52 @@ async fn nodes_follow_over_tls_while_certificates_are_replaced() -> Result<()> {
     let next = &cluster.managers[0];
     ensure!(copies(&next.log()) == 0, "a copy was made:\n{}", next.log());
     await_trust(next.change_port(), &mount)?;
+    cluster.check_logs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_asks_over_tls_and_relieves_nobody_whose_certificate_it_does_not_trust() -> Result<()> {
+    let (authority, stranger) = (Authority::new()?, Authority::new()?);
+    let mount = Mount::new(&texts(&secret(&authority)?))?;
+    let mut trusted = Mount::new(&[("ca.crt", &authority.certificate)])?;
+    let file = |name| mount.file(name).display().to_string();
+    let settings = vec![(CERTIFICATE, file("tls.crt")), (KEY, file("tls.key")), (AUTHORITY, file("ca.crt"))];
+    let mut cluster = Cluster::prepare(Plan { syncers: 0, settings, ..Plan::new("tls_standby") }).await?;
+    for name in ["rm-0", "rm-1"] {
+        let node = manager(&mut cluster)?.named(name).env("ZERO_TASK_ID", name);
+        let mut node = node.env("ZERO_CHANGE_STREAMER_STANDBY", "true");
+        if name == "rm-1" {
+            node.set(AUTHORITY, &trusted.file("ca.crt").display().to_string());
+        }
+        node.spawn()?;
+        let port = node.change_port();
+        cluster.managers.push(node);
+        await_trust(port, &mount).with_context(|| cluster.report())?;
+    }
+    let finding = finding(&mut cluster)?;
+    open(&mut cluster, finding).await?;
+    let mut dice = StdRng::seed_from_u64(testkit::seed("tls_standby"));
+    let crowd = Crowd::gather(|| cluster.options(), 1, 1, &mut dice);
+    crowd.settle(&cluster.database).await.with_context(|| cluster.report())?;
+
+    // Each is longer than what a silent owner is given.
+    let before = row(&cluster).await?;
+    for (vouching, lines) in [(&authority, 0), (&stranger, 1), (&authority, 1)] {
+        trusted.put(&[("ca.crt", &vouching.certificate)])?;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let log = cluster.managers[1].log();
+        let count = log.matches("cannot tell whether it is the owner").count();
+        ensure!(count == lines && log.matches(STANDS_BY).count() == 1 && !log.contains("does not answer"), "{log}");
+    }
+    ensure!(row(&cluster).await? == before, "the log has changed hands: {before:?}, {:?}", row(&cluster).await?);
+
+    cluster.managers[0].ask_to_end()?;
+    await_owner(&cluster, 1, SILENCE_MAX).await?;
+    let status = cluster.managers[0].wait_exit(READY)?;
+    ensure!(status.success(), "it ended with {status}:\n{}", cluster.managers[0].log_tail(20));
+    crowd.settle(&cluster.database).await.with_context(|| cluster.report())?;
+    let log = cluster.managers[1].log();
+    ensure!(log.contains(RESIGNED) && copies(&log) == 0, "it was given up, or a new copy was made:\n{log}");
     cluster.check_logs()
 }
 

@@ -9,17 +9,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod account;
 mod admission;
 mod bad_input;
 mod crowd;
 mod cut_off;
 mod election;
+mod everything;
 mod flows;
 mod kind;
 mod kubelet;
 mod operator;
 mod ownership;
 mod proxy;
+mod revoked;
+mod right;
 mod rights;
 mod site;
+mod told;
 mod unchanged;

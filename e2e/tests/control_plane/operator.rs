@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
+use crate::proxy::Proxy;
 use crate::site::{Site, root};
 
 /// How an operator differs from the usual one.
@@ -53,6 +54,12 @@ impl Operator {
     /// The usual one: it watches the site's namespace only, and needs no Lease.
     pub async fn start(site: &Site) -> Result<Operator> {
         Operator::start_with(site, Options::default()).await
+    }
+
+    /// With the proxy's credentials and a Lease, as the chart starts it.
+    pub async fn start_behind(site: &Site, proxy: &Proxy) -> Result<Operator> {
+        let environment = BTreeMap::from([("LEADER_ELECTION", "true".to_owned())]);
+        Operator::start_with(site, Options { kubeconfig: Some(proxy.kubeconfig()?), environment }).await
     }
 
     pub async fn start_with(site: &Site, options: Options) -> Result<Operator> {

@@ -10,28 +10,24 @@ use anyhow::{Context, Result};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kube::Client;
 use kube::client::Body;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// What one request needed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Use {
-    pub group: String,
-    /// With its subresource, as in roles.
-    pub resource: String,
-    pub verb: String,
-}
+use crate::right::{Right, needed};
 
 #[derive(Clone, Debug)]
 pub struct Asked {
-    pub needs: Option<Use>,
+    pub needs: Option<Right>,
     pub path: String,
     pub status: u16,
+    pub head: Parts,
+    pub body: Bytes,
 }
 
 #[derive(Default)]
@@ -108,7 +104,7 @@ impl Proxy {
     }
 
     /// What was needed by requests that were not refused.
-    pub fn used(&self) -> BTreeSet<Use> {
+    pub fn used(&self) -> BTreeSet<Right> {
         let asked = self.asked();
         asked.into_iter().filter(|asked| asked.status < 300).filter_map(|asked| asked.needs).collect()
     }
@@ -129,7 +125,7 @@ async fn pass_on(
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
     let (mut parts, body) = request.into_parts();
-    let needs = needs(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default());
+    let needs = needed(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default());
     let path = format!("{} {}", parts.method, parts.uri);
     parts.headers.remove(hyper::header::HOST);
     let hidden = *shared.hidden.lock().unwrap();
@@ -137,13 +133,14 @@ async fn pass_on(
         return Ok(empty(StatusCode::NOT_FOUND));
     }
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let answer = client.send(Request::from_parts(parts, Body::from(body.to_vec()))).await;
+    let answer = client.send(Request::from_parts(parts.clone(), Body::from(body.to_vec()))).await;
     let status = answer.as_ref().map_or(502, |answer| answer.status().as_u16());
-    shared.asked.lock().unwrap().push(Asked { needs: needs.clone(), path, status });
+    let asked = Asked { needs: needs.clone(), path, status, head: parts, body };
+    shared.asked.lock().unwrap().push(asked.clone());
     // An apply that made its object needed the right to make it as well.
     if let Some(needs) = needs.filter(|it| it.verb == "patch" && status == 201) {
-        let needs = Some(Use { verb: "create".to_owned(), ..needs });
-        shared.asked.lock().unwrap().push(Asked { needs, path: String::new(), status });
+        let needs = Some(Right { verb: "create".to_owned(), ..needs });
+        shared.asked.lock().unwrap().push(Asked { needs, path: String::new(), ..asked });
     }
     Ok(match answer {
         Ok(answer) => answer.map(|body| body.map_err(|error| kube::Error::Service(error.into())).boxed_unsync()),
@@ -155,50 +152,4 @@ fn empty(status: StatusCode) -> Response<Answer> {
     let mut response = Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
     response
-}
-
-/// The right that a request needs; nothing for discovery.
-fn needs(method: &Method, path: &str, query: &str) -> Option<Use> {
-    let mut words = path.trim_start_matches('/').split('/');
-    let group = match words.next()? {
-        "api" => String::new(),
-        "apis" => words.next()?.to_owned(),
-        _ => return None,
-    };
-    words.next()?;
-    let mut rest: Vec<&str> = words.collect();
-    if rest.first() == Some(&"namespaces") && rest.len() > 2 {
-        rest.drain(..2);
-    }
-    let (resource, is_named) = match rest.as_slice() {
-        [] => return None,
-        [resource] => ((*resource).to_owned(), false),
-        [resource, _] => ((*resource).to_owned(), true),
-        [resource, _, sub, ..] => (format!("{resource}/{sub}"), true),
-    };
-    let verb = match (method.as_str(), is_named) {
-        ("GET", true) => "get",
-        ("GET", false) if query.contains("watch=true") => "watch",
-        ("GET", false) => "list",
-        ("POST", _) => "create",
-        ("PUT", _) => "update",
-        ("PATCH", _) => "patch",
-        ("DELETE", true) => "delete",
-        ("DELETE", false) => "deletecollection",
-        _ => return None,
-    };
-    Some(Use { group, resource, verb: verb.to_owned() })
-}
-
-#[test]
-fn rights_are_read_from_requests() {
-    let read = |method: Method, path: &str, query: &str| {
-        needs(&method, path, query).map(|it| format!("{}|{}|{}", it.group, it.resource, it.verb))
-    };
-    assert_eq!(read(Method::GET, "/apis/apps/v1/statefulsets", "watch=true").unwrap(), "apps|statefulsets|watch");
-    assert_eq!(read(Method::GET, "/api/v1/namespaces/web/secrets/a", "").unwrap(), "|secrets|get");
-    let status = "/apis/zerocache.dev/v1alpha1/namespaces/web/zerocaches/a/status";
-    assert_eq!(read(Method::PATCH, status, "force=true").unwrap(), "zerocache.dev|zerocaches/status|patch");
-    assert_eq!(read(Method::GET, "/version", ""), None);
-    assert_eq!(read(Method::GET, "/apis/apps/v1", ""), None);
 }

@@ -34,6 +34,8 @@ pub struct Site {
     pub kubelet: Kubelet,
     /// Connection URL of an empty database.
     pub database: String,
+    /// How many times the usual time to wait for something.
+    pub patience: u32,
     _turn: Turn,
 }
 
@@ -79,7 +81,7 @@ impl Site {
         Api::all(client.clone()).create(&PostParams::default(), &namespace).await.context("make a namespace")?;
         let database = Postgres::shared(Version::V15)?.create_database(test).await?.url();
         let kubelet = Kubelet::start(client.clone(), &name, number).await?;
-        let site = Site { client, name, kubelet, database, _turn: turn };
+        let site = Site { client, name, kubelet, database, patience: 1, _turn: turn };
         site.secret("shop", json!({ "upstream": site.database, "admin": "admin-password" })).await?;
         Ok(site)
     }
@@ -150,6 +152,11 @@ impl Site {
         Ok(serde_json::to_value(self.caches().get(name).await?)?)
     }
 
+    /// When to stop waiting.
+    pub fn end(&self, seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds) * self.patience
+    }
+
     /// Waits until a resource is as `is_so` wants it.
     pub async fn until(&self, name: &str, what: &str, seconds: u64, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         self.until_object::<ZeroCache>(name, what, seconds, is_so).await
@@ -167,13 +174,14 @@ impl Site {
         K: Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
     {
         let api: Api<K> = self.api();
-        let end = Instant::now() + Duration::from_secs(seconds);
+        let end = self.end(seconds);
         loop {
             let found = api.get_opt(name).await?.map(serde_json::to_value).transpose()?.unwrap_or_default();
             if is_so(&found) {
                 return Ok(found);
             }
             if Instant::now() > end {
+                let seconds = seconds * u64::from(self.patience);
                 bail!("{name} was not {what} within {seconds} s:\n{}", summary(&found));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

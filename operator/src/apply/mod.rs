@@ -54,7 +54,7 @@ impl Applier<'_> {
             service_account,
             services,
             network_policies,
-            disruption_budget,
+            disruption_budgets,
             stateful_set,
             deployment,
             autoscaler,
@@ -74,7 +74,9 @@ impl Applier<'_> {
         for policy in &network_policies {
             run.object(Kind::NetworkPolicy, Some(policy)).await;
         }
-        run.object(Kind::PodDisruptionBudget, disruption_budget.as_ref()).await;
+        for budget in &disruption_budgets {
+            run.object(Kind::PodDisruptionBudget, Some(budget)).await;
+        }
         run.object(Kind::StatefulSet, stateful_set.applied()).await;
         run.object(Kind::Deployment, deployment.applied()).await;
         run.object(Kind::HorizontalPodAutoscaler, autoscaler.as_ref()).await;

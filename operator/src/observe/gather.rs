@@ -10,7 +10,7 @@ use kube::Client;
 
 use super::clock::Clock;
 use super::kinds::Kind;
-use super::outside::{Inputs, Key, Outside};
+use super::outside::{Inputs, Key, Outside, Reached};
 use super::rivals::{Rivals, Slot};
 use super::secrets::Secrets;
 use super::wakes::Wakes;
@@ -18,6 +18,9 @@ use super::world::{Fact, Seen, Sight, World, children};
 use super::{Apis, Installation, Observed, Pod, Role};
 use crate::error::{Category, Error};
 use crate::plan;
+
+/// Replication-managers of one resource that are asked: there are never more.
+const MANAGERS_MAX: usize = 2;
 
 /// Where facts come from.
 #[derive(Clone)]
@@ -68,12 +71,11 @@ impl Sources {
         observed.apis =
             Apis { pod_monitors: self.world.serves(Kind::PodMonitor), http_routes: self.world.serves(Kind::HttpRoute) };
         observed.children = children(&existing, uid);
-        let slot_owner = sort(&existing, uid, &mut observed);
+        let pods = sort(&existing, uid, &mut observed);
         let upstream = secrets.value(&cache.spec.databases.upstream.url_secret_ref);
         observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal()));
         observed.secrets = secrets.hashes.clone();
-        let pod = slot_owner.as_ref().map(|(ip, generation)| (*ip, generation.as_str()));
-        let inputs = Inputs::of(cache, &|reference| secrets.value(reference), pod);
+        let inputs = Inputs::of(cache, &|reference| secrets.value(reference), &pods);
         self.outside.look(key, inputs).fill(&mut observed);
         Ok(Some(Picture { observed, existing, losses }))
     }
@@ -104,14 +106,10 @@ impl Sources {
     }
 }
 
-/// Puts facts where planning looks for them. Where the process that owns the slot is reached, and the generation it serves.
-fn sort(
-    existing: &BTreeMap<(Kind, String), Seen>,
-    uid: &str,
-    observed: &mut Observed,
-) -> Option<(std::net::IpAddr, String)> {
+/// Puts facts where planning looks for them. Where the processes are reached of which one owns the slot.
+fn sort(existing: &BTreeMap<(Kind, String), Seen>, uid: &str, observed: &mut Observed) -> Vec<Reached> {
     let mut lines = BTreeMap::new();
-    let mut owners: Vec<(&Pod, std::net::IpAddr)> = Vec::new();
+    let mut managers: Vec<(&Pod, std::net::IpAddr)> = Vec::new();
     for ((_, name), seen) in existing {
         let is_own = seen.owner.as_deref() == Some(uid);
         match &seen.fact {
@@ -119,7 +117,7 @@ fn sort(
             Fact::Deployment(deployment) if is_own => observed.deployment = Some(deployment.clone()),
             Fact::Pod(pod, ip) => {
                 observed.pods.push(pod.clone());
-                owners.extend(ip.filter(|_| pod.role != Role::ViewSyncer).map(|ip| (pod, ip)));
+                managers.extend(ip.filter(|_| pod.role != Role::ViewSyncer).map(|ip| (pod, ip)));
             }
             Fact::LastLine { job, line } => drop(lines.insert(job.clone(), line.clone())),
             Fact::Claim(claim) => observed.claims.push(claim.clone()),
@@ -136,6 +134,11 @@ fn sort(
             job.ended_with(line);
         }
     }
-    let (pod, ip) = owners.into_iter().min_by_key(|(pod, _)| (pod.is_terminating, !pod.is_ready))?;
-    Some((ip, pod.generation.clone()))
+    // A pod that stops is asked only where it is the last.
+    let is_any_staying = managers.iter().any(|(pod, _)| !pod.is_terminating);
+    managers.retain(|(pod, _)| pod.is_terminating != is_any_staying);
+    managers.sort_by_key(|(pod, _)| !pod.is_ready);
+    managers.truncate(MANAGERS_MAX);
+    let reached = |(pod, ip): (&Pod, _)| Reached { name: pod.name.clone(), ip, generation: pod.generation.clone() };
+    managers.into_iter().map(reached).collect()
 }

@@ -4,6 +4,8 @@ use k8s_openapi::jiff::Timestamp;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nodes {
+    /// The pod that says so: the owner of the slot, if any says that it is.
+    pub pod: String,
     /// The replication-manager owns the slot and receives changes. Unknown while it does not answer.
     pub streaming: Option<bool>,
     /// The first copy of the tables is under way.

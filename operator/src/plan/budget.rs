@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::spec::{BudgetMode, Topology};
+use crds::spec::{BudgetMode, Handoff, Topology};
 use crds::status::BudgetStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -206,14 +206,21 @@ impl Server {
     fn demand(&self, wanted: &Wanted, pools: Pools, replicas: i32) -> i32 {
         let (manager, syncer) = self.per_pod(wanted, pools);
         let reserve = wanted.spec.databases.connection_budget.reserve;
-        manager.saturating_add(syncer.saturating_mul(peak(wanted, replicas))).saturating_add(reserve)
+        manager
+            .saturating_mul(managers(wanted))
+            .saturating_add(syncer.saturating_mul(peak(wanted, replicas)))
+            .saturating_add(reserve)
     }
 
     fn arithmetic(&self, wanted: &Wanted, pools: Pools, replicas: i32) -> String {
         let (manager, syncer) = self.per_pod(wanted, pools);
         let reserve = wanted.spec.databases.connection_budget.reserve;
+        let managers = match managers(wanted) {
+            1 => format!("{manager} (replication-manager)"),
+            several => format!("{several} x {manager} (replication-managers)"),
+        };
         format!(
-            "{manager} (replication-manager) + {} x {syncer} (view-syncers at the peak of a rollout) + {reserve} (reserve)",
+            "{managers} + {} x {syncer} (view-syncers at the peak of a rollout) + {reserve} (reserve)",
             peak(wanted, replicas)
         )
     }
@@ -227,6 +234,13 @@ impl Server {
             server: self.name,
         }
     }
+}
+
+/// Replication-managers at the peak of a rollout.
+fn managers(wanted: &Wanted) -> i32 {
+    let given = &wanted.spec.replication_manager;
+    let is_second = given.standby.enabled || given.handoff == Handoff::Overlap;
+    if is_second && !wanted.is_single() { 2 } else { 1 }
 }
 
 fn peak(wanted: &Wanted, replicas: i32) -> i32 {

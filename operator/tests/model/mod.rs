@@ -38,7 +38,7 @@ pub struct World {
     pub sets_made: u32,
     pub deployment: Option<Rollout>,
     pub pods: Vec<Node>,
-    pub claim: Option<Claim>,
+    pub claims: Vec<Claim>,
     pub jobs: Vec<Job>,
     /// Generations whose backup holds a snapshot.
     pub snapshots: Vec<String>,
@@ -134,7 +134,7 @@ impl World {
             sets_made: 0,
             deployment: None,
             pods: Vec::new(),
-            claim: None,
+            claims: Vec::new(),
             jobs: Vec::new(),
             snapshots: Vec::new(),
             max_connections: Some(500),
@@ -170,7 +170,7 @@ impl World {
             sets_made,
             deployment,
             pods,
-            claim,
+            claims,
             jobs,
             snapshots,
             max_connections,
@@ -184,7 +184,7 @@ impl World {
         secrets.iter().for_each(|(name, secret)| (name, &secret.keys).hash(&mut hasher));
         (cache_hash, set, sets_made, deployment, pods, snapshots, others).hash(&mut hasher);
         (max_connections, is_upstream_up, is_released, is_gone).hash(&mut hasher);
-        format!("{claim:?}{jobs:?}").hash(&mut hasher);
+        format!("{claims:?}{jobs:?}").hash(&mut hasher);
         hasher.finish()
     }
 
@@ -243,7 +243,10 @@ impl World {
                 secrets: set.template.secrets.clone(),
                 restarted_at: set.template.restarted_at.clone(),
                 is_observed: true,
-                available: i32::from(manager.is_some()),
+                available: i32::try_from(
+                    self.nodes_of(self.main_role()).filter(|pod| pod.is_ready && !pod.is_terminating).count(),
+                )
+                .unwrap(),
                 claim: set.claim.clone().map(|size| ClaimTemplate { size }),
             }),
             deployment: self.deployment.as_ref().map(|rollout| {
@@ -273,10 +276,11 @@ impl World {
                     trouble: node.is_crashing.then(|| PodTrouble::CrashLoop("exit code 255".to_owned())),
                 })
                 .collect(),
-            claims: self.claim.iter().cloned().collect(),
+            claims: self.claims.clone(),
             secrets: self.secrets.clone(),
             jobs: self.jobs.clone(),
             nodes: manager.map(|node| Nodes {
+                pod: node.name.clone(),
                 streaming: Some(self.is_upstream_up),
                 replica_version: Some("a0".to_owned()),
                 snapshot_of: self
@@ -330,21 +334,12 @@ impl World {
                 if let Some(old) = &self.set {
                     assert_eq!(old.claim, claim, "claims of a StatefulSet cannot be changed in place");
                 }
-                let size = claim.clone();
                 next.set = Some(Set {
                     template: Template::of(&spec.template),
                     replicas: spec.replicas.unwrap(),
                     claim,
                     uid: next.sets_made,
                 });
-                if let (Some(size), None) = (size, &next.claim) {
-                    next.claim = Some(Claim {
-                        name: format!("data-{}-0", set.metadata.name.as_ref().unwrap()),
-                        requested: size.clone(),
-                        actual: Some(size),
-                        refused: None,
-                    });
-                }
             }
             if let Workload::Apply(deployment) = &objects.deployment {
                 let spec = deployment.spec.as_ref().unwrap();
@@ -402,7 +397,9 @@ impl World {
             Action::OrphanStatefulSet { uid, .. } => {
                 self.set.take_if(|set| set.uid.to_string() == *uid);
             }
-            Action::GrowClaim { size, .. } => self.claim.as_mut().unwrap().requested = size.clone(),
+            Action::GrowClaim { name, size } => {
+                self.claims.iter_mut().find(|claim| claim.name == *name).unwrap().requested = size.clone();
+            }
             Action::ReleaseUpstream => {
                 let runs = self.nodes_of(self.main_role()).next().is_some();
                 assert!(!runs, "a slot in use cannot be dropped");
@@ -443,6 +440,9 @@ impl World {
                     (&it.image, &it.generation, &it.log_level) == (&new.image, &new.generation, &new.log_level)
                 };
                 assert!(manager.is_some_and(same), "view-syncers {new:?} before their replication-manager {manager:?}");
+                let is_other = |pod: &&Node| !same(&pod.template);
+                let other = self.nodes_of(self.main_role()).find(is_other);
+                assert!(other.is_none(), "view-syncers {new:?} while {other:?} may still replicate");
                 assert!(
                     self.cache.spec.backup.is_none()
                         || self.snapshots.contains(&new.generation)
@@ -533,20 +533,33 @@ impl World {
         next
     }
 
+    /// One pod after the other: the first ones first when they are made, the last ones first when they go or are replaced, and
+    /// nothing while one is not ready.
     fn control_set(&self) -> Option<World> {
         let role = self.main_role();
-        let Some(set) = &self.set else { return None };
+        let set = self.set.as_ref()?;
         let mut next = self.clone();
-        let mut pods = next.pods.iter_mut().filter(|pod| pod.role == role);
-        match pods.next() {
-            None if set.replicas == 1 => next.create("main-0", role, set.template.clone()),
-            None => return None,
-            Some(pod) if pod.is_terminating => return None,
-            Some(pod) if set.replicas == 0 => pod.is_terminating = true,
-            // A StatefulSet waits for its pod to be ready before it replaces it.
-            Some(pod) if pod.template.revision != set.template.revision && pod.is_ready => pod.is_terminating = true,
-            Some(_) => return None,
+        let names = (0..set.replicas).map(|ordinal| format!("main-{ordinal}"));
+        for name in names.clone() {
+            match self.pods.iter().find(|pod| pod.name == name) {
+                None => {
+                    next.create(&name, role, set.template.clone());
+                    return Some(next);
+                }
+                Some(pod) if pod.is_terminating || !pod.is_ready => return None,
+                Some(_) => {}
+            }
         }
+        let is_kept = |pod: &Node| names.clone().any(|name| name == pod.name);
+        let last_first = || next.pods.iter().rev().filter(|pod| pod.role == role);
+        let leaving = last_first().find(|pod| !is_kept(pod));
+        let outdated = last_first().find(|pod| pod.template.revision != set.template.revision);
+        let victim = leaving.or(outdated)?;
+        if victim.is_terminating {
+            return None;
+        }
+        let name = victim.name.clone();
+        next.pods.iter_mut().find(|pod| pod.name == name)?.is_terminating = true;
         Some(next)
     }
 
@@ -584,8 +597,22 @@ impl World {
 
     fn create(&mut self, name: &str, role: Role, template: Template) {
         let name = name.to_owned();
+        if role == self.main_role() {
+            let other = self.nodes_of(role).find(|pod| pod.template.generation != template.generation);
+            assert!(other.is_none(), "a replication-manager of {} beside {other:?}", template.generation);
+            self.claim(&name);
+        }
         self.pods.push(Node { name, role, template, is_ready: false, is_terminating: false, is_crashing: false });
         self.pods.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    /// A claim outlives the pod it was made for.
+    fn claim(&mut self, pod: &str) {
+        let Some(size) = self.set.as_ref().and_then(|set| set.claim.clone()) else { return };
+        let name = format!("data-{pod}");
+        if !self.claims.iter().any(|claim| claim.name == name) {
+            self.claims.push(Claim { name, requested: size.clone(), actual: Some(size), refused: None });
+        }
     }
 
     fn run_pod(&self, index: usize) -> Option<World> {
@@ -626,7 +653,7 @@ impl World {
 
     fn grow_volume(&self) -> Option<World> {
         let mut next = self.clone();
-        let claim = next.claim.as_mut().filter(|claim| claim.actual.as_ref() != Some(&claim.requested))?;
+        let claim = next.claims.iter_mut().find(|claim| claim.actual.as_ref() != Some(&claim.requested))?;
         claim.actual = Some(claim.requested.clone());
         Some(next)
     }

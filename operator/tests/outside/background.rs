@@ -49,7 +49,12 @@ async fn server(answers_after: Option<Duration>) -> (SocketAddr, Arc<Counts>) {
 
 fn with_node(address: SocketAddr) -> Inputs {
     Inputs {
-        node: Some(Node { address, password: secret("open").unwrap(), generation: "v1".to_owned() }),
+        nodes: vec![Node {
+            pod: "shop-rm-0".to_owned(),
+            address,
+            password: secret("open").unwrap(),
+            generation: "v1".to_owned(),
+        }],
         ..Inputs::default()
     }
 }
@@ -62,7 +67,7 @@ async fn looking_never_waits_and_only_so_many_are_asked_at_a_time() {
     let begun = Instant::now();
     for n in 0..500 {
         let url = format!("postgres://u@{silent}/d{n}?sslmode=disable");
-        let inputs = Inputs { node: with_node(late).node, ..upstream(url) };
+        let inputs = Inputs { nodes: with_node(late).nodes, ..upstream(url) };
         let facts = outside.look(&key(&format!("shop-{n}")), inputs);
         assert!(facts.pending.databases && facts.pending.nodes);
     }

@@ -80,8 +80,13 @@ impl Pod {
     }
 
     fn inputs(&self) -> Inputs {
-        let node = Node { address: self.address, password: secret("open").unwrap(), generation: "v2".to_owned() };
-        Inputs { node: Some(node), ..Inputs::default() }
+        let node = Node {
+            pod: "shop-rm-0".to_owned(),
+            address: self.address,
+            password: secret("open").unwrap(),
+            generation: "v2".to_owned(),
+        };
+        Inputs { nodes: vec![node], ..Inputs::default() }
     }
 
     /// The server has answered so often since now.
@@ -176,6 +181,6 @@ async fn what_an_earlier_pod_said_is_not_said_of_the_next() {
     // A changed password alone keeps what is known.
     scene.inputs = first.inputs();
     scene.answered().await;
-    scene.inputs.node.as_mut().unwrap().password = secret("other").unwrap();
+    scene.inputs.nodes[0].password = secret("other").unwrap();
     assert!(scene.look().nodes.is_some());
 }

@@ -1,4 +1,5 @@
-//! What the process that owns the slot says of itself: `GET /statz?group=node&format=json`.
+//! What the process that owns the slot says of itself: `GET /statz?group=node&format=json`. Of several that could own it, all are
+//! asked, for they settle it between them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,23 +22,17 @@ const TIME_MAX: Duration = Duration::from_secs(2);
 const BODY_MAX: usize = 64 << 10;
 const TEXT_MAX: usize = 300;
 
-/// Asks one node. No answer means that nothing is known.
+/// Asks all nodes of a resource. No answer means that nothing is known.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Status(pub Node);
+pub(super) struct Status(pub Vec<Node>);
 
 impl Question for Status {
     type Answer = Option<Nodes>;
     const DOUBTS: u32 = 2;
 
     async fn ask(self, _: Arc<Servers>) -> Option<Nodes> {
-        let address = self.0.address;
-        match fetch(&self.0).await {
-            Ok(nodes) => Some(nodes),
-            Err(error) => {
-                tracing::debug!(%address, %error, "the data plane does not tell its status");
-                None
-            }
-        }
+        let answers = futures_util::future::join_all(self.0.iter().map(asked)).await;
+        owners(answers)
     }
 
     fn is_bad(answer: &Option<Nodes>) -> bool {
@@ -49,8 +44,31 @@ impl Question for Status {
     }
 
     fn inherits(&self, old: &Status) -> bool {
-        (self.0.address, &self.0.generation) == (old.0.address, &old.0.generation)
+        let places =
+            |nodes: &[Node]| -> Vec<_> { nodes.iter().map(|it| (it.address, it.generation.clone())).collect() };
+        places(&self.0) == places(&old.0)
     }
+}
+
+async fn asked(node: &Node) -> Option<Nodes> {
+    match fetch(node).await {
+        Ok(nodes) => Some(nodes),
+        Err(error) => {
+            tracing::debug!(address = %node.address, %error, "the data plane does not tell its status");
+            None
+        }
+    }
+}
+
+/// What the owner of the slot says. Where nobody says that it is, the owner may be one that does not answer; else it is whoever
+/// has done an owner's work last.
+fn owners(answers: Vec<Option<Nodes>>) -> Option<Nodes> {
+    let streaming = answers.iter().flatten().find(|nodes| nodes.streaming == Some(true)).cloned();
+    let is_silent = answers.iter().any(Option::is_none);
+    streaming.or_else(|| {
+        let others = answers.into_iter().flatten().filter(|_| !is_silent);
+        others.rev().max_by_key(|nodes| (nodes.snapshot_of.is_some(), nodes.initial_sync, nodes.restoring))
+    })
 }
 
 /// Without what moves all the time. The lag counts in minutes, like it is shown.
@@ -82,7 +100,7 @@ pub(super) enum Error {
 pub(super) async fn fetch(node: &Node) -> Result<Nodes, Error> {
     let body = tokio::time::timeout(TIME_MAX, get(node)).await.map_err(|_| Error::Timeout)??;
     let body: Body = serde_json::from_slice(&body)?;
-    Ok(body.node.read(&node.generation))
+    Ok(body.node.read(&node.pod, &node.generation))
 }
 
 async fn get(node: &Node) -> Result<Bytes, Error> {
@@ -148,7 +166,7 @@ struct Trouble {
 
 impl Report {
     /// `generation` is the one that the pod was made for: its backup is in that folder.
-    fn read(self, generation: &str) -> Nodes {
+    fn read(self, pod: &str, generation: &str) -> Nodes {
         let backup = self.backup.as_ref();
         let fault = backup.and_then(|backup| backup.fault.as_ref()).map(|fault| {
             let text: String = fault.message.chars().take(TEXT_MAX).collect();
@@ -158,6 +176,7 @@ impl Report {
             }
         });
         Nodes {
+            pod: pod.to_owned(),
             streaming: self.streaming,
             initial_sync: self.initial_sync,
             restoring: self.restoring,
@@ -187,7 +206,7 @@ mod tests {
 
     fn read(node: serde_json::Value) -> Result<Nodes, serde_json::Error> {
         let body: Body = serde_json::from_value(serde_json::json!({ "node": node }))?;
-        Ok(body.node.read("v2"))
+        Ok(body.node.read("shop-rm-0", "v2"))
     }
 
     fn full() -> serde_json::Value {
@@ -208,7 +227,22 @@ mod tests {
         for key in ["streaming", "replicaVersion", "lagSeconds", "subscribers", "backup"] {
             without[key] = serde_json::Value::Null;
         }
-        assert_eq!(read(without).unwrap(), Nodes::default());
+        assert_eq!(read(without).unwrap(), Nodes { pod: "shop-rm-0".to_owned(), ..Nodes::default() });
+    }
+
+    #[test]
+    fn of_two_the_owner_speaks() {
+        let node = |pod: &str, streaming, snapshot: Option<&str>| {
+            let snapshot_of = snapshot.map(str::to_owned);
+            Some(Nodes { pod: pod.to_owned(), streaming: Some(streaming), snapshot_of, ..Nodes::default() })
+        };
+        let pod = |answers: Vec<Option<Nodes>>| owners(answers).map(|nodes| nodes.pod);
+        assert_eq!(pod(vec![node("a", false, None), node("b", true, Some("v1"))]).as_deref(), Some("b"));
+        assert_eq!(pod(vec![None, node("b", true, None)]).as_deref(), Some("b"));
+        assert_eq!(pod(vec![None, node("b", false, None)]), None, "the owner may be the one that is silent");
+        assert_eq!(pod(vec![node("a", false, None), node("b", false, Some("v1"))]).as_deref(), Some("b"));
+        assert_eq!(pod(vec![node("a", false, None), node("b", false, None)]).as_deref(), Some("a"));
+        assert_eq!(pod(vec![None]), None);
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub struct Inputs {
     pub cvr: Option<SecretText>,
     /// Nothing where it is the upstream database.
     pub change: Option<SecretText>,
-    pub node: Option<Node>,
+    /// Processes of which one owns the replication slot.
+    pub nodes: Vec<Node>,
     pub store: Option<Store>,
     /// Something is under way or wrong: ask more often.
     pub is_busy: bool,
@@ -64,12 +65,22 @@ pub struct Shard {
     pub number: i32,
 }
 
-/// The process that owns the replication slot: the replication-manager, or the single node.
+/// A process that owns the replication slot or could: a replication-manager, or the single node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
+    pub pod: String,
     pub address: SocketAddr,
     pub password: SecretText,
     /// The generation its pod serves.
+    pub generation: String,
+}
+
+/// A pod with an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    pub name: String,
+    pub ip: IpAddr,
+    /// Its generation annotation.
     pub generation: String,
 }
 
@@ -89,14 +100,10 @@ pub struct Store {
 }
 
 impl Inputs {
-    /// What can be asked about a resource. `secret` reads a key of a Secret in the resource's namespace, `pod` is the address and
-    /// the generation annotation of the pod that owns the slot.
+    /// What can be asked about a resource. `secret` reads a key of a Secret in the resource's namespace, `pods` are those of which
+    /// one owns the slot.
     #[must_use]
-    pub fn of(
-        cache: &ZeroCache,
-        secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
-        pod: Option<(IpAddr, &str)>,
-    ) -> Inputs {
+    pub fn of(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>, pods: &[Reached]) -> Inputs {
         let spec = &cache.spec;
         let databases = &spec.databases;
         let other = |reference: &Option<SecretKeyRef>| reference.as_ref().and_then(secret);
@@ -107,19 +114,14 @@ impl Inputs {
             upstream: secret(&databases.upstream.url_secret_ref),
             cvr: other(&databases.cvr.url_secret_ref),
             change: other(&databases.change.url_secret_ref),
-            node: pod.and_then(|(ip, generation)| node(cache, secret, ip, generation)),
+            nodes: pods.iter().filter_map(|pod| node(cache, secret, pod)).collect(),
             store: store(cache, secret),
             is_busy: is_busy(cache),
         }
     }
 }
 
-fn node(
-    cache: &ZeroCache,
-    secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
-    ip: IpAddr,
-    generation: &str,
-) -> Option<Node> {
+fn node(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>, pod: &Reached) -> Option<Node> {
     let name = cache.metadata.name.as_deref().unwrap_or_default();
     let reference = cache
         .spec
@@ -131,7 +133,12 @@ fn node(
         Topology::SingleNode => port::SYNC,
     };
     let port = u16::try_from(port).expect("ports of the data plane are ports");
-    Some(Node { address: SocketAddr::new(ip, port), password: secret(&reference)?, generation: generation.to_owned() })
+    Some(Node {
+        pod: pod.name.clone(),
+        address: SocketAddr::new(pod.ip, port),
+        password: secret(&reference)?,
+        generation: pod.generation.clone(),
+    })
 }
 
 /// Nothing where the pods have an identity of their own: the operator has none of their rights.
@@ -180,6 +187,10 @@ mod tests {
         (reference.key != "missing").then(|| SecretText::new(format!("{}/{}", reference.name, reference.key)))
     }
 
+    fn pod() -> Reached {
+        Reached { name: "shop-rm-0".to_owned(), ip: [10, 0, 0, 7].into(), generation: "v1".to_owned() }
+    }
+
     #[test]
     fn what_can_be_asked_follows_from_the_spec() {
         let full = cache(serde_json::json!({
@@ -191,10 +202,10 @@ mod tests {
             "backup": { "url": "s3://b/p", "credentialsSecretRef":
                 { "name": "s3", "accessKeyIdKey": "id", "secretAccessKeyKey": "key" } },
         }));
-        let inputs = Inputs::of(&full, &by_key, Some(([10, 0, 0, 7].into(), "v1")));
+        let inputs = Inputs::of(&full, &by_key, &[pod()]);
         assert_eq!(inputs.upstream.unwrap().reveal(), "db/url");
         assert_eq!((inputs.cvr.unwrap().reveal(), inputs.change), ("db/cvr", None));
-        let node = inputs.node.unwrap();
+        let node = &inputs.nodes[0];
         assert_eq!((node.address.to_string().as_str(), node.password.reveal()), ("10.0.0.7:4849", "shop-admin/value"));
         assert_eq!(inputs.store.unwrap().secret_access_key.reveal(), "s3/key");
         assert!(inputs.is_busy, "nothing runs yet");
@@ -208,9 +219,9 @@ mod tests {
             "backup": { "url": "s3://b/p", "credentialsSecretRef":
                 { "name": "s3", "accessKeyIdKey": "id", "secretAccessKeyKey": "key", "sessionTokenKey": "missing" } },
         }));
-        let inputs = Inputs::of(&bare, &by_key, Some(([10, 0, 0, 7].into(), "v1")));
+        let inputs = Inputs::of(&bare, &by_key, &[pod()]);
         assert_eq!((inputs.upstream, inputs.store), (None, None));
-        assert_eq!(inputs.node.unwrap().address.port(), 4848);
+        assert_eq!(inputs.nodes[0].address.port(), 4848);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use super::{Databases, Pending};
 pub use facts::Facts;
-pub use inputs::{Inputs, Node, SecretText, Shard, Store};
+pub use inputs::{Inputs, Node, Reached, SecretText, Shard, Store};
 pub use slot::Rhythm;
 use slot::{Question, Slot};
 
@@ -252,7 +252,8 @@ impl Entry {
             self.upstream.pose(database(postgres::Part::Upstream), now);
             self.cvr.pose(database(postgres::Part::Cvr), now);
             self.change.pose(database(postgres::Part::Change), now);
-            self.node.pose(inputs.node.clone().map(data_plane::Status), now);
+            let nodes = inputs.nodes.clone();
+            self.node.pose((!nodes.is_empty()).then_some(data_plane::Status(nodes)), now);
             self.store.pose(inputs.store.clone().map(store::Prefix), now);
         }
         if inputs.is_busy && !self.inputs.is_busy {

@@ -20,7 +20,12 @@ pub(super) fn replication_manager(context: &Context) -> Finding {
     let nodes = context.observed.nodes.as_ref();
     match pods.first() {
         Some(pod) if pod.is_ready && !pod.is_terminating => {
-            finding(kind, Truth::True, reason::READY, format!("{} is ready", pod.name))
+            let others = pods.iter().skip(1).filter(|pod| !pod.is_terminating).map(|pod| match pod.is_ready {
+                true => format!("; {} too", pod.name),
+                false => format!("; {} is not", pod.name),
+            });
+            let others: String = others.collect();
+            finding(kind, Truth::True, reason::READY, format!("{} is ready{others}", pod.name))
         }
         Some(pod) => match &pod.trouble {
             Some(trouble) => {
@@ -239,6 +244,15 @@ pub(super) fn degraded(context: &Context, next: &ZeroCacheStatus, is_stalled: bo
     if is_settled && next.current_revision.is_some() && !serves(context.wanted.main_role()) {
         let text = "the replication-manager does not run; clients see no changes until it does";
         return yes(reason::REPLICATION_MANAGER_DOWN, text.to_owned());
+    }
+    let standby_trouble = context.observed.pods_of(Role::ReplicationManager).find_map(|pod| {
+        let (_, text) = trouble_of(pod.trouble.as_ref()?);
+        Some(format!("{} cannot take over: {text}", pod.name)).filter(|_| !pod.is_ready && !pod.is_terminating)
+    });
+    if let Some(text) =
+        standby_trouble.filter(|_| is_settled && context.wanted.spec.replication_manager.standby.enabled)
+    {
+        return yes(reason::STANDBY_DOWN, text);
     }
     if let Some(lag) = nodes.and_then(|nodes| nodes.lag_seconds).filter(|lag| *lag > LAG_SECONDS_MAX) {
         // Rounded, for a number that always moves would be written always.

@@ -367,6 +367,8 @@ fn progressing(context: &Context, next: &ZeroCacheStatus) -> Finding {
     let kind = kind::PROGRESSING;
     let yes = |reason, text: &str| finding(kind, Truth::True, reason, text);
     let deployment = context.observed.deployment.as_ref();
+    let manager = context.observed.stateful_set.as_ref();
+    let is_awaiting_standby = manager.is_some_and(|it| it.replicas > 1 && it.available < it.replicas);
     let is_scaling = deployment.is_some_and(|it| {
         it.available != it.replicas || context.syncers_wanted.is_some_and(|wanted| wanted != it.replicas)
     });
@@ -387,6 +389,7 @@ fn progressing(context: &Context, next: &ZeroCacheStatus) -> Finding {
         (None, None, None) if context.storage.as_ref().is_some_and(|storage| storage.resize_pending) => {
             yes(reason::RESIZING, "waiting for the volume to grow")
         }
+        (None, None, None) if is_awaiting_standby => yes(reason::SCALING, "waiting for the standby to be ready"),
         (None, None, None) if is_scaling => yes(reason::SCALING, "waiting for view-syncers to start or drain"),
         (None, None, None) => finding(kind, Truth::False, reason::IDLE, ""),
     }

@@ -29,9 +29,13 @@ pub(super) fn fill(context: &Context, next: &mut ZeroCacheStatus) {
 
 fn replication_manager(context: &Context) -> ReplicationManagerStatus {
     let old = context.recorded.replication_manager.clone().unwrap_or_default();
-    let pod = context.observed.pods_of(context.wanted.main_role()).find(|pod| !pod.is_terminating);
-    let is_updated = pod.is_some_and(|pod| pod.revision == context.manager_revision);
+    let pods: Vec<&Pod> =
+        context.observed.pods_of(context.wanted.main_role()).filter(|pod| !pod.is_terminating).collect();
+    let is_updated = !pods.is_empty() && pods.iter().all(|pod| pod.revision == context.manager_revision);
     let nodes = context.observed.nodes.clone().unwrap_or_default();
+    let owner = pods.iter().find(|pod| nodes.streaming == Some(true) && pod.name == nodes.pod);
+    let ready = || pods.iter().find(|pod| pod.is_ready);
+    let has_standby = context.wanted.spec.replication_manager.standby.enabled;
     let is_old = match (&old.last_backup_at, nodes.last_backup_at) {
         (Some(old), Some(new)) => seconds_between(old.0, new) >= REFRESH_BACKUP_SECONDS,
         (None, _) => true,
@@ -39,9 +43,10 @@ fn replication_manager(context: &Context) -> ReplicationManagerStatus {
     };
     let is_fresh = is_old || old.replica_version.is_none();
     ReplicationManagerStatus {
-        ready: pod.is_some_and(|pod| pod.is_ready) && is_updated,
+        ready: ready().is_some() && is_updated,
         updated: is_updated,
-        pod_name: pod.map(|pod| pod.name.clone()),
+        standby_ready: has_standby.then(|| pods.iter().filter(|pod| pod.is_ready).count() > 1),
+        pod_name: owner.or_else(ready).or(pods.first()).map(|pod| pod.name.clone()),
         service_name: is_multi(context).then(|| child::replication_manager(context.wanted.name)),
         last_backup_at: if is_old { nodes.last_backup_at.map(Time).or(old.last_backup_at) } else { old.last_backup_at },
         replica_version: match is_fresh {

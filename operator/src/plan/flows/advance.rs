@@ -151,6 +151,7 @@ impl Flows<'_> {
 
     fn upgrade_facts<'b>(&'b self, block: Option<&'b Block>) -> upgrade::Facts<'b> {
         let spec = &self.wanted.spec.upgrade;
+        let managers = self.managers(&self.stage(), false);
         let target = self.target.hash.as_str();
         let with_syncers = format!("{target}{VIEW_SYNCERS_RELEASE}");
         let (first, second) = (is_released(self.cache, target), is_released(self.cache, &with_syncers));
@@ -171,7 +172,7 @@ impl Flows<'_> {
                         false => spec.pause_after_replication_manager && !first && !second,
                     },
             },
-            is_manager_proven: self.is_manager_proven(&self.target.manager.revision),
+            are_managers_proven: self.are_managers_complete(&self.target.manager.revision, managers),
             // One that does not tell is believed, but it is asked first.
             is_streaming: match self.observed.nodes.as_ref().and_then(|nodes| nodes.streaming) {
                 Some(streaming) => streaming,

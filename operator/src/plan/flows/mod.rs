@@ -5,6 +5,7 @@
 mod advance;
 mod blocks;
 pub(super) mod deletion;
+mod managers;
 mod reset;
 mod retention;
 mod scale;
@@ -132,7 +133,14 @@ impl<'a> Flows<'a> {
         let stage = self.stage();
         let is_paused = self.wanted.spec.paused;
         let is_frozen = is_paused || self.wanted.spec.suspended || self.hold.is_some();
-        let (manager, syncer) = self.workloads(&stage, is_frozen);
+        let mut managers = self.managers(&stage, is_frozen);
+        let (mut manager, mut syncer) = self.workloads(&stage, is_frozen);
+        if manager.as_ref().is_some_and(|(template, _)| self.changes_generation(template)) {
+            managers = managers.min(1);
+            if self.has_second_manager() {
+                (manager, syncer) = (None, None);
+            }
+        }
         let volume = volume::plan(self.wanted, self.observed);
         let upgrade_block = self.upgrade_block();
         let reset_block = self.reset_block();
@@ -156,7 +164,7 @@ impl<'a> Flows<'a> {
                 ));
             }
         }
-        let repairs = self.repairs(manager.as_ref(), &volume);
+        let repairs = self.repairs(manager.as_ref(), managers, &volume);
         if !is_paused {
             self.tell_of(&repairs, volume.status.as_ref());
         }
@@ -164,13 +172,13 @@ impl<'a> Flows<'a> {
         let image = self.recorded.current_image.clone().unwrap_or_else(|| self.wanted.image.clone());
         let replicas = self.syncer_replicas();
         let planned = Workloads {
-            stateful_set: self.stateful_set(manager.as_ref(), &volume),
+            stateful_set: self.stateful_set(manager.as_ref(), managers, &volume),
             deployment: self.deployment(syncer.as_ref(), &replicas),
             image,
             autoscaler: self.autoscaler_bounds(&stage),
             cleanup: retention.cleanup.clone(),
         };
-        self.scale(&planned, &replicas);
+        self.scale(&planned, managers, &replicas);
         self.finalizer();
         let planned_objects = objects::build(self.cache, self.wanted, planned, self.observed.apis);
         let remove = planned_objects.orphans(&self.observed.children, self.wanted.is_single());
@@ -267,19 +275,6 @@ impl<'a> Flows<'a> {
         })
     }
 
-    /// The StatefulSet has this template, and its only pod was made from it and has been ready for a while.
-    fn is_manager_proven(&self, revision: &str) -> bool {
-        let is_set = self
-            .observed
-            .stateful_set
-            .as_ref()
-            .is_some_and(|set| set.revision == revision && set.is_observed && set.available >= 1);
-        let mut pods = self.observed.pods_of(self.wanted.main_role());
-        is_set
-            && pods.next().is_some_and(|pod| pod.revision == revision && pod.is_ready && !pod.is_terminating)
-            && pods.next().is_none()
-    }
-
     /// All view-syncers have this template and are ready, and none of another is left, not even draining.
     fn are_syncers_proven(&self, revision: Option<&str>) -> bool {
         let Some(revision) = revision else { return true };
@@ -316,7 +311,7 @@ impl<'a> Flows<'a> {
     }
 
     /// What Kubernetes does not do by itself.
-    fn repairs(&self, manager: Option<&(Template, String)>, volume: &volume::Volume) -> Vec<Action> {
+    fn repairs(&self, manager: Option<&(Template, String)>, managers: i32, volume: &volume::Volume) -> Vec<Action> {
         let mut actions = volume.actions.clone();
         // A set that was deleted without its pod, to grow its volume, has nobody to stop the pod.
         if self.power.manager == 0 && self.observed.stateful_set.is_none() {
@@ -332,14 +327,19 @@ impl<'a> Flows<'a> {
             let stuck = stuck.filter(|pod| pod.revision != template.revision && !pod.is_ready && !pod.is_terminating);
             actions.extend(stuck.map(|pod| Action::DeletePod { name: pod.name.clone() }));
         }
+        actions.extend(self.surplus_managers(managers));
         actions
     }
 
-    fn stateful_set(&self, manager: Option<&(Template, String)>, volume: &volume::Volume) -> Workload<StatefulSet> {
+    fn stateful_set(
+        &self,
+        manager: Option<&(Template, String)>,
+        managers: i32,
+        volume: &volume::Volume,
+    ) -> Workload<StatefulSet> {
         match manager {
             Some((template, image)) if !volume.is_replacing => {
-                let power = self.power.manager;
-                let set = objects::stateful_set(self.cache, self.wanted, template, image, power, &volume.claimed);
+                let set = objects::stateful_set(self.cache, self.wanted, template, image, managers, &volume.claimed);
                 Workload::Apply(Box::new(set))
             }
             _ => Workload::Keep,

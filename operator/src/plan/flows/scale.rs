@@ -23,13 +23,12 @@ pub(super) struct Replicas {
 
 impl Flows<'_> {
     /// Scales what is otherwise left as it is.
-    pub(super) fn scale(&mut self, planned: &Workloads, replicas: &Replicas) {
-        let power = self.power.manager;
+    pub(super) fn scale(&mut self, planned: &Workloads, managers: i32, replicas: &Replicas) {
         if let Some(set) = &self.observed.stateful_set
             && planned.stateful_set == Workload::Keep
-            && set.replicas != power
+            && set.replicas != managers
         {
-            self.actions.push(Action::Scale { role: self.wanted.main_role(), replicas: power });
+            self.actions.push(Action::Scale { role: self.wanted.main_role(), replicas: managers });
         }
         let Some(deployment) = &self.observed.deployment else { return };
         if let Some(wanted) = replicas.wanted.filter(|wanted| *wanted != deployment.replicas)

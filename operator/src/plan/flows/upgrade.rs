@@ -24,9 +24,9 @@ pub(super) struct Facts<'a> {
     pub cause: UpgradeCause,
     pub block: Option<&'a Block>,
     pub gates: Gates,
-    /// A replication-manager of the target is ready and has been for a while.
-    pub is_manager_proven: bool,
-    /// It receives changes, as far as it can be asked.
+    /// All replication-managers that the step asks for have the target's template and have been ready for a while.
+    pub are_managers_proven: bool,
+    /// One of them receives changes, as far as it can be asked.
     pub is_streaming: bool,
     /// All view-syncers have the target's template, and none of another is left.
     pub are_syncers_proven: bool,
@@ -73,13 +73,13 @@ pub(super) fn step(recorded: &UpgradeStatus, facts: &Facts) -> Next {
     let then = match recorded.step {
         UpgradeStep::Preflight if facts.block.is_some() || facts.gates.holds_manager => None,
         UpgradeStep::Preflight => Some(UpgradeStep::ReplicationManager),
-        UpgradeStep::ReplicationManager => facts.is_manager_proven.then_some(UpgradeStep::Settle),
-        UpgradeStep::Settle if !(facts.is_manager_proven && facts.is_streaming) => None,
+        UpgradeStep::ReplicationManager => facts.are_managers_proven.then_some(UpgradeStep::Settle),
+        UpgradeStep::Settle if !(facts.are_managers_proven && facts.is_streaming) => None,
         UpgradeStep::Settle if facts.is_single => return Next::Finished,
         UpgradeStep::Settle if facts.gates.holds_syncers => Some(UpgradeStep::Gate),
         UpgradeStep::Settle => Some(UpgradeStep::ViewSyncers),
         UpgradeStep::Gate => (!facts.gates.holds_syncers).then_some(UpgradeStep::ViewSyncers),
-        UpgradeStep::ViewSyncers if facts.is_manager_proven && facts.are_syncers_proven => return Next::Finished,
+        UpgradeStep::ViewSyncers if facts.are_managers_proven && facts.are_syncers_proven => return Next::Finished,
         UpgradeStep::ViewSyncers => None,
     };
     match then {

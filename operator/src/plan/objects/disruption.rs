@@ -1,19 +1,26 @@
-//! How many view-syncers an eviction leaves running. The only replication-manager has none: a budget for one pod either says
-//! nothing or blocks the drain of its node for ever.
+//! How many pods of a role an eviction leaves running. A replication-manager that is alone has none: a budget for one pod either
+//! says nothing or blocks the drain of its node for ever.
 
+use crds::spec::Pdb;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 
 use super::super::wanted::Wanted;
 use super::meta::Meta;
 use crate::observe::Role;
 
-pub(super) fn disruption_budget(wanted: &Wanted, meta: &Meta) -> Option<PodDisruptionBudget> {
+pub(super) fn disruption_budgets(wanted: &Wanted, meta: &Meta) -> Vec<PodDisruptionBudget> {
     if wanted.is_single() {
-        return None;
+        return Vec::new();
     }
-    let role = Role::ViewSyncer;
-    let given = &wanted.spec.view_syncer.pdb;
-    Some(PodDisruptionBudget {
+    let mut budgets = vec![budget(wanted, meta, Role::ViewSyncer, &wanted.spec.view_syncer.pdb)];
+    if wanted.spec.replication_manager.standby.enabled {
+        budgets.push(budget(wanted, meta, Role::ReplicationManager, &Pdb::default()));
+    }
+    budgets
+}
+
+fn budget(wanted: &Wanted, meta: &Meta, role: Role, given: &Pdb) -> PodDisruptionBudget {
+    PodDisruptionBudget {
         metadata: meta.of(role, wanted.workload_name(role)),
         spec: Some(PodDisruptionBudgetSpec {
             selector: Some(meta.selector(role)),
@@ -22,5 +29,5 @@ pub(super) fn disruption_budget(wanted: &Wanted, meta: &Meta) -> Option<PodDisru
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
         }),
         ..PodDisruptionBudget::default()
-    })
+    }
 }

@@ -29,6 +29,7 @@ pub const OWN: &[&str] = &[
     "ZERO_CHANGE_DB",
     "ZERO_CHANGE_MAX_CONNS",
     "ZERO_CHANGE_STREAMER_PORT",
+    "ZERO_CHANGE_STREAMER_STANDBY",
     "ZERO_CHANGE_STREAMER_TOKEN",
     "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS",
     "ZERO_CHANGE_STREAMER_URI",
@@ -74,7 +75,11 @@ pub(super) fn variables(wanted: &Wanted, role: Role, render: &Render) -> Vec<Env
         plain.extend(writes_replica(wanted, render));
     }
     match role {
-        Role::ReplicationManager => plain.push(("ZERO_NUM_SYNC_WORKERS", "0".to_owned())),
+        Role::ReplicationManager => {
+            plain.push(("ZERO_NUM_SYNC_WORKERS", "0".to_owned()));
+            // Also where it is alone: pods need not restart for a second one to come or go.
+            plain.push(("ZERO_CHANGE_STREAMER_STANDBY", "true".to_owned()));
+        }
         Role::ViewSyncer => {
             plain.extend(serves_clients(wanted, render));
             plain.push(("ZERO_CHANGE_STREAMER_URI", change_stream_uri(wanted)));

@@ -76,7 +76,7 @@ pub struct Objects {
     pub service_account: Option<ServiceAccount>,
     pub services: Vec<Service>,
     pub network_policies: Vec<NetworkPolicy>,
-    pub disruption_budget: Option<PodDisruptionBudget>,
+    pub disruption_budgets: Vec<PodDisruptionBudget>,
     pub stateful_set: Workload<StatefulSet>,
     pub deployment: Workload<Deployment>,
     pub autoscaler: Option<HorizontalPodAutoscaler>,
@@ -116,7 +116,7 @@ pub(super) fn build(
         service_account: service_account::service_account(wanted, &meta),
         services: services::services(wanted, &meta),
         network_policies: network_policies::network_policies(wanted, &meta),
-        disruption_budget: disruption::disruption_budget(wanted, &meta),
+        disruption_budgets: disruption::disruption_budgets(wanted, &meta),
         stateful_set: workloads.stateful_set,
         deployment: workloads.deployment,
         autoscaler: workloads.autoscaler.map(|bounds| autoscaler::autoscaler(wanted, &meta, bounds)),
@@ -141,7 +141,7 @@ impl Objects {
             service_account,
             services,
             network_policies,
-            disruption_budget,
+            disruption_budgets,
             stateful_set,
             deployment,
             autoscaler,
@@ -155,7 +155,7 @@ impl Objects {
         documents.extend(service_account.iter().map(document));
         documents.extend(services.iter().map(document));
         documents.extend(network_policies.iter().map(document));
-        documents.extend(disruption_budget.iter().map(document));
+        documents.extend(disruption_budgets.iter().map(document));
         documents.extend(stateful_set.applied().map(document));
         documents.extend(deployment.applied().map(document));
         documents.extend(autoscaler.iter().map(document));
@@ -175,7 +175,7 @@ impl Objects {
             service_account,
             services,
             network_policies,
-            disruption_budget,
+            disruption_budgets,
             stateful_set,
             deployment,
             autoscaler,
@@ -193,7 +193,7 @@ impl Objects {
         service_account.iter().for_each(|it| add("ServiceAccount", &it.metadata));
         services.iter().for_each(|it| add("Service", &it.metadata));
         network_policies.iter().for_each(|it| add("NetworkPolicy", &it.metadata));
-        disruption_budget.iter().for_each(|it| add("PodDisruptionBudget", &it.metadata));
+        disruption_budgets.iter().for_each(|it| add("PodDisruptionBudget", &it.metadata));
         stateful_set.applied().iter().for_each(|it| add("StatefulSet", &it.metadata));
         deployment.applied().iter().for_each(|it| add("Deployment", &it.metadata));
         autoscaler.iter().for_each(|it| add("HorizontalPodAutoscaler", &it.metadata));

@@ -1,4 +1,5 @@
-//! Who may reach the pods. The change stream's port is for view-syncers, scrapers and the operator only.
+//! Who may reach the pods. The change stream's port is for the deployment's own pods, scrapers and the
+//! operator only.
 
 use crds::names::{label, port};
 use k8s_openapi::api::networking::v1::{
@@ -25,7 +26,8 @@ fn network_policy(wanted: &Wanted, meta: &Meta, role: Role) -> NetworkPolicy {
     let mut rules = Vec::new();
     match role {
         Role::ReplicationManager => rules.push(NetworkPolicyIngressRule {
-            from: Some(vec![pods_of(meta, Role::ViewSyncer)]),
+            // Of two replication-managers one looks whether the other is at work, and may start from its replica.
+            from: Some(vec![pods_of(meta, Role::ViewSyncer), pods_of(meta, Role::ReplicationManager)]),
             ports: Some(vec![tcp(port::CHANGE_STREAM)]),
         }),
         Role::ViewSyncer | Role::SingleNode => rules.push(NetworkPolicyIngressRule {
@@ -64,7 +66,7 @@ fn egress(meta: &Meta, role: Role) -> Vec<NetworkPolicyEgressRule> {
         NetworkPolicyEgressRule { to: None, ports: Some(vec![udp(53), tcp(53)]) },
         NetworkPolicyEgressRule { to: None, ports: Some(vec![tcp(5432), tcp(6432), tcp(80), tcp(443)]) },
     ];
-    if role == Role::ViewSyncer {
+    if role != Role::SingleNode {
         rules.push(NetworkPolicyEgressRule {
             to: Some(vec![pods_of(meta, Role::ReplicationManager)]),
             ports: Some(vec![tcp(port::CHANGE_STREAM)]),

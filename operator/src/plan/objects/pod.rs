@@ -24,6 +24,8 @@ use crate::observe::Role;
 pub struct Template {
     pub template: PodTemplateSpec,
     pub revision: String,
+    /// That its pods serve.
+    pub generation: String,
 }
 
 pub(in crate::plan) fn template(cache: &crds::ZeroCache, wanted: &Wanted, role: Role, render: &Render) -> Template {
@@ -52,7 +54,7 @@ pub(in crate::plan) fn template(cache: &crds::ZeroCache, wanted: &Wanted, role: 
     if let Some(metadata) = &mut template.metadata {
         metadata.annotations = Some(annotations);
     }
-    Template { template, revision }
+    Template { template, revision, generation: render.generation.clone() }
 }
 
 fn spec(wanted: &Wanted, role: Role, render: &Render, meta: &Meta) -> PodSpec {
@@ -64,7 +66,7 @@ fn spec(wanted: &Wanted, role: Role, render: &Render, meta: &Meta) -> PodSpec {
         Role::ReplicationManager | Role::SingleNode => manager.termination_grace_period_seconds,
     };
     let mut spread = placement.topology_spread_constraints.clone();
-    if spread.is_empty() && role == Role::ViewSyncer {
+    if spread.is_empty() && role != Role::SingleNode {
         spread = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
             .map(|key| TopologySpreadConstraint {
                 max_skew: 1,

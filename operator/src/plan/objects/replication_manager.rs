@@ -1,4 +1,6 @@
-//! The StatefulSet of the one pod that reads the Postgres log, alone or as a single node.
+//! The StatefulSet of the pod that reads the Postgres log, as a single node or for others, and of the one that stands by for it.
+//!
+//! A rollout begins with the last pod, and takes the first only once that is ready: whoever reads the log hands it over each time.
 
 use crds::names::pod;
 use crds::spec::StorageType;
