@@ -5,6 +5,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ pub async fn everything(site: &Site) -> Result<()> {
     site.create(
         "shop",
         json!({
-            "replicationManager": { "storage": storage("1Gi") },
+            "replicationManager": { "storage": storage("1Gi"), "standby": { "enabled": true } },
             "viewSyncer": { "autoscaling": { "minReplicas": 1 } },
             "ingress": ingress,
             "backup": { "url": "s3://shop/replica", "retention": { "deleteOnRemoval": true } },
@@ -42,12 +43,13 @@ pub async fn everything(site: &Site) -> Result<()> {
     ensure!(monitors.get_opt("shop").await?.is_some());
     site.change("shop", json!({ "spec": {
         "ingress": { "enabled": false }, "networkPolicy": { "enabled": false }, "monitoring": { "podMonitor": "Never" },
-        "viewSyncer": { "autoscaling": null },
+        "viewSyncer": { "autoscaling": null }, "replicationManager": { "standby": { "enabled": false } },
         "security": { "serviceAccount": { "create": false, "name": "default" } },
     }}))
     .await?;
     site.until_object::<NetworkPolicy>("shop-vs", "removed", 20, Value::is_null).await?;
     site.until_object::<ServiceAccount>("shop", "removed", 20, Value::is_null).await?;
+    site.until_object::<PodDisruptionBudget>("shop-rm", "removed", 20, Value::is_null).await?;
     site.until_object::<HorizontalPodAutoscaler>("shop-vs", "removed", 20, Value::is_null).await?;
     ensure!(routes.get_opt("shop").await?.is_none() && monitors.get_opt("shop").await?.is_none());
     let idle = |cache: &Value| cache["status"]["upgrade"].is_null() && condition(cache, "Ready").0 == "True";
