@@ -51,7 +51,8 @@ pub async fn everything(site: &Site) -> Result<()> {
     site.until_object::<ServiceAccount>("shop", "removed", 20, Value::is_null).await?;
     site.until_object::<PodDisruptionBudget>("shop-rm", "removed", 20, Value::is_null).await?;
     site.until_object::<HorizontalPodAutoscaler>("shop-vs", "removed", 20, Value::is_null).await?;
-    ensure!(routes.get_opt("shop").await?.is_none() && monitors.get_opt("shop").await?.is_none());
+    until_absent(&routes).await?;
+    until_absent(&monitors).await?;
     let idle = |cache: &Value| cache["status"]["upgrade"].is_null() && condition(cache, "Ready").0 == "True";
     site.until("shop", "rolled out", 60, |cache| {
         idle(cache) && cache["status"]["observedGeneration"] == cache["metadata"]["generation"]
@@ -108,4 +109,14 @@ pub async fn everything(site: &Site) -> Result<()> {
         pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
     }
     site.until_gone("shop").await
+}
+
+/// What the operator was refused to remove goes once it may.
+async fn until_absent(api: &kube::Api<kube::core::DynamicObject>) -> Result<()> {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while api.get_opt("shop").await?.is_some() {
+        ensure!(std::time::Instant::now() < end, "{} shop is still there", api.resource_url());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
