@@ -228,7 +228,7 @@ fn rights_cover_every_child() {
             };
             let verbs: &[&str] = match kind.as_str() {
                 "secret" => &["create"],
-                "service" | "deployment" | "poddisruptionbudget" => &["create", "patch"],
+                "service" | "deployment" => &["create", "patch"],
                 _ => &["create", "patch", "delete"],
             };
             for verb in ["list", "watch"].iter().chain(verbs) {

@@ -17,10 +17,10 @@ is not there yet; what it reads it lists and watches. Kinds that are made for ev
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch, create, patch]
+# Made when asked for, and deleted when not any longer.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [list, watch, create, patch]
-# Made when asked for, and deleted when not any longer.
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [serviceaccounts]
   verbs: [list, watch, create, patch, delete]

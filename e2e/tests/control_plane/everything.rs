@@ -5,6 +5,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ pub async fn everything(site: &Site) -> Result<()> {
     site.create(
         "shop",
         json!({
-            "replicationManager": { "storage": storage("1Gi") },
+            "replicationManager": { "storage": storage("1Gi"), "standby": { "enabled": true } },
             "viewSyncer": { "autoscaling": { "minReplicas": 1 } },
             "ingress": ingress,
             "backup": { "url": "s3://shop/replica", "retention": { "deleteOnRemoval": true } },
@@ -42,14 +43,16 @@ pub async fn everything(site: &Site) -> Result<()> {
     ensure!(monitors.get_opt("shop").await?.is_some());
     site.change("shop", json!({ "spec": {
         "ingress": { "enabled": false }, "networkPolicy": { "enabled": false }, "monitoring": { "podMonitor": "Never" },
-        "viewSyncer": { "autoscaling": null },
+        "viewSyncer": { "autoscaling": null }, "replicationManager": { "standby": { "enabled": false } },
         "security": { "serviceAccount": { "create": false, "name": "default" } },
     }}))
     .await?;
     site.until_object::<NetworkPolicy>("shop-vs", "removed", 20, Value::is_null).await?;
     site.until_object::<ServiceAccount>("shop", "removed", 20, Value::is_null).await?;
+    site.until_object::<PodDisruptionBudget>("shop-rm", "removed", 20, Value::is_null).await?;
     site.until_object::<HorizontalPodAutoscaler>("shop-vs", "removed", 20, Value::is_null).await?;
-    ensure!(routes.get_opt("shop").await?.is_none() && monitors.get_opt("shop").await?.is_none());
+    until_absent(&routes).await?;
+    until_absent(&monitors).await?;
     let idle = |cache: &Value| cache["status"]["upgrade"].is_null() && condition(cache, "Ready").0 == "True";
     site.until("shop", "rolled out", 60, |cache| {
         idle(cache) && cache["status"]["observedGeneration"] == cache["metadata"]["generation"]
@@ -106,4 +109,14 @@ pub async fn everything(site: &Site) -> Result<()> {
         pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
     }
     site.until_gone("shop").await
+}
+
+/// What the operator was refused to remove goes once it may.
+async fn until_absent(api: &kube::Api<kube::core::DynamicObject>) -> Result<()> {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while api.get_opt("shop").await?.is_some() {
+        ensure!(std::time::Instant::now() < end, "{} shop is still there", api.resource_url());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(())
 }

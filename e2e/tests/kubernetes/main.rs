@@ -38,5 +38,6 @@ mod reset;
 mod scale;
 mod secrets;
 mod site;
+mod standby;
 mod traefik;
 mod upgrade;

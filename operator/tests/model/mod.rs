@@ -446,7 +446,9 @@ impl World {
                 assert!(
                     self.cache.spec.backup.is_none()
                         || self.snapshots.contains(&new.generation)
-                        || self.deployment.is_none(),
+                        || self.deployment.is_none()
+                        // Before the first start is over, nobody is served who could be cut off.
+                        || before.current_revision.is_none(),
                     "view-syncers move to {} before it is backed up",
                     new.generation
                 );
