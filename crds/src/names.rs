@@ -74,6 +74,16 @@ pub mod path {
     pub const METRICS: &str = "/metrics";
 }
 
+/// Keys of a Secret of type `kubernetes.io/tls`, and where pods have them as files.
+pub mod tls {
+    pub const CERTIFICATE: &str = "tls.crt";
+    pub const KEY: &str = "tls.key";
+    /// Whom nodes trust instead of the system's authorities, if it is there.
+    pub const AUTHORITY: &str = "ca.crt";
+    pub const VOLUME: &str = "change-stream-tls";
+    pub const PATH: &str = "/etc/zero-cache/change-stream-tls";
+}
+
 /// The data plane's container, its folders and the user it runs as.
 pub mod pod {
     pub const CONTAINER: &str = "zero-cache";

@@ -39,6 +39,10 @@ pub const SPEC: &[Rule] = &[
         "topology SingleNode has no replication-manager to stand by for: remove replicationManager.standby, or use MultiNode",
     ),
     rule(
+        "self.topology != 'SingleNode' || !has(self.security.changeStream.tlsSecretName)",
+        "topology SingleNode has no other nodes to encrypt for: remove security.changeStream.tlsSecretName, or use MultiNode",
+    ),
+    rule(
         "self.topology != 'SingleNode' || self.replicationManager.handoff == 'Recreate'",
         "topology SingleNode cannot run two pods at a time: remove replicationManager.handoff, or use MultiNode",
     ),

@@ -46,6 +46,10 @@ pub fn bad() -> Vec<(Value, &'static str)> {
             "remove replicationManager.standby",
         ),
         (
+            json!({ "topology": "SingleNode", "security": { "changeStream": { "tlsSecretName": "stream" } } }),
+            "remove security.changeStream.tlsSecretName",
+        ),
+        (
             json!({ "topology": "SingleNode", "replicationManager": { "handoff": "Overlap" } }),
             "remove replicationManager.handoff",
         ),

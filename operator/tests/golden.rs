@@ -138,6 +138,12 @@ fn a_full_deployment() {
     check_in("full", full, Apis { pod_monitors: true, http_routes: false });
 }
 
+#[test]
+fn a_change_stream_with_certificates() {
+    let spec = json!({ "security": { "changeStream": { "tlsSecretName": "stream" } } });
+    check_in("change-stream-tls", spec, Apis { pod_monitors: true, http_routes: false });
+}
+
 fn ingress(provider: &str) -> Value {
     json!({
         "viewSyncer": { "replicas": 2 },

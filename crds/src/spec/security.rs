@@ -30,6 +30,12 @@ pub struct ChangeStream {
     /// former one may stay in the same Secret, under the key with `-previous` at its end: it is accepted as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKeyRef>,
+    /// Secret of type kubernetes.io/tls with which port 4849 is served, so that view-syncers follow over wss. Its certificate must be
+    /// for the Service NAME-rm.NAMESPACE.svc.DOMAIN and for the pods, *.NAME-rm-headless.NAMESPACE.svc.DOMAIN. A key ca.crt in it is
+    /// whom nodes trust instead of the system's authorities. A renewed certificate is taken up without a restart. Needs MultiNode.
+    #[schemars(length(min = 1, max = NAME_MAX))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_secret_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]

@@ -75,7 +75,7 @@ impl Sources {
         let upstream = secrets.value(&cache.spec.databases.upstream.url_secret_ref);
         observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal()));
         observed.secrets = secrets.hashes.clone();
-        let inputs = Inputs::of(cache, &|reference| secrets.value(reference), &pods);
+        let inputs = Inputs::of(cache, &|reference| secrets.value(reference), &pods, &self.installation.cluster_domain);
         self.outside.look(key, inputs).fill(&mut observed);
         Ok(Some(Picture { observed, existing, losses }))
     }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crds::ZeroCache;
-use crds::names::{annotation, child};
+use crds::names::{annotation, child, tls};
 use crds::spec::{Placement, SecretKeyRef, Topology, ZeroCacheSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use sha2::{Digest as _, Sha256};
 
 use super::annotation_of;
-use super::objects::env;
+use super::objects::{env, stream_tls};
 use crate::observe::{Observed, Role};
 
 /// What is wrong with a spec that the API server could not see.
@@ -128,6 +128,17 @@ impl<'a> Wanted<'a> {
         if self.is_single() { Role::SingleNode } else { Role::ViewSyncer }
     }
 
+    /// The Secret with which nodes encrypt what they tell each other.
+    pub(super) fn tls_secret(&self) -> Option<&'a str> {
+        self.spec.security.change_stream.tls_secret_name.as_deref().filter(|_| !self.is_single())
+    }
+
+    /// That Secret says whom to trust.
+    pub(super) fn has_tls_authority(&self) -> bool {
+        let secret = self.tls_secret().and_then(|name| self.secrets.get(name));
+        secret.is_some_and(|secret| secret.keys.contains_key(tls::AUTHORITY))
+    }
+
     pub(super) fn placement(&self, role: Role) -> &'a Placement {
         match role {
             Role::ViewSyncer => &self.spec.view_syncer.placement,
@@ -161,7 +172,8 @@ impl<'a> Wanted<'a> {
     /// Secrets and keys that pods cannot start without, and that do not exist, with the fields that name them.
     pub(super) fn missing_secrets(&self) -> Vec<String> {
         let mut missing: Vec<(String, Vec<&str>)> = Vec::new();
-        for (field, reference) in self.roles().iter().flat_map(|role| env::secret_fields(self, *role)) {
+        let variables = self.roles().iter().flat_map(|role| env::secret_fields(self, *role));
+        for (field, reference) in variables.chain(stream_tls::required(self)) {
             let text = match self.secrets.get(&reference.name) {
                 None => format!("Secret {} does not exist", reference.name),
                 Some(secret) if !secret.keys.contains_key(&reference.key) => {
@@ -188,6 +200,7 @@ impl<'a> Wanted<'a> {
             names.extend(env::secrets(self, role).into_iter().map(|reference| reference.name));
             names.extend(env::secret_names_of_site(self.placement(role)));
         }
+        names.extend(self.tls_secret().map(str::to_owned));
         names
     }
 

@@ -129,7 +129,11 @@ impl World {
         let mut world = World {
             cache: Rc::new(cache),
             cache_hash: 0,
-            secrets: [("db".to_owned(), secret(&["upstream", "admin", "cvr", "token", "id", "key"]))].into(),
+            secrets: [
+                ("db".to_owned(), secret(&["upstream", "admin", "cvr", "token", "id", "key"])),
+                ("stream".to_owned(), secret(&["tls.crt", "tls.key", "ca.crt"])),
+            ]
+            .into(),
             set: None,
             sets_made: 0,
             deployment: None,

@@ -52,6 +52,7 @@ fn with_node(address: SocketAddr) -> Inputs {
         nodes: vec![Node {
             pod: "shop-rm-0".to_owned(),
             address,
+            tls: None,
             password: secret("open").unwrap(),
             generation: "v1".to_owned(),
         }],

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use zero_cache_operator::observe::BackupFault;
-use zero_cache_operator::observe::outside::{Inputs, Node};
+use zero_cache_operator::observe::outside::{Encryption, Inputs, Node, SecretText};
 
 use super::{Scene, secret};
 
@@ -83,6 +86,7 @@ impl Pod {
         let node = Node {
             pod: "shop-rm-0".to_owned(),
             address: self.address,
+            tls: None,
             password: secret("open").unwrap(),
             generation: "v2".to_owned(),
         };
@@ -183,4 +187,56 @@ async fn what_an_earlier_pod_said_is_not_said_of_the_next() {
     scene.answered().await;
     scene.inputs.nodes[0].password = secret("other").unwrap();
     assert!(scene.look().nodes.is_some());
+}
+
+/// One that says its piece over TLS, with a certificate for `localhost`.
+async fn sealed(authority: &testkit::tls::Authority) -> SocketAddr {
+    let issued = authority.issue("DNS:localhost").unwrap();
+    let chain = CertificateDer::pem_slice_iter(issued.certificate.as_bytes()).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let Answer::Bytes(answer) = ok(&report(false).to_string()) else { unreachable!("it is bytes") };
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let Ok(mut stream) = TlsAcceptor::from(Arc::clone(&config)).accept(stream).await else { continue };
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(&answer).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_password_is_told_only_to_whom_the_authority_vouches_for() {
+    let (ours, other) = (testkit::tls::Authority::new().unwrap(), testkit::tls::Authority::new().unwrap());
+    let address = sealed(&ours).await;
+    let inputs = |name: &str, authorities: Option<&str>| {
+        let tls = Encryption { name: name.to_owned(), authorities: authorities.map(SecretText::new) };
+        let node = Node {
+            pod: "shop-rm-0".to_owned(),
+            address,
+            tls: Some(tls),
+            password: secret("open").unwrap(),
+            generation: "v2".to_owned(),
+        };
+        Inputs { nodes: vec![node], ..Inputs::default() }
+    };
+    let trusted = Scene::new(inputs("localhost", Some(&ours.certificate))).answered().await;
+    assert_eq!(trusted.nodes.unwrap().streaming, Some(true));
+    for (name, authorities) in [
+        ("localhost", Some(other.certificate.as_str())),
+        ("elsewhere", Some(ours.certificate.as_str())),
+        ("localhost", None),
+        ("localhost", Some("no PEM")),
+        ("", Some(ours.certificate.as_str())),
+    ] {
+        assert_eq!(Scene::new(inputs(name, authorities)).answered().await.nodes, None, "{name} {authorities:?}");
+    }
 }

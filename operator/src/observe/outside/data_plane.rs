@@ -11,9 +11,13 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::jiff::Timestamp;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
+use super::certificates::trusting;
 use super::slot::Question;
 use super::{Node, Servers};
 use crate::observe::{BackupFault, Nodes};
@@ -30,8 +34,8 @@ impl Question for Status {
     type Answer = Option<Nodes>;
     const DOUBTS: u32 = 2;
 
-    async fn ask(self, _: Arc<Servers>) -> Option<Nodes> {
-        let answers = futures_util::future::join_all(self.0.iter().map(asked)).await;
+    async fn ask(self, servers: Arc<Servers>) -> Option<Nodes> {
+        let answers = futures_util::future::join_all(self.0.iter().map(|node| asked(node, &servers))).await;
         owners(answers)
     }
 
@@ -50,8 +54,8 @@ impl Question for Status {
     }
 }
 
-async fn asked(node: &Node) -> Option<Nodes> {
-    match fetch(node).await {
+async fn asked(node: &Node, servers: &Servers) -> Option<Nodes> {
+    match fetch(node, servers).await {
         Ok(nodes) => Some(nodes),
         Err(error) => {
             tracing::debug!(address = %node.address, %error, "the data plane does not tell its status");
@@ -87,6 +91,8 @@ pub(super) enum Error {
     Timeout,
     #[error("it cannot be reached: {0}")]
     Unreachable(#[from] std::io::Error),
+    #[error("security.changeStream.tlsSecretName: {0}")]
+    Certificates(String),
     #[error("it does not speak HTTP: {0}")]
     Http(#[from] hyper::Error),
     #[error("it answered {0}")]
@@ -97,14 +103,25 @@ pub(super) enum Error {
     Format(#[from] serde_json::Error),
 }
 
-pub(super) async fn fetch(node: &Node) -> Result<Nodes, Error> {
-    let body = tokio::time::timeout(TIME_MAX, get(node)).await.map_err(|_| Error::Timeout)??;
+async fn fetch(node: &Node, servers: &Servers) -> Result<Nodes, Error> {
+    let body = tokio::time::timeout(TIME_MAX, get(node, servers)).await.map_err(|_| Error::Timeout)??;
     let body: Body = serde_json::from_slice(&body)?;
     Ok(body.node.read(&node.pod, &node.generation))
 }
 
-async fn get(node: &Node) -> Result<Bytes, Error> {
+async fn get(node: &Node, servers: &Servers) -> Result<Bytes, Error> {
     let stream = TcpStream::connect(node.address).await?;
+    let Some(tls) = &node.tls else { return exchange(node, stream).await };
+    let client = match &tls.authorities {
+        Some(authorities) => trusting(authorities.reveal().as_bytes()),
+        None => servers.certificates.client(true),
+    };
+    let name = ServerName::try_from(tls.name.clone()).map_err(|error| Error::Certificates(error.to_string()))?;
+    let connector = TlsConnector::from(Arc::new(client.map_err(Error::Certificates)?));
+    exchange(node, connector.connect(name, stream).await?).await
+}
+
+async fn exchange(node: &Node, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<Bytes, Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let credentials = BASE64_STANDARD.encode(format!("operator:{}", node.password.reveal()));
     let request = Request::get("/statz?group=node&format=json")

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crds::ZeroCache;
-use crds::names::{child, port};
+use crds::names::{child, port, tls};
 use crds::spec::{SecretKeyRef, Topology};
 use crds::status::DeletionStep;
 
@@ -70,9 +70,20 @@ pub struct Shard {
 pub struct Node {
     pub pod: String,
     pub address: SocketAddr,
+    /// Nothing where it is asked in plain.
+    pub tls: Option<Encryption>,
     pub password: SecretText,
     /// The generation its pod serves.
     pub generation: String,
+}
+
+/// How a node is known that is reached by its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// That its certificate is for.
+    pub name: String,
+    /// PEM; nothing for the system's.
+    pub authorities: Option<SecretText>,
 }
 
 /// A pod with an address.
@@ -101,9 +112,14 @@ pub struct Store {
 
 impl Inputs {
     /// What can be asked about a resource. `secret` reads a key of a Secret in the resource's namespace, `pods` are those of which
-    /// one owns the slot.
+    /// one owns the slot, `domain` is the cluster's.
     #[must_use]
-    pub fn of(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>, pods: &[Reached]) -> Inputs {
+    pub fn of(
+        cache: &ZeroCache,
+        secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
+        pods: &[Reached],
+        domain: &str,
+    ) -> Inputs {
         let spec = &cache.spec;
         let databases = &spec.databases;
         let other = |reference: &Option<SecretKeyRef>| reference.as_ref().and_then(secret);
@@ -114,14 +130,19 @@ impl Inputs {
             upstream: secret(&databases.upstream.url_secret_ref),
             cvr: other(&databases.cvr.url_secret_ref),
             change: other(&databases.change.url_secret_ref),
-            nodes: pods.iter().filter_map(|pod| node(cache, secret, pod)).collect(),
+            nodes: pods.iter().filter_map(|pod| node(cache, secret, pod, domain)).collect(),
             store: store(cache, secret),
             is_busy: is_busy(cache),
         }
     }
 }
 
-fn node(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>, pod: &Reached) -> Option<Node> {
+fn node(
+    cache: &ZeroCache,
+    secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
+    pod: &Reached,
+    domain: &str,
+) -> Option<Node> {
     let name = cache.metadata.name.as_deref().unwrap_or_default();
     let reference = cache
         .spec
@@ -136,8 +157,22 @@ fn node(cache: &ZeroCache, secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
     Some(Node {
         pod: pod.name.clone(),
         address: SocketAddr::new(pod.ip, port),
+        tls: encryption(cache, secret, domain),
         password: secret(&reference)?,
         generation: pod.generation.clone(),
+    })
+}
+
+fn encryption(
+    cache: &ZeroCache,
+    secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
+    domain: &str,
+) -> Option<Encryption> {
+    let given = cache.spec.security.change_stream.tls_secret_name.as_ref()?;
+    let (name, namespace) = (cache.metadata.name.as_deref()?, cache.metadata.namespace.as_deref()?);
+    Some(Encryption {
+        name: format!("{}.{namespace}.svc.{domain}", child::replication_manager(name)),
+        authorities: secret(&SecretKeyRef { name: given.clone(), key: tls::AUTHORITY.to_owned() }),
     })
 }
 
@@ -202,7 +237,7 @@ mod tests {
             "backup": { "url": "s3://b/p", "credentialsSecretRef":
                 { "name": "s3", "accessKeyIdKey": "id", "secretAccessKeyKey": "key" } },
         }));
-        let inputs = Inputs::of(&full, &by_key, &[pod()]);
+        let inputs = Inputs::of(&full, &by_key, &[pod()], "cluster.local");
         assert_eq!(inputs.upstream.unwrap().reveal(), "db/url");
         assert_eq!((inputs.cvr.unwrap().reveal(), inputs.change), ("db/cvr", None));
         let node = &inputs.nodes[0];
@@ -219,7 +254,7 @@ mod tests {
             "backup": { "url": "s3://b/p", "credentialsSecretRef":
                 { "name": "s3", "accessKeyIdKey": "id", "secretAccessKeyKey": "key", "sessionTokenKey": "missing" } },
         }));
-        let inputs = Inputs::of(&bare, &by_key, &[pod()]);
+        let inputs = Inputs::of(&bare, &by_key, &[pod()], "cluster.local");
         assert_eq!((inputs.upstream, inputs.store), (None, None));
         assert_eq!(inputs.nodes[0].address.port(), 4848);
     }

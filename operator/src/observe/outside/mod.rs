@@ -7,6 +7,7 @@
 //! delay nobody else's status; nothing is asked about a resource that nobody looks at any longer; values of Secrets are neither
 //! stored anywhere nor printed.
 
+mod certificates;
 mod data_plane;
 mod facts;
 mod inputs;
@@ -28,8 +29,9 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::{Databases, Pending};
+use certificates::Certificates;
 pub use facts::Facts;
-pub use inputs::{Inputs, Node, Reached, SecretText, Shard, Store};
+pub use inputs::{Encryption, Inputs, Node, Reached, SecretText, Shard, Store};
 pub use slot::Rhythm;
 use slot::{Question, Slot};
 
@@ -108,7 +110,7 @@ struct Shared {
 /// What all questions share.
 struct Servers {
     stores: store::Client,
-    certificates: postgres::Certificates,
+    certificates: Certificates,
 }
 
 struct Entry {
@@ -140,10 +142,7 @@ impl Outside {
         let shared = Arc::new(Shared {
             entries: Mutex::default(),
             timing,
-            servers: Arc::new(Servers {
-                stores: store::Client::new(),
-                certificates: postgres::Certificates::default(),
-            }),
+            servers: Arc::new(Servers { stores: store::Client::new(), certificates: Certificates::default() }),
             changed,
             wake: Notify::new(),
             databases: Arc::new(Semaphore::new(DATABASES_AT_ONCE)),

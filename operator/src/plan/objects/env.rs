@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crds::names::{child, pod, port};
+use crds::names::{pod, port};
 use crds::spec::{Placement, SecretKeyRef};
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
 
 use super::super::wanted::Wanted;
-use super::Render;
+use super::{Render, stream_tls};
 use crate::observe::{Role, Secret};
 
 /// Variables that only the operator sets.
@@ -28,8 +28,12 @@ pub const OWN: &[&str] = &[
     "ZERO_AUTO_RESET",
     "ZERO_CHANGE_DB",
     "ZERO_CHANGE_MAX_CONNS",
+    "ZERO_CHANGE_STREAMER_ADDRESS",
     "ZERO_CHANGE_STREAMER_PORT",
     "ZERO_CHANGE_STREAMER_STANDBY",
+    "ZERO_CHANGE_STREAMER_TLS_CA_FILE",
+    "ZERO_CHANGE_STREAMER_TLS_CERT_FILE",
+    "ZERO_CHANGE_STREAMER_TLS_KEY_FILE",
     "ZERO_CHANGE_STREAMER_TOKEN",
     "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS",
     "ZERO_CHANGE_STREAMER_URI",
@@ -86,6 +90,7 @@ pub(super) fn variables(wanted: &Wanted, role: Role, render: &Render) -> Vec<Env
         }
         Role::SingleNode => plain.extend(serves_clients(wanted, render)),
     }
+    plain.extend(stream_tls::variables(wanted, role));
     if let Some(backup) = &wanted.spec.backup {
         plain.extend(backup.endpoint.clone().map(|endpoint| ("ZERO_LITESTREAM_ENDPOINT", endpoint)));
         if let Some(region) = &backup.region {
@@ -163,8 +168,8 @@ pub fn secret_names_of_site(placement: &Placement) -> impl Iterator<Item = Strin
 
 /// Where view-syncers find the replication-manager.
 pub(in crate::plan) fn change_stream_uri(wanted: &Wanted) -> String {
-    let service = child::replication_manager(wanted.name);
-    format!("ws://{service}.{}.svc.{}:{}/", wanted.namespace, wanted.cluster_domain, port::CHANGE_STREAM)
+    let scheme = if wanted.tls_secret().is_some() { "wss" } else { "ws" };
+    format!("{scheme}://{}:{}/", stream_tls::service_host(wanted), port::CHANGE_STREAM)
 }
 
 type Plain = Vec<(&'static str, String)>;

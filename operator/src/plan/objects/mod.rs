@@ -16,6 +16,7 @@ mod replication_manager;
 mod secrets;
 mod service_account;
 mod services;
+pub(super) mod stream_tls;
 mod view_syncer;
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::wanted::{Wanted, short_hash, version_of};
 use super::meta::Meta;
-use super::{Render, env};
+use super::{Render, env, stream_tls};
 use crate::observe::Role;
 
 /// A template and the hash that names it.
@@ -83,6 +83,7 @@ fn spec(wanted: &Wanted, role: Role, render: &Render, meta: &Meta) -> PodSpec {
         ..Volume::default()
     }];
     volumes.extend(data_volume(wanted, role));
+    volumes.extend(stream_tls::volume(wanted, role));
     volumes.extend(placement.extra_volumes.iter().cloned());
     PodSpec {
         containers: vec![container(wanted, role, render)],
@@ -113,6 +114,7 @@ fn container(wanted: &Wanted, role: Role, render: &Render) -> Container {
         Role::ReplicationManager | Role::SingleNode => (&manager.resources, manager.startup_timeout_seconds),
     };
     let (port_name, _) = probed(role);
+    let asked = (port_name, stream_tls::is_probed_by_tls(wanted, role));
     let mut ports = vec![(port::SYNC_NAME, port::SYNC), (port::CHANGE_STREAM_NAME, port::CHANGE_STREAM)];
     match role {
         Role::ReplicationManager => drop(ports.remove(0)),
@@ -120,6 +122,7 @@ fn container(wanted: &Wanted, role: Role, render: &Render) -> Container {
         Role::SingleNode => {}
     }
     let mut mounts = vec![mount(pod::DATA_VOLUME, pod::DATA_PATH), mount(pod::TEMPORARY_VOLUME, pod::TEMPORARY_PATH)];
+    mounts.extend(stream_tls::mount(wanted, role));
     mounts.extend(placement.extra_volume_mounts.iter().cloned());
     Container {
         name: pod::CONTAINER.to_owned(),
@@ -143,9 +146,9 @@ fn container(wanted: &Wanted, role: Role, render: &Render) -> Container {
         security_context: Some(container_security(wanted)),
         // Life is asked apart from readiness: a node that copies tables, catches up or drains must not be killed for it.
         // Replication pauses while the replication-manager is replaced: its first answer should be noticed at once.
-        startup_probe: Some(probe(port_name, path::LIVE, 1, 3, startup)),
-        readiness_probe: Some(probe(port_name, path::READY, 2, 3, 3)),
-        liveness_probe: Some(probe(port_name, path::LIVE, 10, 5, 6)),
+        startup_probe: Some(probe(asked, path::LIVE, 1, 3, startup)),
+        readiness_probe: Some(probe(asked, path::READY, 2, 3, 3)),
+        liveness_probe: Some(probe(asked, path::LIVE, 10, 5, 6)),
         // There is no shell in the image.
         lifecycle: (role == Role::ViewSyncer && syncer.pre_stop_delay_seconds > 0).then(|| Lifecycle {
             pre_stop: Some(LifecycleHandler {
@@ -166,11 +169,13 @@ pub(super) fn probed(role: Role) -> (&'static str, i32) {
     }
 }
 
-fn probe(port: &str, path: &str, period: i32, timeout: i32, failures: i32) -> Probe {
+/// Whether the port speaks TLS is told with its name; the kubelet does not check whose certificate it is.
+fn probe((port, is_tls): (&str, bool), path: &str, period: i32, timeout: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
             port: IntOrString::String(port.to_owned()),
+            scheme: is_tls.then(|| "HTTPS".to_owned()),
             ..HTTPGetAction::default()
         }),
         period_seconds: Some(period),
@@ -265,13 +270,13 @@ fn scrape(wanted: &Wanted, role: Role) -> BTreeMap<String, String> {
         return BTreeMap::new();
     }
     let (_, number) = probed(role);
-    [
+    let scheme = stream_tls::is_probed_by_tls(wanted, role).then(|| ("prometheus.io/scheme", "https".to_owned()));
+    let annotations = [
         ("prometheus.io/scrape", "true".to_owned()),
         ("prometheus.io/port", number.to_string()),
         ("prometheus.io/path", path::METRICS.to_owned()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
+    ];
+    annotations.into_iter().chain(scheme).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A pod that runs one command of the data plane and ends.

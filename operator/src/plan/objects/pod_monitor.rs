@@ -1,7 +1,7 @@
 //! The PodMonitor by which a Prometheus operator finds the pods.
 
-use crds::names::{label, path};
-use crds::spec::PodMonitorMode;
+use crds::names::{label, path, tls};
+use crds::spec::{PodMonitorMode, SecretKeyRef};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use serde::Serialize;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::super::wanted::Wanted;
 use super::meta::Meta;
 use super::pod::probed;
+use super::stream_tls;
 use crate::observe::Apis;
 
 #[derive(Serialize)]
@@ -19,10 +20,29 @@ struct Spec {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Endpoint {
     port: &'static str,
     path: &'static str,
     interval: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheme: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_config: Option<TlsConfig>,
+}
+
+/// Whom a scraper talks to, though it comes by the pod's address.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TlsConfig {
+    server_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<Authority>,
+}
+
+#[derive(Serialize)]
+struct Authority {
+    secret: SecretKeyRef,
 }
 
 pub(super) fn pod_monitor(wanted: &Wanted, meta: &Meta, apis: Apis) -> Option<DynamicObject> {
@@ -37,8 +57,16 @@ pub(super) fn pod_monitor(wanted: &Wanted, meta: &Meta, apis: Apis) -> Option<Dy
     }
     let mut selected = meta.selected("");
     selected.remove(label::COMPONENT);
-    let endpoint =
-        |role| Endpoint { port: probed(role).0, path: path::METRICS, interval: monitoring.interval.to_string() };
+    let endpoint = |role| {
+        let is_tls = stream_tls::is_probed_by_tls(wanted, role);
+        Endpoint {
+            port: probed(role).0,
+            path: path::METRICS,
+            interval: monitoring.interval.to_string(),
+            scheme: is_tls.then_some("https"),
+            tls_config: is_tls.then(|| tls_config(wanted)),
+        }
+    };
     let spec = Spec {
         selector: LabelSelector { match_labels: Some(selected), match_expressions: None },
         pod_metrics_endpoints: wanted.roles().iter().map(|role| endpoint(*role)).collect(),
@@ -50,4 +78,10 @@ pub(super) fn pod_monitor(wanted: &Wanted, meta: &Meta, apis: Apis) -> Option<Dy
     metadata.labels = Some(monitoring.labels.clone().into_iter().chain(labels).collect());
     monitor.metadata = metadata;
     Some(monitor)
+}
+
+fn tls_config(wanted: &Wanted) -> TlsConfig {
+    let name = wanted.tls_secret().filter(|_| wanted.has_tls_authority());
+    let secret = name.map(|name| SecretKeyRef { name: name.to_owned(), key: tls::AUTHORITY.to_owned() });
+    TlsConfig { server_name: stream_tls::service_host(wanted), ca: secret.map(|secret| Authority { secret }) }
 }

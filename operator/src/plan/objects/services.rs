@@ -33,7 +33,8 @@ fn headless(wanted: &Wanted, meta: &Meta) -> Service {
             cluster_ip: Some("None".to_owned()),
             selector: Some(meta.selected(role.component())),
             ports: Some(vec![service_port(port::CHANGE_STREAM_NAME, port::CHANGE_STREAM)]),
-            publish_not_ready_addresses: Some(false),
+            // Two replication-managers ask each other by these names, and the kubelet's word for who is ready comes later than theirs.
+            publish_not_ready_addresses: Some(!wanted.is_single()),
             ..ServiceSpec::default()
         }),
         ..Service::default()

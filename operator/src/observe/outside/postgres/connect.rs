@@ -10,10 +10,10 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsStream};
 use tokio_postgres::{Client, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::super::certificates::Certificates;
 use super::super::inputs::beside;
 use super::address::{Address, Tls};
 use super::backend::{Named, Watched, WatchedTls};
-use super::certificates::Certificates;
 use crate::observe::Fault;
 
 /// Shows in `pg_stat_activity` whose connection it is.

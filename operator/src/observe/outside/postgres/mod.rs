@@ -4,7 +4,6 @@
 
 mod address;
 mod backend;
-mod certificates;
 mod connect;
 mod probe;
 
@@ -17,7 +16,6 @@ use super::slot::Question;
 use super::{Inputs, SecretText, Servers, Shard};
 use crate::observe::{Fault, Probe};
 pub(super) use address::Address;
-pub(super) use certificates::Certificates;
 pub(super) use connect::{Session, connect, described};
 pub(super) use probe::slot_pattern;
 
