@@ -39,5 +39,6 @@ mod scale;
 mod secrets;
 mod site;
 mod standby;
+mod tls;
 mod traefik;
 mod upgrade;

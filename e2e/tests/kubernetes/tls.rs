@@ -1,0 +1,80 @@
+//! A change stream with certificates: nodes follow over TLS, the operator and the kubelet ask over it, and a renewed certificate
+//! restarts nobody.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use testkit::tab::Tab;
+use testkit::tls::Authority;
+
+use crate::app::{all_issues, fence};
+use crate::ground::{NEW, Place};
+use crate::kubectl::apply;
+use crate::site::{MANAGER, READY, SYNCER, Site, is_settled, name_of};
+use crate::upgrade::upgrade_to;
+
+const SECRET: &str = "stream";
+
+/// What an issuer writes into the namespace.
+async fn put_certificate(site: &Site, authority: &Authority) -> Result<()> {
+    let domain = format!("{}.svc.cluster.local", site.namespace);
+    let issued = authority.issue(&format!("DNS:app-rm.{domain},DNS:*.app-rm-headless.{domain}"))?;
+    let data = json!({"tls.crt": issued.certificate, "tls.key": issued.key, "ca.crt": authority.certificate});
+    let meta = json!({"name": SECRET, "namespace": site.namespace});
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "stringData": data});
+    apply(&secret).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_follow_over_tls_and_a_renewed_certificate_restarts_nobody() -> Result<()> {
+    let _place = Place::shared().await;
+    let site = Site::prepare("stream-tls").await?;
+    let outcome = encrypt(&site).await;
+    site.judge(outcome).await
+}
+
+async fn encrypt(site: &Site) -> Result<()> {
+    let authority = Authority::new()?;
+    let mut cache = site.cache();
+    cache["spec"]["security"] = json!({"changeStream": {"tlsSecretName": SECRET}});
+    cache["spec"]["replicationManager"]["standby"] = json!({"enabled": true});
+    apply(&cache).await?;
+    let names_it = |cache: &Value| {
+        let conditions = cache["status"]["conditions"].as_array().into_iter().flatten();
+        let texts: Vec<_> = conditions.filter_map(|it| it["message"].as_str()).collect();
+        texts.iter().any(|text| text.contains("security.changeStream.tlsSecretName: Secret stream does not exist"))
+    };
+    site.wait(READY, "the missing Secret to be named", names_it).await?;
+    put_certificate(site, &authority).await?;
+    let has_standby = |cache: &Value| {
+        is_settled(cache) && cache["status"]["replicationManager"]["standbyReady"] == true
+    };
+    let cache = site.wait(READY, "both replication-managers", has_standby).await?;
+    let address = cache["status"]["endpoints"]["changeStreamer"].as_str().unwrap_or_default();
+    ensure!(address.starts_with("wss://"), "view-syncers are told {address}");
+    // The operator asks over TLS as well: nobody else says who owns the log and how far it is.
+    let knows = |cache: &Value| cache["status"]["replicationManager"]["replicaVersion"].is_string();
+    site.wait(READY, "what the owner says", knows).await?;
+
+    let tab = Tab::keep("tab", site.client(&[fence(), all_issues()]).await?);
+    let before = pods(site).await?;
+    put_certificate(site, &authority).await?;
+    site.database.execute("UPDATE fence SET value = 41 WHERE id = 1").await?;
+    tab.wait(READY, "a change", |store| store.rows["fence"]["[1]"]["value"] == 41).await?;
+    ensure!(pods(site).await? == before, "a renewed certificate restarted pods");
+
+    upgrade_to(site, NEW).await?;
+    site.database.execute("UPDATE fence SET value = 42 WHERE id = 1").await?;
+    tab.wait(READY, "a change after an upgrade", |store| store.rows["fence"]["[1]"]["value"] == 42).await?;
+    tab.check()
+}
+
+/// Which pods there are, and how often each was restarted.
+async fn pods(site: &Site) -> Result<Vec<(String, Value)>> {
+    let mut pods = Vec::new();
+    for role in [MANAGER, SYNCER] {
+        for pod in site.pods(role).await? {
+            pods.push((name_of(&pod).to_owned(), pod["status"]["containerStatuses"][0]["restartCount"].clone()));
+        }
+    }
+    Ok(pods)
+}
