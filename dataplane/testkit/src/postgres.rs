@@ -170,8 +170,9 @@ impl Postgres {
             ("fsync".to_owned(), if self.options.fsync { "on" } else { "off" }.to_owned()),
         ];
         if self.options.wal_level == "logical" {
-            settings.push(("max_replication_slots".to_owned(), "50".to_owned()));
-            settings.push(("max_wal_senders".to_owned(), "50".to_owned()));
+            // A test's slots stay until the shared server ends: as many as a target may have tests, and more.
+            settings.push(("max_replication_slots".to_owned(), "500".to_owned()));
+            settings.push(("max_wal_senders".to_owned(), "100".to_owned()));
         }
         settings.extend(self.options.settings.iter().cloned());
         for (name, value) in settings {
