@@ -128,6 +128,7 @@ fn the_examples_show_what_there_is() {
     shown("poolers", &|it| it.spec.databases.cvr.url_secret_ref.is_some());
     shown("a gate", &|it| it.spec.upgrade.strategy == UpgradeStrategy::Manual);
     shown("an enforced budget", &|it| it.spec.databases.connection_budget.mode == BudgetMode::Enforce);
+    shown("certificates between nodes", &|it| it.spec.security.change_stream.tls_secret_name.is_some());
     shown("a standby", &|it| it.spec.replication_manager.standby.enabled);
     shown("retention", &|it| it.spec.backup.as_ref().is_some_and(|it| it.retention.enabled));
 }

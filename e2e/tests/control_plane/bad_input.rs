@@ -47,6 +47,40 @@ async fn a_missing_secret_heals_once_it_is_there() -> Result<()> {
     Ok(())
 }
 
+/// Told of before pods wait for a volume that cannot be mounted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_certificate_is_told_of_before_there_are_pods() -> Result<()> {
+    let site = Site::new("certificate").await?;
+    let _operator = Operator::start(&site).await?;
+    site.create("shop", json!({ "security": { "changeStream": { "tlsSecretName": "stream" } } })).await?;
+    let field = "security.changeStream.tlsSecretName";
+    let says = |text: &'static str| {
+        move |cache: &serde_json::Value| {
+            let (_, reason, message) = condition(cache, "UpstreamReady");
+            reason == "SecretMissing" && message.contains(field) && message.contains(text)
+        }
+    };
+    site.until("shop", "told of the Secret", 10, says("Secret stream does not exist")).await?;
+    site.secret("stream", json!({ "tls.crt": "certificate" })).await?;
+    site.until("shop", "told of the key", 10, says("Secret stream has no key tls.key")).await?;
+    ensure!(site.api::<StatefulSet>().get_opt("shop-rm").await?.is_none(), "nothing is made without it");
+    site.secret("stream", json!({ "tls.crt": "certificate", "tls.key": "key" })).await?;
+    let goes_on = |cache: &serde_json::Value| condition(cache, "UpstreamReady").0 == "True";
+    site.until("shop", "going on", 30, goes_on).await?;
+    let end = Instant::now() + Duration::from_secs(10);
+    let manager = loop {
+        match site.api::<StatefulSet>().get_opt("shop-rm").await? {
+            Some(manager) => break manager,
+            None => ensure!(Instant::now() < end, "no replication-manager was made"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let pod = manager.spec.and_then(|spec| spec.template.spec).context("a set has a template")?;
+    let secrets = pod.volumes.into_iter().flatten().filter_map(|volume| volume.secret?.secret_name);
+    ensure!(secrets.collect::<Vec<_>>() == ["stream"]);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_for_one_slot_the_younger_waits() -> Result<()> {
     let site = Site::new("rivals").await?;
