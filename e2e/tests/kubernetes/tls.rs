@@ -9,10 +9,26 @@ use testkit::tls::Authority;
 use crate::app::{all_issues, fence};
 use crate::ground::{NEW, Place};
 use crate::kubectl::apply;
-use crate::site::{MANAGER, READY, SYNCER, Site, is_settled, name_of};
-use crate::upgrade::upgrade_to;
+use crate::site::{MANAGER, READY, SYNCER, Site, is_ready, is_settled, name_of};
+use crate::upgrade::{under_load, upgrade_to};
 
 const SECRET: &str = "stream";
+
+fn with_standby(cache: &mut Value) {
+    cache["spec"]["replicationManager"]["standby"] = json!({"enabled": true});
+}
+
+/// The operator asks over TLS as well: nobody else says who owns the log and how far it is.
+fn has_standby(cache: &Value) -> bool {
+    let manager = &cache["status"]["replicationManager"];
+    is_settled(cache) && manager["standbyReady"] == true && manager["replicaVersion"].is_string()
+}
+
+async fn is_ready_still(site: &Site) -> Result<bool> {
+    let mut pods = site.pods(MANAGER).await?;
+    pods.extend(site.pods(SYNCER).await?);
+    Ok(pods.len() == 3 && pods.iter().all(is_ready))
+}
 
 /// What an issuer writes into the namespace.
 async fn put_certificate(site: &Site, authority: &Authority) -> Result<()> {
@@ -26,34 +42,39 @@ async fn put_certificate(site: &Site, authority: &Authority) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_follow_over_tls_and_a_renewed_certificate_restarts_nobody() -> Result<()> {
-    let _place = Place::shared().await;
-    let site = Site::prepare("stream-tls").await?;
+    let _place = Place::alone().await;
+    let site = Site::start("stream-tls", with_standby).await?;
     let outcome = encrypt(&site).await;
     site.judge(outcome).await
 }
 
 async fn encrypt(site: &Site) -> Result<()> {
     let authority = Authority::new()?;
-    let mut cache = site.cache();
-    cache["spec"]["security"] = json!({"changeStream": {"tlsSecretName": SECRET}});
-    cache["spec"]["replicationManager"]["standby"] = json!({"enabled": true});
-    apply(&cache).await?;
+    site.wait(READY, "a standby", has_standby).await?;
+    site.change(json!({"security": {"changeStream": {"tlsSecretName": SECRET}}})).await?;
     let names_it = |cache: &Value| {
         let conditions = cache["status"]["conditions"].as_array().into_iter().flatten();
         let texts: Vec<_> = conditions.filter_map(|it| it["message"].as_str()).collect();
         texts.iter().any(|text| text.contains("security.changeStream.tlsSecretName: Secret stream does not exist"))
     };
     site.wait(READY, "the missing Secret to be named", names_it).await?;
-    put_certificate(site, &authority).await?;
-    let has_standby = |cache: &Value| {
-        is_settled(cache) && cache["status"]["replicationManager"]["standbyReady"] == true
-    };
-    let cache = site.wait(READY, "both replication-managers", has_standby).await?;
-    let address = cache["status"]["endpoints"]["changeStreamer"].as_str().unwrap_or_default();
-    ensure!(address.starts_with("wss://"), "view-syncers are told {address}");
-    // The operator asks over TLS as well: nobody else says who owns the log and how far it is.
-    let knows = |cache: &Value| cache["status"]["replicationManager"]["replicaVersion"].is_string();
-    site.wait(READY, "what the owner says", knows).await?;
+    ensure!(is_ready_still(site).await?, "what runs was touched though a Secret is missing");
+
+    // Nodes of both sorts are there for a while, and view-syncers of the former one follow late.
+    let test = "nodes_follow_over_tls_and_a_renewed_certificate_restarts_nobody";
+    let felt = under_load(site, test, READY, async {
+        put_certificate(site, &authority).await?;
+        let is_encrypted = |cache: &Value| {
+            let address = cache["status"]["endpoints"]["changeStreamer"].as_str().unwrap_or_default();
+            has_standby(cache) && address.starts_with("wss://")
+        };
+        site.wait(READY, "a rollout of certificates", is_encrypted).await.map(drop)
+    });
+    felt.await?.tell("a change to TLS")?;
+    for pod in site.pods(MANAGER).await? {
+        let scheme = &pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["scheme"];
+        ensure!(scheme == "HTTPS", "{} is asked by {scheme}", name_of(&pod));
+    }
 
     let tab = Tab::keep("tab", site.client(&[fence(), all_issues()]).await?);
     let before = pods(site).await?;

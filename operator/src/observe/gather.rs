@@ -14,7 +14,7 @@ use super::outside::{Inputs, Key, Outside, Reached};
 use super::rivals::{Rivals, Slot};
 use super::secrets::Secrets;
 use super::wakes::Wakes;
-use super::world::{Fact, Seen, Sight, World, children};
+use super::world::{Door, Fact, Seen, Sight, World, children};
 use super::{Apis, Installation, Observed, Pod, Role};
 use crate::error::{Category, Error};
 use crate::plan;
@@ -109,15 +109,15 @@ impl Sources {
 /// Puts facts where planning looks for them. Where the processes are reached of which one owns the slot.
 fn sort(existing: &BTreeMap<(Kind, String), Seen>, uid: &str, observed: &mut Observed) -> Vec<Reached> {
     let mut lines = BTreeMap::new();
-    let mut managers: Vec<(&Pod, std::net::IpAddr)> = Vec::new();
+    let mut managers: Vec<(&Pod, Door)> = Vec::new();
     for ((_, name), seen) in existing {
         let is_own = seen.owner.as_deref() == Some(uid);
         match &seen.fact {
             Fact::StatefulSet(set) if is_own => observed.stateful_set = Some(set.clone()),
             Fact::Deployment(deployment) if is_own => observed.deployment = Some(deployment.clone()),
-            Fact::Pod(pod, ip) => {
+            Fact::Pod(pod, door) => {
                 observed.pods.push(pod.clone());
-                managers.extend(ip.filter(|_| pod.role != Role::ViewSyncer).map(|ip| (pod, ip)));
+                managers.extend(door.filter(|_| pod.role != Role::ViewSyncer).map(|door| (pod, door)));
             }
             Fact::LastLine { job, line } => drop(lines.insert(job.clone(), line.clone())),
             Fact::Claim(claim) => observed.claims.push(claim.clone()),
@@ -139,6 +139,6 @@ fn sort(existing: &BTreeMap<(Kind, String), Seen>, uid: &str, observed: &mut Obs
     managers.retain(|(pod, _)| pod.is_terminating != is_any_staying);
     managers.sort_by_key(|(pod, _)| !pod.is_ready);
     managers.truncate(MANAGERS_MAX);
-    let reached = |(pod, ip): (&Pod, _)| Reached { name: pod.name.clone(), ip, generation: pod.generation.clone() };
+    let reached = |(pod, door): (&Pod, _)| Reached { name: pod.name.clone(), door, generation: pod.generation.clone() };
     managers.into_iter().map(reached).collect()
 }

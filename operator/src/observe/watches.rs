@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use super::kinds::Kind;
 use super::secrets::Secrets;
 use super::wakes::Wakes;
-use super::world::{Fact, Key, Scope, World};
+use super::world::{Door, Fact, Key, Scope, World};
 use super::{Claim, Deployment, Job, Pod, Route, StatefulSet};
 use crate::metrics::Metrics;
 
@@ -260,14 +260,20 @@ fn is_ours(metadata: &ObjectMeta) -> bool {
 
 fn pod(pod: &core::Pod) -> Fact {
     if let Some(reduced) = Pod::read(pod) {
-        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok());
-        return Fact::Pod(reduced, ip);
+        return Fact::Pod(reduced, door(pod));
     }
     let job = pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"));
     match (job, last_line(pod)) {
         (Some(job), Some(line)) => Fact::LastLine { job: job.clone(), line },
         _ => Fact::Nothing,
     }
+}
+
+fn door(pod: &core::Pod) -> Option<Door> {
+    let ip = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+    let probes = pod.spec.iter().flat_map(|spec| &spec.containers).filter_map(|it| it.readiness_probe.as_ref());
+    let mut schemes = probes.filter_map(|probe| probe.http_get.as_ref()?.scheme.as_deref());
+    Some(Door { ip, is_encrypted: schemes.any(|scheme| scheme == "HTTPS") })
 }
 
 /// What a container said at its end.

@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 
 use crds::names::label;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::kinds::Kind;
-pub use super::outside::Key;
+pub use super::outside::{Door, Key};
 use super::{Child, Claim, Deployment, Job, Pod, Route, StatefulSet};
 
 impl std::fmt::Display for Key {
@@ -26,7 +25,7 @@ impl std::fmt::Display for Key {
 pub enum Fact {
     StatefulSet(StatefulSet),
     Deployment(Deployment),
-    Pod(Pod, Option<IpAddr>),
+    Pod(Pod, Option<Door>),
     /// What a Job's pod said at its end.
     LastLine {
         job: String,

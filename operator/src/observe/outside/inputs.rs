@@ -86,11 +86,19 @@ pub struct Encryption {
     pub authorities: Option<SecretText>,
 }
 
+/// Where the process in a pod answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Door {
+    pub ip: IpAddr,
+    /// It speaks TLS: what the pod was made with, whatever its resource says by now.
+    pub is_encrypted: bool,
+}
+
 /// A pod with an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
     pub name: String,
-    pub ip: IpAddr,
+    pub door: Door,
     /// Its generation annotation.
     pub generation: String,
 }
@@ -156,8 +164,8 @@ fn node(
     let port = u16::try_from(port).expect("ports of the data plane are ports");
     Some(Node {
         pod: pod.name.clone(),
-        address: SocketAddr::new(pod.ip, port),
-        tls: encryption(cache, secret, domain),
+        address: SocketAddr::new(pod.door.ip, port),
+        tls: if pod.door.is_encrypted { Some(encryption(cache, secret, domain)?) } else { None },
         password: secret(&reference)?,
         generation: pod.generation.clone(),
     })
@@ -168,11 +176,12 @@ fn encryption(
     secret: &dyn Fn(&SecretKeyRef) -> Option<SecretText>,
     domain: &str,
 ) -> Option<Encryption> {
-    let given = cache.spec.security.change_stream.tls_secret_name.as_ref()?;
     let (name, namespace) = (cache.metadata.name.as_deref()?, cache.metadata.namespace.as_deref()?);
+    let given = cache.spec.security.change_stream.tls_secret_name.clone();
+    let authority = given.map(|name| SecretKeyRef { name, key: tls::AUTHORITY.to_owned() });
     Some(Encryption {
         name: format!("{}.{namespace}.svc.{domain}", child::replication_manager(name)),
-        authorities: secret(&SecretKeyRef { name: given.clone(), key: tls::AUTHORITY.to_owned() }),
+        authorities: authority.and_then(|reference| secret(&reference)),
     })
 }
 
@@ -223,7 +232,8 @@ mod tests {
     }
 
     fn pod() -> Reached {
-        Reached { name: "shop-rm-0".to_owned(), ip: [10, 0, 0, 7].into(), generation: "v1".to_owned() }
+        let door = Door { ip: [10, 0, 0, 7].into(), is_encrypted: false };
+        Reached { name: "shop-rm-0".to_owned(), door, generation: "v1".to_owned() }
     }
 
     #[test]
@@ -244,6 +254,22 @@ mod tests {
         assert_eq!((node.address.to_string().as_str(), node.password.reveal()), ("10.0.0.7:4849", "shop-admin/value"));
         assert_eq!(inputs.store.unwrap().secret_access_key.reveal(), "s3/key");
         assert!(inputs.is_busy, "nothing runs yet");
+    }
+
+    /// While a certificate is given to nodes that run without one, or taken away, both sorts are there.
+    #[test]
+    fn a_pod_is_asked_the_way_it_was_made() {
+        let full = cache(serde_json::json!({
+            "databases": { "upstream": { "urlSecretRef": { "name": "db", "key": "url" } } },
+            "security": { "changeStream": { "tlsSecretName": "stream" } },
+        }));
+        let mut newer = pod();
+        newer.door.is_encrypted = true;
+        let inputs = Inputs::of(&full, &by_key, &[pod(), newer], "cluster.local");
+        assert_eq!(inputs.nodes[0].tls, None);
+        let name = "shop-rm.web.svc.cluster.local".to_owned();
+        let authorities = Some(SecretText::new("stream/ca.crt".to_owned()));
+        assert_eq!(inputs.nodes[1].tls, Some(Encryption { name, authorities }));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use super::{Databases, Pending};
 use certificates::Certificates;
 pub use facts::Facts;
-pub use inputs::{Encryption, Inputs, Node, Reached, SecretText, Shard, Store};
+pub use inputs::{Door, Encryption, Inputs, Node, Reached, SecretText, Shard, Store};
 pub use slot::Rhythm;
 use slot::{Question, Slot};
 
