@@ -46,7 +46,7 @@ fn replication_manager(context: &Context) -> ReplicationManagerStatus {
         ready: ready().is_some() && is_updated,
         updated: is_updated,
         standby_ready: has_standby.then(|| pods.iter().filter(|pod| pod.is_ready).count() > 1),
-        pod_name: owner.or_else(ready).or(pods.first()).map(|pod| pod.name.clone()),
+        pod_name: owner.or_else(ready).or_else(|| pods.first()).map(|pod| pod.name.clone()),
         service_name: is_multi(context).then(|| child::replication_manager(context.wanted.name)),
         last_backup_at: if is_old { nodes.last_backup_at.map(Time).or(old.last_backup_at) } else { old.last_backup_at },
         replica_version: match is_fresh {
