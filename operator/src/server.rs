@@ -12,7 +12,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Encoder as _, Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -88,13 +88,12 @@ fn respond(method: &Method, path: &str, pages: &Pages) -> Response<Full<Bytes>> 
 }
 
 fn metrics(pages: &Pages) -> Response<Full<Bytes>> {
-    let mut families = pages.registry.gather();
-    families.extend(pages.series.gather());
-    let mut text = Vec::new();
-    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
+    let mut text = String::new();
+    if let Err(error) = TextEncoder::new().encode_utf8(&pages.registry.gather(), &mut text) {
         tracing::error!(error = error.to_string(), "cannot write the metrics");
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics\n");
     }
+    pages.series.write(&mut text);
     let mut response = Response::new(Full::new(Bytes::from(text)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
     response
