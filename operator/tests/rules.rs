@@ -76,8 +76,9 @@ fn the_change_stream_is_never_visible_from_outside() {
                 let kind = service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP");
                 assert_eq!(kind, "ClusterIP", "{service}");
                 // Only where the nodes themselves refuse whoever comes too early.
-                let is_headless = service["spec"]["clusterIP"] == "None";
-                assert_eq!(service["spec"]["publishNotReadyAddresses"], !is_headless, "{service}");
+                let component = &service["metadata"]["labels"]["app.kubernetes.io/component"];
+                let refuses = component == "replication-manager";
+                assert_eq!(service["spec"]["publishNotReadyAddresses"], refuses, "{service}");
             }
         }
         for policy in of_kind(&documents, "NetworkPolicy") {
