@@ -89,12 +89,12 @@ async fn encrypt(site: &Site) -> Result<()> {
     tab.check()
 }
 
-/// Which pods there are, and how often each was restarted.
+/// Which pods there are to stay, and how often each was restarted.
 async fn pods(site: &Site) -> Result<Vec<(String, Value)>> {
     let mut pods = Vec::new();
     for role in [MANAGER, SYNCER] {
-        for pod in site.pods(role).await? {
-            pods.push((name_of(&pod).to_owned(), pod["status"]["containerStatuses"][0]["restartCount"].clone()));
+        for pod in site.pods(role).await?.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
+            pods.push((name_of(pod).to_owned(), pod["status"]["containerStatuses"][0]["restartCount"].clone()));
         }
     }
     Ok(pods)
