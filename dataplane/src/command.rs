@@ -2,7 +2,7 @@
 //! it; `zero-cache health` asks a node whether it is ready.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -175,10 +175,11 @@ fn ask(url: &str) -> Result<u16> {
 fn exchange(mut stream: TcpStream, host: &str, path: &str) -> Result<u16> {
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
     stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    // In one piece: who answers before it has read the rest resets the connection.
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut head = Vec::new();
     // The first line is all that counts.
-    stream.take(256).read_to_end(&mut head)?;
+    BufReader::new(stream.take(256)).read_until(b'\n', &mut head)?;
     let line = String::from_utf8_lossy(&head);
     let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
     status.context("the answer is not HTTP")
@@ -231,7 +232,8 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 1024]);
+            let mut request = BufReader::new(stream.try_clone().unwrap()).lines();
+            assert!(request.any(|line| line.unwrap().is_empty()), "a request ends with an empty line");
             stream.write_all(answer.as_bytes()).unwrap();
         });
         format!("--url=http://127.0.0.1:{port}/")

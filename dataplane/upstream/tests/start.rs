@@ -2,9 +2,9 @@
 
 use testkit::postgres::{Options as ServerOptions, Postgres, Version as Server};
 use tokio::sync::mpsc;
-use upstream::{App, Error, Options, connect, decommission, initial_copy};
+use upstream::{App, Error, Options, Stream, connect, decommission, initial_copy};
 
-use crate::model::{Fixture, MARK, copied, options};
+use crate::model::{Fixture, MARK, copied, options, resume};
 
 async fn failure(options: &Options) -> Error {
     let (sender, _receiver) = mpsc::channel(1);
@@ -34,6 +34,24 @@ async fn the_role_must_be_allowed_to_replicate() {
     let mut options = fixture.options.clone();
     options.address = fixture.postgres.url("postgres").replace("postgres@", "plain@").parse().unwrap();
     assert_configuration(&failure(&options).await, "ALTER ROLE plain WITH REPLICATION");
+}
+
+/// Somebody else's slot is theirs; one of our own that nobody reads makes room for the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_free_slot_is_asked_for_or_taken_from_a_replica_that_nobody_uses() {
+    let settings = vec![("max_replication_slots".to_owned(), "1".to_owned())];
+    let postgres = Postgres::start_with(Server::V15, ServerOptions { settings, ..ServerOptions::default() }).unwrap();
+    let (client, options) = (postgres.connect("postgres").await.unwrap(), options(&postgres, "zero"));
+    client.batch_execute("SELECT pg_create_logical_replication_slot('foreign', 'pgoutput')").await.unwrap();
+    assert_configuration(&failure(&options).await, "max_replication_slots");
+    client.batch_execute("SELECT pg_drop_replication_slot('foreign')").await.unwrap();
+    let (first, _) = copied(&options).await;
+    let (second, _) = copied(&options).await;
+    let own = "SELECT s.slot_name::text FROM pg_replication_slots s JOIN zero_0.replicas r ON r.slot = s.slot_name";
+    assert_eq!(client.query_one(own, &[]).await.unwrap().get::<_, &str>(0), second.slot);
+    Stream::start(&options, resume(&second, second.version)).await.unwrap();
+    let error = Stream::start(&options, resume(&first, first.version)).await.unwrap_err();
+    assert!(matches!(&error, Error::ResetRequired { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
