@@ -103,6 +103,12 @@ pub mod command {
     pub const DELETE_BACKUP: &[&str] = &["backup", "delete"];
 }
 
+/// The name by which pods of the whole cluster reach a Service, and which a certificate is for. `domain` is the cluster's.
+#[must_use]
+pub fn service_host(service: &str, namespace: &str, domain: &str) -> String {
+    format!("{service}.{namespace}.svc.{domain}")
+}
+
 /// Names of children, from the name of the resource.
 pub mod child {
     #[must_use]

@@ -67,17 +67,11 @@ async fn a_missing_certificate_is_told_of_before_there_are_pods() -> Result<()> 
     site.secret("stream", json!({ "tls.crt": "certificate", "tls.key": "key" })).await?;
     let goes_on = |cache: &serde_json::Value| condition(cache, "UpstreamReady").0 == "True";
     site.until("shop", "going on", 30, goes_on).await?;
-    let end = Instant::now() + Duration::from_secs(10);
-    let manager = loop {
-        match site.api::<StatefulSet>().get_opt("shop-rm").await? {
-            Some(manager) => break manager,
-            None => ensure!(Instant::now() < end, "no replication-manager was made"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    let mounts_it = |set: &serde_json::Value| {
+        let volumes = set["spec"]["template"]["spec"]["volumes"].as_array();
+        volumes.is_some_and(|volumes| volumes.iter().any(|volume| volume["secret"]["secretName"] == "stream"))
     };
-    let pod = manager.spec.and_then(|spec| spec.template.spec).context("a set has a template")?;
-    let secrets = pod.volumes.into_iter().flatten().filter_map(|volume| volume.secret?.secret_name);
-    ensure!(secrets.collect::<Vec<_>>() == ["stream"]);
+    site.until_object::<StatefulSet>("shop-rm", "made with the certificate", 10, mounts_it).await?;
     Ok(())
 }
 

@@ -12,12 +12,12 @@ use crate::kubectl::{get, kubectl};
 use crate::site::{MANAGER, READY, SYNCER, Site, is_ready, is_settled, name_of, tag_of};
 use crate::upgrade::{manager_came_first, under_load, upgrade_to};
 
-fn with_standby(cache: &mut Value) {
+pub fn with_standby(cache: &mut Value) {
     cache["spec"]["viewSyncer"]["replicas"] = json!(2);
     cache["spec"]["replicationManager"]["standby"] = json!({"enabled": true});
 }
 
-fn has_standby(cache: &Value) -> bool {
+pub fn has_standby(cache: &Value) -> bool {
     is_settled(cache) && cache["status"]["replicationManager"]["standbyReady"] == true
 }
 

@@ -1,6 +1,8 @@
 //! A change stream with certificates: nodes follow over TLS, the operator and the kubelet ask over it, and a renewed certificate
 //! restarts nobody.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::tab::Tab;
@@ -9,25 +11,21 @@ use testkit::tls::Authority;
 use crate::app::{all_issues, fence};
 use crate::ground::{NEW, Place};
 use crate::kubectl::apply;
-use crate::site::{MANAGER, READY, SYNCER, Site, is_ready, is_settled, name_of};
+use crate::site::{MANAGER, READY, SYNCER, Site, is_ready, name_of};
+use crate::standby::{has_standby, with_standby};
 use crate::upgrade::{under_load, upgrade_to};
 
 const SECRET: &str = "stream";
 
-fn with_standby(cache: &mut Value) {
-    cache["spec"]["replicationManager"]["standby"] = json!({"enabled": true});
-}
-
-/// The operator asks over TLS as well: nobody else says who owns the log and how far it is.
-fn has_standby(cache: &Value) -> bool {
-    let manager = &cache["status"]["replicationManager"];
-    is_settled(cache) && manager["standbyReady"] == true && manager["replicaVersion"].is_string()
+/// The operator asks over TLS as well: nobody else says how far the log is.
+fn is_asked(cache: &Value) -> bool {
+    has_standby(cache) && cache["status"]["replicationManager"]["replicaVersion"].is_string()
 }
 
 async fn is_ready_still(site: &Site) -> Result<bool> {
     let mut pods = site.pods(MANAGER).await?;
     pods.extend(site.pods(SYNCER).await?);
-    Ok(pods.len() == 3 && pods.iter().all(is_ready))
+    Ok(pods.len() == 4 && pods.iter().all(is_ready))
 }
 
 /// What an issuer writes into the namespace.
@@ -50,7 +48,7 @@ async fn nodes_follow_over_tls_and_a_renewed_certificate_restarts_nobody() -> Re
 
 async fn encrypt(site: &Site) -> Result<()> {
     let authority = Authority::new()?;
-    site.wait(READY, "a standby", has_standby).await?;
+    site.wait(READY, "a standby", is_asked).await?;
     site.change(json!({"security": {"changeStream": {"tlsSecretName": SECRET}}})).await?;
     let names_it = |cache: &Value| {
         let conditions = cache["status"]["conditions"].as_array().into_iter().flatten();
@@ -66,7 +64,7 @@ async fn encrypt(site: &Site) -> Result<()> {
         put_certificate(site, &authority).await?;
         let is_encrypted = |cache: &Value| {
             let address = cache["status"]["endpoints"]["changeStreamer"].as_str().unwrap_or_default();
-            has_standby(cache) && address.starts_with("wss://")
+            is_asked(cache) && address.starts_with("wss://")
         };
         site.wait(READY, "a rollout of certificates", is_encrypted).await.map(drop)
     });
@@ -81,6 +79,8 @@ async fn encrypt(site: &Site) -> Result<()> {
     put_certificate(site, &authority).await?;
     site.database.execute("UPDATE fence SET value = 41 WHERE id = 1").await?;
     tab.wait(READY, "a change", |store| store.rows["fence"]["[1]"]["value"] == 41).await?;
+    // A rollout begins within a second.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     ensure!(pods(site).await? == before, "a renewed certificate restarted pods");
 
     upgrade_to(site, NEW).await?;

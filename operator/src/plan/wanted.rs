@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crds::ZeroCache;
-use crds::names::{annotation, child, tls};
+use crds::names::{annotation, child, service_host, tls};
 use crds::spec::{Placement, SecretKeyRef, Topology, ZeroCacheSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use sha2::{Digest as _, Sha256};
@@ -126,6 +126,11 @@ impl<'a> Wanted<'a> {
     /// The role whose pods clients connect to.
     pub(super) fn public_role(&self) -> Role {
         if self.is_single() { Role::SingleNode } else { Role::ViewSyncer }
+    }
+
+    /// The name of one of its Services for the whole cluster.
+    pub(super) fn host_of(&self, service: &str) -> String {
+        service_host(service, &self.namespace, &self.cluster_domain)
     }
 
     /// The Secret with which nodes encrypt what they tell each other.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crds::ZeroCache;
-use crds::names::{child, port, tls};
+use crds::names::{child, port, service_host, tls};
 use crds::spec::{SecretKeyRef, Topology};
 use crds::status::DeletionStep;
 
@@ -180,7 +180,7 @@ fn encryption(
     let given = cache.spec.security.change_stream.tls_secret_name.clone();
     let authority = given.map(|name| SecretKeyRef { name, key: tls::AUTHORITY.to_owned() });
     Some(Encryption {
-        name: format!("{}.{namespace}.svc.{domain}", child::replication_manager(name)),
+        name: service_host(&child::replication_manager(name), namespace, domain),
         authorities: authority.and_then(|reference| secret(&reference)),
     })
 }

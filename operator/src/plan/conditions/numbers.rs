@@ -91,7 +91,7 @@ fn endpoints(context: &Context) -> Endpoints {
     let scheme = if ingress.tls.is_some() { "https" } else { "http" };
     let inside = || {
         let port = crds::names::port::SYNC;
-        format!("http://{}.{}.svc.{}:{port}/", public_name(wanted), wanted.namespace, wanted.cluster_domain)
+        format!("http://{}:{port}/", wanted.host_of(&public_name(wanted)))
     };
     let public = match ingress.hosts.first().filter(|_| ingress.enabled) {
         Some(host) => format!("{scheme}://{host}{}", ingress.path),

@@ -68,7 +68,7 @@ pub(super) fn variables(wanted: &Wanted, role: Role) -> Vec<(&'static str, Strin
     });
     // A certificate is for names. The pod's own is known to the pod only.
     let address = (role == Role::ReplicationManager).then(|| {
-        let domain = format!("{}.{}.svc.{}", wanted.headless_name(), wanted.namespace, wanted.cluster_domain);
+        let domain = wanted.host_of(&wanted.headless_name());
         ("ZERO_CHANGE_STREAMER_ADDRESS", format!("$(ZERO_TASK_ID).{domain}:{}", port::CHANGE_STREAM))
     });
     files.chain(address).collect()
@@ -76,8 +76,7 @@ pub(super) fn variables(wanted: &Wanted, role: Role) -> Vec<(&'static str, Strin
 
 /// The name of the replication-manager's Service.
 pub(in crate::plan) fn service_host(wanted: &Wanted) -> String {
-    let service = child::replication_manager(wanted.name);
-    format!("{service}.{}.svc.{}", wanted.namespace, wanted.cluster_domain)
+    wanted.host_of(&child::replication_manager(wanted.name))
 }
 
 /// The port that answers for a role speaks TLS.
