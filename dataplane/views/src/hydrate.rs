@@ -121,10 +121,19 @@ fn run(job: &Job, wishes: &Wishes, reader: &mut Reader) -> Result<Hydrated, Fail
     Ok(Hydrated { graph, version, payload: payload.finish(version), elapsed: started.elapsed() })
 }
 
+/// Says of a key that it does not name one row.
+pub fn ambiguous(keyed: &ivm::KeyedTable) -> String {
+    let columns: Vec<&str> = keyed.key.iter().map(|&c| &*keyed.table.columns[c].name).collect();
+    format!("the key <{}> of \"{}\" is not unique upstream any more", columns.join(", "), keyed.table.name)
+}
+
 /// Runs a query from scratch on a reader with an open snapshot, by the schema of that snapshot.
 pub fn hydrate(job: &Job, reader: &mut Reader) -> Result<(Graph, PayloadBuilder), Failure> {
     let mut graph = Graph::build(&job.query, &reader.schema(), &|table| job.keys.columns(table))
         .map_err(|e| Failure::Query(e.to_string()))?;
+    if let Some(keyed) = graph.tables().find(|keyed| !keyed.is_unique_in(&keyed.table)) {
+        return Err(Failure::Query(ambiguous(keyed)));
+    }
     let mut payload = PayloadBuilder::default();
     let mut failed = None;
     graph

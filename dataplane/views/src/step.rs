@@ -91,6 +91,7 @@ impl Core {
         info!(tables = schema.tables.len(), "the replica's schema changed");
         self.internal = Internal::of(&schema, &self.options.clients_table, &self.options.mutations_table);
         self.schema = schema;
+        self.materialisations.check_keys(&self.schema);
         let mut refused: Vec<(ConnectionId, String)> = Vec::new();
         for group in self.groups.values() {
             let Some(client_schema) = &group.record.client_schema else { continue };

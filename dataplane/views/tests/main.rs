@@ -11,6 +11,7 @@ mod world;
 
 mod faults;
 mod indexes;
+mod keys;
 mod mutations;
 mod nodes;
 mod ownership;

@@ -22,13 +22,15 @@ use views::store::Copy;
 use views::{Ending, Options, Started};
 
 use crate::client::{Client, Store, key_text};
-use crate::data::{self, Ask, CLIENTS, MUTATIONS, cells, client_schema};
+use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, cells, client_schema};
 
 /// How the API server answers for one query name.
 #[derive(Clone, Debug)]
 pub enum Reply {
     Ask(Ask),
     Ast(Json),
+    /// The rows of `acct` that the asking user owns.
+    Mine,
     /// An error for this query only.
     Refuse(String),
     /// The answer lacks the query.
@@ -87,6 +89,7 @@ impl Transformer for Api {
                     .filter_map(|q| {
                         let ast = match state.replies.get(&q.name)? {
                             Reply::Ask(ask) => ask.ast(),
+                            Reply::Mine => mine(context.user_id.as_deref().unwrap_or_default()).ast(),
                             Reply::Ast(ast) => ast.clone(),
                             Reply::Refuse(message) => {
                                 let error = json!({"error": "app", "id": q.id, "name": q.name, "message": message});
@@ -406,6 +409,8 @@ impl World {
             connection,
             id: client.into(),
             group: group.into(),
+            keys: Keys::Usual,
+            user: user.map(str::to_owned),
             past: vec![store.clone()],
             store,
             outbox: receiver,
@@ -417,11 +422,20 @@ impl World {
 
     /// The rows that these queries have now, computed from scratch.
     pub fn expected<'a>(&self, queries: impl IntoIterator<Item = &'a Ask>) -> BTreeMap<(String, String), Json> {
+        self.expected_by(Keys::Usual, queries)
+    }
+
+    /// The same, as a client with these keys knows them.
+    pub fn expected_by<'a>(
+        &self,
+        choice: Keys,
+        queries: impl IntoIterator<Item = &'a Ask>,
+    ) -> BTreeMap<(String, String), Json> {
         let mut reader = Reader::open(&self.path).unwrap();
         reader.begin().unwrap();
         let schema = reader.schema();
         let keys = |table: &Table| -> Vec<usize> {
-            data::client_key(&table.name).iter().map(|c| table.position(c).unwrap()).collect()
+            data::client_key(&table.name, choice).iter().map(|c| table.position(c).unwrap()).collect()
         };
         let mut rows = BTreeMap::new();
         for ask in queries {
@@ -436,7 +450,7 @@ impl World {
                         .map(|(c, v)| (c.name.to_string(), to_json(v)))
                         .collect::<serde_json::Map<_, _>>()
                         .into();
-                    rows.insert((table.name.to_string(), key_text(&table.name, &row)), row);
+                    rows.insert((table.name.to_string(), key_text(choice, &table.name, &row)), row);
                 })
                 .unwrap();
         }
@@ -465,13 +479,27 @@ fn upstream_key(spec: &TableSpec, row: &Json) -> String {
     spec.primary_key.iter().map(|c| row[c].to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// What [`Reply::Mine`] stands for.
+pub fn mine(user: &str) -> Ask {
+    data::all("acct").by("owner", user)
+}
+
+pub fn acct(id: i64, owner: &str, num: i64) -> Json {
+    json!({"id": id, "owner": owner, "secret": format!("of {owner}"), "num": num})
+}
+
 pub fn issue(id: &str, owner: &str, n: i64) -> Json {
     json!({"id": id, "owner": owner, "open": n % 2 == 0, "n": n})
 }
 
 /// `initConnection` with the schema and these operations.
 pub fn init(ops: &[Json]) -> Json {
-    json!({"desiredQueriesPatch": ops, "clientSchema": client_schema()})
+    init_by(Keys::Usual, ops)
+}
+
+/// The same with a schema that declares these keys.
+pub fn init_by(keys: Keys, ops: &[Json]) -> Json {
+    json!({"desiredQueriesPatch": ops, "clientSchema": client_schema(keys)})
 }
 
 /// `initConnection` of a client whose database knows its schema.
