@@ -4,6 +4,7 @@
 //! Invariant: an outcome's graph and payload show the replica at exactly `version`; bringing them to the views' version is the
 //! views' business.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -96,13 +97,18 @@ fn work(
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         let id = job.id;
-        let result = match &mut reader {
+        // A job that panics concerns its query only; its clients would wait for ever for an answer that never comes.
+        let attempt = AssertUnwindSafe(|| match &mut reader {
             Some(reader) => run(&job, wishes, reader),
             None => match open() {
                 Ok(opened) => run(&job, wishes, reader.insert(opened)),
                 Err(error) => Err(Failure::Replica(error.to_string())),
             },
-        };
+        });
+        let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
+            reader = None;
+            Err(Failure::Query("the server failed while it ran the query; its log says how".to_owned()))
+        });
         done(Outcome { id, result });
     }
 }

@@ -17,5 +17,6 @@ mod nodes;
 mod ownership;
 mod queries;
 mod random;
+mod records;
 mod schema;
 mod sync;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,10 @@ pub struct ApiState {
     pub failing_user: Option<(String, ErrorBody)>,
     pub delay: Duration,
     pub unconfigured: bool,
+    /// Queries with this token fail as a whole, while the token is found good.
+    pub weak_token: Option<String>,
+    /// Calls for queries of this name end in a panic.
+    pub panics: Option<String>,
 }
 
 /// The application's API server.
@@ -82,7 +86,14 @@ impl Transformer for Api {
                 .filter(|(user, _)| Some(user) == context.user_id.as_ref())
                 .map(|f| f.1.clone());
             let validation = queries.is_empty().then(|| state.validation_failure.clone()).flatten();
-            let result = match state.failure.clone().or(user_failure).or(validation) {
+            let is_weak = !queries.is_empty() && context.token.is_some() && context.token == state.weak_token;
+            let weak = is_weak.then(|| crate::queries::failure(500));
+            if let Some(name) = &state.panics
+                && queries.iter().any(|q| q.name == *name)
+            {
+                return Box::pin(async { panic!("as the test wants it") });
+            }
+            let result = match state.failure.clone().or(user_failure).or(validation).or(weak) {
                 Some(failure) => Err(failure),
                 None => Ok(queries
                     .into_iter()
@@ -135,6 +146,8 @@ pub struct World {
     pub limits: Limits,
     pub cvr_connections_max: usize,
     pub copy: Copy,
+    /// Whether readers that are opened from now on panic.
+    pub no_readers: Arc<AtomicBool>,
 }
 
 pub fn identity() -> Identity {
@@ -196,6 +209,7 @@ impl World {
             limits: Limits { node_live: Duration::ZERO, ..Limits::default() },
             cvr_connections_max: 2,
             copy: Copy { id: copy.into(), version: Version::new(version) },
+            no_readers: Arc::default(),
         }
     }
 
@@ -203,7 +217,7 @@ impl World {
         assert!(self.life.is_none());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let (url, path) = (self.cvr_url.clone(), self.path.clone());
+        let (url, path, no_readers) = (self.cvr_url.clone(), self.path.clone(), Arc::clone(&self.no_readers));
         let options = Options {
             clients_table: CLIENTS.into(),
             mutations_table: MUTATIONS.into(),
@@ -218,7 +232,10 @@ impl World {
             memory_bytes: None,
             cvr_purge_hours: 48,
             hydrators: 2,
-            open_reader: Arc::new(move || Reader::open(&path)),
+            open_reader: Arc::new(move || {
+                assert!(!no_readers.load(Ordering::Relaxed), "as the test wants it");
+                Reader::open(&path)
+            }),
             schema: self.writer.schema(),
             transformer: Arc::new(self.api.clone()),
             revalidate: self.revalidate,
@@ -251,6 +268,11 @@ impl World {
 
     pub fn is_running(&self) -> bool {
         self.life.is_some()
+    }
+
+    /// Since when something waits for the CVR database.
+    pub fn unflushed_since(&self) -> Option<Instant> {
+        *self.life.as_ref().unwrap().started.unflushed_since.borrow()
     }
 
     /// Why the views have ended, if they have. Says so once.
