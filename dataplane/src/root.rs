@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::Statz;
+use crate::admin_port::AdminPort;
 use crate::config::{Config, Role};
 use crate::metrics::Metrics;
 use crate::node::{Anew, Life, Node};
@@ -131,10 +132,11 @@ async fn live(
         config.replica.file.clone(),
         metrics.registry.clone(),
     );
-    let status_page = options::status_page(config, statz.into_status());
-    let clients =
-        gateway::Server::build(options::gateway(config), metrics.registry.clone(), status_page.clone()).await?;
+    let status_page = options::status_page(config, statz.into_status(), metrics.failed_logins.clone());
+    let pages = options::client_pages(config, metrics.registry.clone(), status_page.clone());
+    let clients = gateway::Server::build(options::gateway(config), &metrics.registry, pages).await?;
     let (client_gate, transformer) = (clients.gate(), clients.transformer());
+    let admin_port = AdminPort::open(config, &metrics.registry, &status_page, &client_gate).await?;
     info!(address = %clients.address(), "listening; not ready yet");
     let followers = match config.role {
         Role::ViewSyncer => None,
@@ -178,7 +180,11 @@ async fn live(
         }
         life
     };
-    ports.serve_until(ends, &finish).await
+    let life = ports.serve_until(ends, &finish).await;
+    if let Some(admin_port) = admin_port {
+        admin_port.close().await;
+    }
+    life
 }
 
 /// Waits for the stop signal with ports that answer and are never ready, so that whoever operates the node can see why.

@@ -1,12 +1,14 @@
 //! The paths that every port answers: probes, metrics, statistics.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus::Registry;
 
 use crate::plain::{metrics, text};
-use crate::statz::StatusPage;
+use crate::statz::{StatusPage, names_groups};
 
 /// What the node can say of itself when it is probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,10 @@ impl Health {
         }
     }
 
+    fn is_starting(self) -> bool {
+        matches!(self, Health::Starting | Health::Draining { was_ready: false })
+    }
+
     /// For deployments with one health check for everything: who starts after this node waits for it, and nobody kills it for
     /// draining or for falling behind.
     fn alive(self) -> Response<Full<Bytes>> {
@@ -43,17 +49,29 @@ impl Health {
     }
 }
 
+/// Whether a port shows what is for those who operate the node: `/metrics` and `/statz`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    Shown,
+    /// While the node starts, `/statz` as a whole is unavailable: some wait for it before they send clients. Groups that are asked
+    /// for by name are shown.
+    ShownWhenReady,
+    /// Another port shows it.
+    Hidden,
+}
+
 /// What the answers are made from.
 #[derive(Clone)]
 pub struct Pages {
     registry: Registry,
     status: StatusPage,
+    inside: Inside,
 }
 
 impl Pages {
     #[must_use]
-    pub fn new(registry: Registry, status: StatusPage) -> Pages {
-        Pages { registry, status }
+    pub fn new(registry: Registry, status: StatusPage, inside: Inside) -> Pages {
+        Pages { registry, status, inside }
     }
 
     /// The answer and the path it is for, unless the request is for something else.
@@ -67,6 +85,7 @@ impl Pages {
         &self,
         request: &Request<B>,
         health: Health,
+        peer: IpAddr,
     ) -> Option<(&'static str, Response<Full<Bytes>>)> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
@@ -75,8 +94,12 @@ impl Pages {
             "/" => ("/", health.ready()),
             "/keepalive" => ("/keepalive", health.alive()),
             "/livez" => ("/livez", text(StatusCode::OK, "OK")),
+            "/metrics" | "/statz" if self.inside == Inside::Hidden => return None,
             "/metrics" => ("/metrics", metrics(&self.registry)),
-            "/statz" => ("/statz", self.status.answer(request).await),
+            "/statz" if self.inside == Inside::ShownWhenReady && health.is_starting() && !names_groups(request) => {
+                ("/statz", health.ready())
+            }
+            "/statz" => ("/statz", self.status.answer(request, peer).await),
             _ => return None,
         })
     }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
+use port::{BindError, HeadLimits, Inside, Pages, StatusPage, Tasks, websocket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
@@ -139,7 +139,7 @@ impl Server {
         let shared = Shared {
             options,
             metrics,
-            pages: Pages::new(registry, status_page),
+            pages: Pages::new(registry, status_page, Inside::Shown),
             gate: Gate::new(),
             sockets: Tasks::default(),
             warned: Mutex::default(),
@@ -207,7 +207,9 @@ impl Server {
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+    // One that has no address is gone.
+    let Ok(address) = stream.peer_addr() else { return };
+    let peer = address.to_string();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
     // One that comes while the node drains is for one request, a probe or another node's, and is closed after it.
     let is_last = shared.gate.is_draining();
@@ -230,7 +232,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         if websocket::is_upgrade(&request) {
             upgrade::accept(&shared, request, &peer).await
         } else {
-            http::answer(&shared, &request).await
+            http::answer(&shared, &request, address.ip()).await
         }
     };
     port::serve(stream, limits, draining, answer).await;
