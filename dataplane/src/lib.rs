@@ -17,6 +17,7 @@ mod manager;
 mod memory;
 pub mod metrics;
 mod node;
+mod opening;
 mod options;
 mod origin;
 #[cfg(test)]
@@ -28,5 +29,7 @@ mod route;
 mod serving;
 mod standby;
 mod status;
+mod stop;
 mod stream_tls;
+pub mod supervision;
 mod vigil;

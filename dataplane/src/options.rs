@@ -9,7 +9,11 @@ use upstream::{Address, App};
 
 use crate::config::{self, ApiServer, Config, TokenKey};
 use crate::node::Node;
+use crate::stop::Share;
 
+/// What the end of a node may take for its clients to be led away, and then for the nodes that follow it.
+const LEADING_AWAY: Share = Share { part: 2, at_most: Duration::from_secs(60) };
+const SENDING_ON: Share = Share { part: 10, at_most: Duration::from_secs(5) };
 /// Snapshots stay for so long after a newer one is due.
 const SNAPSHOT_GRACE: Duration = Duration::from_secs(6 * 3600);
 
@@ -37,7 +41,11 @@ pub fn gateway(config: &Config) -> gateway::Options {
         mutate: api(&config.mutate),
         query: api(&config.query),
         auth: auth(config),
-        limits: Limits { payload_bytes_max: config.network.websocket_max_payload_bytes, ..Limits::default() },
+        limits: Limits {
+            payload_bytes_max: config.network.websocket_max_payload_bytes,
+            drain_timeout: LEADING_AWAY.of(config.network.shutdown_grace),
+            ..Limits::default()
+        },
         ..gateway::Options::new(config.app.id.clone())
     }
 }
@@ -113,6 +121,7 @@ pub fn stream_port(
         node: config.task_id.clone(),
         token,
         stall_max: config.change_stream.slow_subscriber_grace,
+        drain_timeout: SENDING_ON.of(config.network.shutdown_grace),
         ..streamer::ServerOptions::default()
     }
 }

@@ -23,6 +23,8 @@ pub struct Options {
     pub query: ApiOptions,
     pub auth: AuthOptions,
     pub limits: Limits,
+    /// What `/livez` goes by.
+    pub liveness: port::Liveness,
 }
 
 impl Options {
@@ -37,6 +39,7 @@ impl Options {
             query: ApiOptions::default(),
             auth: AuthOptions::default(),
             limits: Limits::default(),
+            liveness: port::Liveness::default(),
         }
     }
 }

@@ -165,7 +165,8 @@ impl Inner {
     ) -> Call {
         let inner = Arc::clone(self);
         let task = tokio::spawn(async move {
-            let call = std::panic::AssertUnwindSafe(inner.call(&context, &request, &queries)).catch_unwind();
+            let call = port::contained(inner.call(&context, &request, &queries));
+            let call = std::panic::AssertUnwindSafe(call).catch_unwind();
             let result = match call.await {
                 Ok(result) => result.map(Arc::new),
                 Err(_) => Err(ErrorBody::internal("the transformation of queries failed")),

@@ -100,7 +100,7 @@ impl Server {
         let shared = Arc::new(Shared {
             limits,
             metrics,
-            pages: Pages::new(prometheus, status_page),
+            pages: Pages::new(prometheus, status_page).with_liveness(options.liveness),
             forwarded,
             gate: Gate::new(),
             registry,

@@ -5,14 +5,18 @@
 //! Invariants: a panic in the work of one connection ends that connection only, and nobody waits for it in vain; the admin
 //! password is compared in constant time and never logged.
 
+mod contained;
 mod listen;
+mod liveness;
 mod pages;
 mod plain;
 mod statz;
 mod tasks;
 pub mod websocket;
 
+pub use contained::{contained, is_contained};
 pub use listen::{BindError, HeadLimits, accept, bind, prepare, serve};
+pub use liveness::{Liveness, Pulse, Watched};
 pub use pages::{Health, Pages};
 pub use plain::{respond, text};
 pub use statz::{Status, StatusFuture, StatusPage};

@@ -17,6 +17,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const POSTGRES: &[&str] = &["postgres", "postgresql"];
 const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
+/// A day is as good as for ever.
+const SHUTDOWN_GRACE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(86_400);
 /// Postgres cuts longer names off.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 /// Leaves room for shard number and suffixes in names of slots, schemas and publications.
@@ -99,6 +101,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         engine,
         task_id,
         server_version,
+        given: given.masked(),
         notices,
     })
 }
@@ -294,7 +297,17 @@ fn network(given: &mut Given) -> Network {
         given => given,
     };
     let websocket_max_payload_bytes = whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES");
-    Network { port, websocket_max_payload_bytes, keepalive_timeout }
+    let shutdown_grace = shutdown_grace(given);
+    Network { port, websocket_max_payload_bytes, keepalive_timeout, shutdown_grace }
+}
+
+fn shutdown_grace(given: &mut Given) -> Duration {
+    let variable = "ZERO_SHUTDOWN_GRACE_SECONDS";
+    let Some(grace) = given.duration(variable, SECOND) else { return Duration::default() };
+    if !SHUTDOWN_GRACE.contains(&grace) {
+        given.problem(variable, format!("{grace:?} is out of range"), "give from 2 to 86400 seconds");
+    }
+    grace
 }
 
 /// Not obeyed here, but a text that is not JSON is a mistake the original reports as well.
