@@ -5,6 +5,7 @@
 
 mod address;
 pub mod admin;
+mod admin_port;
 mod change_log;
 pub mod command;
 pub mod config;

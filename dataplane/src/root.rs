@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::Statz;
+use crate::admin_port::AdminPort;
 use crate::config::{Config, Role};
 use crate::metrics::Metrics;
 use crate::node::{Anew, Life, Node};
@@ -129,11 +130,13 @@ async fn live(config: &Config, tls: &StreamTls, stop: &Stop, status: &Status, be
         config.replica.file.clone(),
         metrics.registry.clone(),
     );
-    let status_page = options::status_page(config, statz.into_status());
+    let status_page = options::status_page(config, statz.into_status(), metrics.failed_logins.clone());
     let liveness = port::Liveness::default();
-    let clients = gateway::Options { liveness: liveness.clone(), ..options::gateway(config) };
-    let clients = gateway::Server::build(clients, metrics.registry.clone(), status_page.clone()).await?;
+    let pages = options::client_pages(config, metrics.registry.clone(), status_page.clone());
+    let pages = pages.with_liveness(liveness.clone());
+    let clients = gateway::Server::build(options::gateway(config), &metrics.registry, pages).await?;
     let (client_gate, transformer) = (clients.gate(), clients.transformer());
+    let admin_port = AdminPort::open(config, &metrics.registry, &status_page, &client_gate, &liveness).await?;
     info!(address = %clients.address(), "listening; not ready yet");
     let followers = match config.role {
         Role::ViewSyncer => None,
@@ -186,7 +189,11 @@ async fn live(config: &Config, tls: &StreamTls, stop: &Stop, status: &Status, be
         }
         life
     };
-    ports.serve_until(ends, &finish).await
+    let life = ports.serve_until(ends, &finish).await;
+    if let Some(admin_port) = admin_port {
+        admin_port.close().await;
+    }
+    life
 }
 
 /// Waits for the stop signal with ports that answer and are never ready, so that whoever operates the node can see why.

@@ -1,5 +1,7 @@
 //! The paths that every port answers: probes, metrics, statistics.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode};
@@ -7,7 +9,7 @@ use prometheus::Registry;
 
 use crate::liveness::Liveness;
 use crate::plain::{metrics, text};
-use crate::statz::StatusPage;
+use crate::statz::{StatusPage, names_groups};
 
 /// What the node can say of itself when it is probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,10 @@ impl Health {
         }
     }
 
+    fn is_starting(self) -> bool {
+        matches!(self, Health::Starting | Health::Draining { was_ready: false })
+    }
+
     /// For deployments with one health check for everything: who starts after this node waits for it, and nobody kills it for
     /// draining or for falling behind.
     fn alive(self) -> Response<Full<Bytes>> {
@@ -44,18 +50,30 @@ impl Health {
     }
 }
 
+/// Whether a port shows what is for those who operate the node: `/metrics` and `/statz`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    Shown,
+    /// While the node starts, `/statz` as a whole is unavailable: some wait for it before they send clients. Groups that are asked
+    /// for by name are shown.
+    ShownWhenReady,
+    /// Another port shows it.
+    Hidden,
+}
+
 /// What the answers are made from.
 #[derive(Clone)]
 pub struct Pages {
     registry: Registry,
     status: StatusPage,
+    inside: Inside,
     liveness: Liveness,
 }
 
 impl Pages {
     #[must_use]
-    pub fn new(registry: Registry, status: StatusPage) -> Pages {
-        Pages { registry, status, liveness: Liveness::default() }
+    pub fn new(registry: Registry, status: StatusPage, inside: Inside) -> Pages {
+        Pages { registry, status, inside, liveness: Liveness::default() }
     }
 
     /// The same, with what `/livez` goes by.
@@ -83,6 +101,7 @@ impl Pages {
         &self,
         request: &Request<B>,
         health: Health,
+        peer: IpAddr,
     ) -> Option<(&'static str, Response<Full<Bytes>>)> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
@@ -91,8 +110,12 @@ impl Pages {
             "/" => ("/", health.ready()),
             "/keepalive" => ("/keepalive", health.alive()),
             "/livez" => ("/livez", self.lives()),
+            "/metrics" | "/statz" if self.inside == Inside::Hidden => return None,
             "/metrics" => ("/metrics", metrics(&self.registry)),
-            "/statz" => ("/statz", self.status.answer(request).await),
+            "/statz" if self.inside == Inside::ShownWhenReady && health.is_starting() && !names_groups(request) => {
+                ("/statz", health.ready())
+            }
+            "/statz" => ("/statz", self.status.answer(request, peer).await),
             _ => return None,
         })
     }

@@ -150,6 +150,12 @@ pub enum TokenKey {
 #[derive(Clone, Debug)]
 pub struct Network {
     pub port: u16,
+    /// For `/metrics` and `/statz`, which the port for clients then does not have.
+    pub admin_port: Option<u16>,
+    /// Of web pages that may connect. Empty: all.
+    pub allowed_origins: Vec<String>,
+    /// Sockets whose credentials are yet to be judged; `None`: no limit.
+    pub unverified_per_address_max: Option<usize>,
     pub websocket_max_payload_bytes: usize,
     /// Drain and exit when calls to `/keepalive` stop for so long after having started.
     pub keepalive_timeout: Option<Duration>,

@@ -54,6 +54,9 @@ fn defaults() {
     assert_eq!(config.cvr.db, config.upstream.db);
     assert_eq!(config.cvr.inactivity_threshold, Duration::from_secs(48 * 3600));
     assert_eq!(config.network.port, 4848);
+    assert_eq!(config.network.admin_port, None);
+    assert!(config.network.allowed_origins.is_empty());
+    assert_eq!(config.network.unverified_per_address_max, Some(10_000));
     assert_eq!(config.network.websocket_max_payload_bytes, 10 << 20);
     assert_eq!(config.network.shutdown_grace, Duration::from_secs(90));
     assert_eq!(config.upstream.initial_sync_table_copy_workers, 5);
@@ -76,6 +79,9 @@ fn values_given() {
         ("ZERO_APP_PUBLICATIONS", "one, two,one"),
         ("ZERO_CVR_DB", "postgresql://cvr/zero"),
         ("ZERO_PORT", "5000"),
+        ("ZERO_ADMIN_PORT", "4852"),
+        ("ZERO_ALLOWED_ORIGINS", "https://app.example.com, https://*.example.org:8443"),
+        ("ZERO_WEBSOCKET_MAX_UNVERIFIED_PER_ADDRESS", "0"),
         ("ZERO_NUM_SYNC_WORKERS", "3"),
         ("ZERO_LOG_FORMAT", "json"),
         ("ZERO_LOG_LEVEL", "debug"),
@@ -92,6 +98,9 @@ fn values_given() {
     assert_eq!(config.app.id, "my_app2");
     assert_eq!(config.app.publications, ["one", "two"]);
     assert_eq!(config.cvr.db.expose(), "postgresql://cvr/zero");
+    assert_eq!(config.network.admin_port, Some(4852));
+    assert_eq!(config.network.allowed_origins, ["https://app.example.com", "https://*.example.org:8443"]);
+    assert_eq!(config.network.unverified_per_address_max, None);
     assert_eq!(config.engine.threads, 3);
     assert_eq!(config.logging.format, LogFormat::Json);
     assert_eq!(config.logging.level, tracing::Level::DEBUG);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::down;
-use protocol::error::ErrorBody;
+use protocol::error::{ErrorBody, Kind};
 use protocol::up::{InitConnection, QueryDefinition, UpQueryOp};
 use rows::Cookie;
 use tracing::info;
@@ -48,7 +48,11 @@ impl Core {
         }
         let cookie: Option<Cookie> = match connect.base_cookie.as_deref().map(str::parse).transpose() {
             Ok(cookie) => cookie,
-            Err(error) => return turn_away(&connect, &ErrorBody::internal(format!("baseCookie: {error}"))),
+            // What is no cookie of ours will not become one: the client has to start over, not to come back with it.
+            Err(error) => {
+                let kind = Kind::InvalidConnectionRequestBaseCookie;
+                return turn_away(&connect, &ErrorBody::new(kind, format!("baseCookie: {error}")));
+            }
         };
         if self.options.transformer.configured() {
             let id = connect.id;

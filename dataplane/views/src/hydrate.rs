@@ -1,6 +1,9 @@
 //! Hydration apart from advancement: a fixed set of threads, each with a reader of its own, runs queries from scratch at the
 //! replica's newest version while the views go on.
 //!
+//! A replica that cannot be read for a moment (the process is out of descriptors, the disk is slow) is no fault of a query: its job
+//! waits and is done again, for [`PATIENCE`] at most.
+//!
 //! Invariant: an outcome's graph and payload show the replica at exactly `version`; bringing them to the views' version is the
 //! views' business.
 
@@ -12,12 +15,18 @@ use ivm::Graph;
 use ivm::query::Query;
 use replica::Reader;
 use rows::Version;
+use tracing::warn;
 
 use crate::convert::KeyChoice;
 use crate::encode;
 use crate::indexes::Wishes;
 use crate::materialisation::{MaterialisationId, Payload, PayloadBuilder};
 use crate::row_id::RowId;
+
+/// For a replica that cannot be read.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A query to run from scratch.
 #[derive(Debug)]
@@ -95,15 +104,27 @@ fn work(
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        let id = job.id;
-        let result = match &mut reader {
-            Some(reader) => run(&job, wishes, reader),
-            None => match open() {
-                Ok(opened) => run(&job, wishes, reader.insert(opened)),
-                Err(error) => Err(Failure::Replica(error.to_string())),
-            },
+        let (started, mut pause) = (Instant::now(), RETRY_MIN);
+        let result = loop {
+            let result = match &mut reader {
+                Some(reader) => run(&job, wishes, reader),
+                None => match open() {
+                    Ok(opened) => run(&job, wishes, reader.insert(opened)),
+                    Err(error) => Err(Failure::Replica(error.to_string())),
+                },
+            };
+            match result {
+                Err(Failure::Replica(reason)) if started.elapsed() < PATIENCE => {
+                    warn!(reason, retry_ms = pause.as_millis() as u64, "cannot read the replica for a query");
+                    // It may be the reader that is of no use.
+                    reader = None;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                result => break result,
+            }
         };
-        done(Outcome { id, result });
+        done(Outcome { id: job.id, result });
     }
 }
 

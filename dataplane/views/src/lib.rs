@@ -20,6 +20,7 @@
 //! * Nobody whose credentials were not found good changes, claims or sees anything of a client group.
 //! * Work per step is by affected materialisation and by changed row, and for groups by what changed for them.
 
+mod admission;
 pub mod api;
 mod catch_up;
 mod connection;
