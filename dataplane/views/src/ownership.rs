@@ -185,7 +185,11 @@ impl Core {
         let Some(&id) = self.group_names.get(&refused.group) else { return };
         if self.groups.get(&id).is_some_and(|group| group.epoch == refused.epoch) {
             let body = ErrorBody::internal("what the server must remember of the client group cannot be stored");
-            self.send_away(id, "refused", &body);
+            let connections = self.groups.get(&id).map(|group| group.connections.clone()).unwrap_or_default();
+            for connection in connections {
+                self.reject(connection, &body);
+            }
+            self.unload(id, Instant::now());
         }
     }
 

@@ -216,7 +216,15 @@ impl<E: Fn(Event)> Answerer<E> {
         let rows = self.connection.query(&text, &[(&least, Type::INT8), (&node, Type::INT8)], 0).await?;
         for row in rows {
             let within = self.limits.answer * 4;
-            tokio::time::timeout(within, self.merge(row.get(0))).await.unwrap_or(Err(Fault::Silent(within)))?;
+            let lineage: LineageId = row.get(0);
+            let merged = tokio::time::timeout(within, self.merge(lineage)).await;
+            match merged.unwrap_or(Err(Fault::Silent(within))) {
+                // Others need not wait for one that cannot be merged.
+                Err(fault) if fault.class() == Class::Refused => {
+                    warn!(lineage, error = fault.describe(), "CVR: left a history unmerged");
+                }
+                merged => merged?,
+            }
         }
         Ok(())
     }
