@@ -30,7 +30,8 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<Set
         .execute("SELECT pg_advisory_xact_lock(hashtext($1))", &[&format!("migrate-schema:{}", app.shard_schema())])
         .await
         .map_err(failed)?;
-    if is_watched_by_another_release(&transaction, app).await? {
+    let follows_another = is_watched_by_another_release(&transaction, app).await?;
+    if follows_another {
         // Its messages count up to here, so no transaction that wrote one may be open.
         transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&ddl::FORMER_LOCK]).await.map_err(failed)?;
         transaction.batch_execute(&ddl::removal(app)).await.map_err(failed)?;
@@ -49,14 +50,11 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<Set
         .await
         .map_err(failed)?;
     let found = fingerprint(&transaction, app, &functions).await?;
-    let known = known.filter(|row| row.get::<_, bool>(1) && row.get::<_, Option<&str>>(0) == Some(&found));
-    let (watching, messages_until) = match &known {
-        Some(row) => (true, row.get::<_, Option<String>>(2)),
-        None => (install(&transaction, app, &functions).await?, None),
-    };
-    let messages_until = match messages_until {
-        Some(position) => position,
-        None => transaction.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.map_err(failed)?.get(0),
+    let is_installed = known.as_ref().is_some_and(|row| row.get(1) && row.get::<_, Option<&str>>(0) == Some(&found));
+    let watching = is_installed || install(&transaction, app, &functions).await?;
+    let messages_until = match known.and_then(|row| row.get::<_, Option<String>>(2)) {
+        Some(position) if !follows_another => position,
+        _ => transaction.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.map_err(failed)?.get(0),
     };
     if options.publications.is_empty() {
         transaction.batch_execute(&format!("SELECT {schema}.publish_public()")).await.map_err(failed)?;

@@ -141,23 +141,30 @@ fn create_publication_unless_exists(name: &str, definition: &str) -> String {
 pub(crate) fn metadata_publication(app: &App) -> String {
     let global = quote_identifier(&app.id);
     let shard = quote_identifier(&app.shard_schema());
+    let tables = [
+        format!("{global}.permissions"),
+        format!("{shard}.\"clients\""),
+        format!("{shard}.\"mutations\""),
+        format!("{shard}.\"{}\"", ddl::EVENTS),
+    ];
     let name = app.metadata_publication();
-    let create = create_publication_unless_exists(
-        &name,
-        &format!("FOR TABLE {global}.permissions, {shard}.\"clients\", {shard}.\"mutations\""),
-    );
+    let create = create_publication_unless_exists(&name, &format!("FOR TABLE {}", tables.join(", ")));
     format!(
         "{create}
-         DO $body$ BEGIN
-           IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
-                          WHERE p.pubname = {} AND r.prrelid = {}::regclass) THEN
-             ALTER PUBLICATION {} ADD TABLE {shard}.\"{events}\";
-           END IF;
+         DO $body$
+         DECLARE
+           missing REGCLASS;
+         BEGIN
+           FOR missing IN SELECT t.name::regclass FROM unnest(ARRAY[{}]) t(name) WHERE NOT EXISTS (
+             SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+             WHERE p.pubname = {} AND r.prrelid = t.name::regclass
+           ) LOOP
+             EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', {}, missing);
+           END LOOP;
          END $body$;",
+        tables.map(|table| quote_literal(&table)).join(", "),
         quote_literal(&name),
-        quote_literal(&format!("{shard}.\"{}\"", ddl::EVENTS)),
-        quote_identifier(&name),
-        events = ddl::EVENTS,
+        quote_literal(&name),
     )
 }
 

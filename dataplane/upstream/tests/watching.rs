@@ -83,7 +83,9 @@ async fn open_transactions_hold_nobody_up() {
     for server in [Server::V15, Server::V18] {
         let setup = format!(
             "{MARK}{ISSUE} CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE third (id int PRIMARY KEY);
-                             CREATE SCHEMA private; CREATE TABLE private.t (id int PRIMARY KEY)"
+             CREATE SCHEMA private; CREATE TABLE private.t (id int PRIMARY KEY);
+             CREATE TABLE part (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
+             CREATE TABLE part_a PARTITION OF part FOR VALUES FROM (0) TO (10); CREATE TABLE part_b PARTITION OF part FOR VALUES FROM (10) TO (20)"
         );
         let fixture = Fixture::on(server, &setup).await;
         let (mut model, mut stream) = started(&fixture).await;
@@ -98,14 +100,20 @@ async fn open_transactions_hold_nobody_up() {
         // Temporary objects keep nobody from changing publications either.
         second.batch_execute("ALTER PUBLICATION _zero_public_0 ADD TABLES IN SCHEMA private").await.unwrap();
         first
-            .batch_execute("BEGIN; ALTER TABLE issue ADD COLUMN n int; CREATE TABLE mine (id int PRIMARY KEY)")
+            .batch_execute("BEGIN; ALTER TABLE issue ADD COLUMN n int; CREATE TABLE mine (id int PRIMARY KEY); CREATE INDEX ON part_a (n)")
             .await
             .unwrap();
-        second.batch_execute("BEGIN; ALTER TABLE other ADD COLUMN n int; CREATE INDEX ON other (n)").await.unwrap();
+        second
+            .batch_execute(
+                "BEGIN; ALTER TABLE other ADD COLUMN n int; CREATE INDEX ON other (n); CREATE INDEX ON part_b (n)",
+            )
+            .await
+            .unwrap();
         hasty(&fixture)
             .await
             .batch_execute(
-                "CREATE TABLE theirs (id int PRIMARY KEY); ALTER TABLE third ADD COLUMN n int; DROP TABLE private.t",
+                "CREATE TABLE theirs (id int PRIMARY KEY); ALTER TABLE third ADD COLUMN n int; DROP TABLE private.t;
+                 CREATE PUBLICATION unrelated FOR TABLES IN SCHEMA private; DROP PUBLICATION unrelated",
             )
             .await
             .unwrap();
@@ -364,6 +372,18 @@ async fn forged_messages_have_no_effect() {
         .unwrap_err();
     assert_eq!(refused.code(), Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE));
     fixture.run("RESET ROLE").await;
+    // The next start takes them for no more than the running stream does.
+    catch_up(&mut stream, &mut model, &fixture.client).await;
+    let (replica, after) = (fixture_version(&fixture).await, model.version);
+    drop(stream);
+    fixture
+        .run(
+            "SET ROLE forger; SELECT pg_logical_emit_message(true, 'zero/0/ddl', '{\"type\":\"error\"}'); RESET ROLE;
+             ALTER EVENT TRIGGER zero_ddl_end_0 DISABLE",
+        )
+        .await;
+    let mut stream =
+        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after }).await.unwrap();
     // Nor does what the owner writes by hand end the stream.
     for event in [
         "{",
@@ -387,6 +407,7 @@ async fn messages_of_a_former_release_are_understood() {
     fixture
         .run(
             "DROP EVENT TRIGGER zero_ddl_end_0; DROP EVENT TRIGGER zero_ddl_drop_0; DROP EVENT TRIGGER zero_ddl_rewrite_0;
+             UPDATE zero_0.\"shardConfig\" SET \"messagesUntil\" = NULL;
              BEGIN; ALTER TABLE issue ADD COLUMN n int DEFAULT 7;
              SELECT pg_logical_emit_message(true, 'zero/0/ddl', json_build_object('type', 'schema', 'version', 1, 'tag', 'ALTER TABLE',
                'schema', zero_0.schema_specs()::json)::text);

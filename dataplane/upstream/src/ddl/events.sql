@@ -24,9 +24,12 @@ BEGIN
   ), put AS (
     INSERT INTO {shard}."publishedTables" AS k ("oid", "spec", "indexes", "partitions")
     SELECT f."oid", f."spec", f."indexes", f."partitions" FROM found_now f
+    -- Not by ON CONFLICT ... WHERE, which locks rows that stay as they are until the user's transaction ends.
+    WHERE NOT EXISTS (
+      SELECT FROM {shard}."publishedTables" k
+      WHERE k."oid" = f."oid" AND k."spec" = f."spec" AND k."indexes" = f."indexes" AND k."partitions" = f."partitions")
     ON CONFLICT ("oid") DO UPDATE
       SET "spec" = EXCLUDED."spec", "indexes" = EXCLUDED."indexes", "partitions" = EXCLUDED."partitions"
-      WHERE k."spec" <> EXCLUDED."spec" OR k."indexes" <> EXCLUDED."indexes" OR k."partitions" <> EXCLUDED."partitions"
     RETURNING k."oid", k."spec"
   ), removed AS (
     DELETE FROM {shard}."publishedTables" k
@@ -129,8 +132,11 @@ DECLARE
   turn TEXT;
   touched OID[];
 BEGIN
-  SELECT bool_or(c.classid IN ('pg_publication'::regclass, 'pg_publication_namespace'::regclass)
-                 OR (c.classid = 'pg_namespace'::regclass AND tg_tag = 'ALTER SCHEMA')),
+  SELECT bool_or(
+           c.classid = 'pg_namespace'::regclass AND tg_tag = 'ALTER SCHEMA'
+           OR EXISTS (SELECT FROM pg_publication p LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid
+                      WHERE p.pubname IN ({publications})
+                        AND (c.classid, c.objid) IN (('pg_publication'::regclass, p.oid), ('pg_publication_namespace'::regclass, s.oid)))),
          -- A comment is a hint from where event triggers do not fire for publications.
          bool_or(c.schema_name IS DISTINCT FROM 'pg_temp' AND (tg_tag <> 'COMMENT' OR c.classid = 'pg_publication'::regclass))
   INTO everywhere, permanent FROM pg_event_trigger_ddl_commands() c;
@@ -194,7 +200,8 @@ DECLARE
   turn TEXT;
   touched OID[];
 BEGIN
-  SELECT bool_or(o.classid IN ('pg_publication'::regclass, 'pg_publication_namespace'::regclass)),
+  SELECT bool_or(o.classid = 'pg_publication'::regclass AND o.address_names[1] IN ({publications})
+                 OR o.classid = 'pg_publication_namespace'::regclass AND o.address_args[1] IN ({publications})),
          bool_or(o.classid IN ('pg_class'::regclass, 'pg_publication_rel'::regclass))
   INTO everywhere, permanent FROM pg_event_trigger_dropped_objects() o WHERE NOT o.is_temporary;
   IF (everywhere OR permanent) IS NOT TRUE THEN
