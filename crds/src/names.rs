@@ -55,9 +55,12 @@ pub mod annotation {
 
 /// Ports of the data plane, and their names in pods and Services.
 pub mod port {
-    /// Clients' WebSockets, probes and metrics of nodes that serve clients.
+    /// Clients' WebSockets, and probes of nodes that serve clients.
     pub const SYNC: i32 = 4848;
     pub const SYNC_NAME: &str = "sync";
+    /// Metrics and status of nodes that serve clients, for nobody who comes in by an Ingress.
+    pub const ADMIN: i32 = 4850;
+    pub const ADMIN_NAME: &str = "admin";
     /// The change stream between nodes, probes and metrics of the replication-manager. Private.
     pub const CHANGE_STREAM: i32 = 4849;
     pub const CHANGE_STREAM_NAME: &str = "change-stream";

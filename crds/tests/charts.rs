@@ -462,7 +462,7 @@ fn wrong_values_are_refused() {
 #[test]
 fn no_port_of_the_nodes_is_opened() {
     let text = serde_json::to_string(&template(&["replicas=2", "metrics.podMonitor.enabled=true"])).unwrap();
-    for number in [port::SYNC, port::CHANGE_STREAM] {
+    for number in [port::SYNC, port::CHANGE_STREAM, port::ADMIN] {
         assert!(!text.contains(&number.to_string()), "{number}");
     }
 }

@@ -85,7 +85,7 @@ async fn visit(host: &str, port: u16) -> Result<String> {
 async fn read(site: &Site, name: &str) -> Result<BTreeMap<String, f64>> {
     let mut values = BTreeMap::new();
     for pod in site.pods(SYNCER).await? {
-        let path = format!("/api/v1/namespaces/{}/pods/{}:4848/proxy/metrics", site.namespace, name_of(&pod));
+        let path = format!("/api/v1/namespaces/{}/pods/{}:4850/proxy/metrics", site.namespace, name_of(&pod));
         let text = kubectl(&["get", "--raw", &path]).await?;
         let lines = text.lines().filter(|line| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']));
         let sum = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
@@ -125,6 +125,7 @@ async fn knock(site: &Site) -> Result<()> {
         ensure!(!connects(stranger, &manager, 4849).await?, "4849 is open to a foreign pod of {from}");
         ensure!(!connects(stranger, &service, 4849).await?, "4849 is open to a foreign pod of {from} by the Service");
         ensure!(connects(stranger, &syncer, 4848).await?, "4848 is closed to a pod of {from}");
+        ensure!(!connects(stranger, &syncer, 4850).await?, "4850 is open to a foreign pod of {from}");
     }
     let services = crate::kubectl::list(&site.namespace, "services", "app.kubernetes.io/instance=app").await?;
     for service in services {

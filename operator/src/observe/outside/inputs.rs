@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crds::ZeroCache;
 use crds::names::{child, port, service_host, tls};
-use crds::spec::{SecretKeyRef, Topology};
+use crds::spec::SecretKeyRef;
 use crds::status::DeletionStep;
 
 /// A value of a Secret.
@@ -157,11 +157,7 @@ fn node(
         .admin_password
         .clone()
         .unwrap_or_else(|| SecretKeyRef { name: child::admin_password(name), key: child::SECRET_KEY.to_owned() });
-    let port = match cache.spec.topology {
-        Topology::MultiNode => port::CHANGE_STREAM,
-        Topology::SingleNode => port::SYNC,
-    };
-    let port = u16::try_from(port).expect("ports of the data plane are ports");
+    let port = u16::try_from(port::CHANGE_STREAM).expect("ports of the data plane are ports");
     Some(Node {
         pod: pod.name.clone(),
         address: SocketAddr::new(pod.door.ip, port),

@@ -24,6 +24,7 @@ pub const OWN: &[&str] = &[
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
     "ZERO_ADMIN_PASSWORD",
+    "ZERO_ADMIN_PORT",
     "ZERO_APP_ID",
     "ZERO_APP_PUBLICATIONS",
     "ZERO_AUTH_JWK",
@@ -234,6 +235,7 @@ fn serves_clients(wanted: &Wanted, render: &Render) -> Plain {
     let spec = wanted.spec;
     let (api, node) = (&spec.api, &spec.view_syncer);
     let mut plain = vec![
+        ("ZERO_ADMIN_PORT", port::ADMIN.to_string()),
         ("ZERO_CVR_MAX_CONNS", render.pools.cvr.to_string()),
         ("ZERO_QUERY_FORWARD_COOKIES", api.query_forward_cookies.to_string()),
         ("ZERO_MUTATE_FORWARD_COOKIES", api.mutate_forward_cookies.to_string()),

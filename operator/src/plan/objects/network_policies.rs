@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::wanted::Wanted;
 use super::meta::Meta;
-use super::pod::{probed, some_list};
+use super::pod::{scraped, some_list};
 use crate::observe::Role;
 
 pub(super) fn network_policies(wanted: &Wanted, meta: &Meta) -> Vec<NetworkPolicy> {
@@ -36,13 +36,13 @@ fn network_policy(wanted: &Wanted, meta: &Meta, role: Role) -> NetworkPolicy {
             ports: Some(vec![tcp(port::SYNC)]),
         }),
     }
-    let (_, number) = probed(role);
     if role == wanted.main_role() {
         // It asks the node that owns the slot how it is.
         let from = Some(vec![operator(wanted)]);
-        rules.push(NetworkPolicyIngressRule { from, ports: Some(vec![tcp(number)]) });
+        rules.push(NetworkPolicyIngressRule { from, ports: Some(vec![tcp(port::CHANGE_STREAM)]) });
     }
     if !given.metrics_from.is_empty() {
+        let (_, number) = scraped(role);
         rules.push(NetworkPolicyIngressRule { from: Some(given.metrics_from.clone()), ports: Some(vec![tcp(number)]) });
     }
     let mut types = vec!["Ingress".to_owned()];

@@ -125,12 +125,13 @@ fn container(wanted: &Wanted, role: Role, render: &Render) -> Container {
     };
     let (port_name, _) = probed(role);
     let asked = (port_name, stream_tls::is_probed_by_tls(wanted, role));
-    let mut ports = vec![(port::SYNC_NAME, port::SYNC), (port::CHANGE_STREAM_NAME, port::CHANGE_STREAM)];
-    match role {
-        Role::ReplicationManager => drop(ports.remove(0)),
-        Role::ViewSyncer => drop(ports.remove(1)),
-        Role::SingleNode => {}
-    }
+    let (sync, admin) = ((port::SYNC_NAME, port::SYNC), (port::ADMIN_NAME, port::ADMIN));
+    let stream = (port::CHANGE_STREAM_NAME, port::CHANGE_STREAM);
+    let ports = match role {
+        Role::ReplicationManager => vec![stream],
+        Role::ViewSyncer => vec![sync, admin],
+        Role::SingleNode => vec![sync, stream, admin],
+    };
     let mut mounts = vec![mount(pod::DATA_VOLUME, pod::DATA_PATH), mount(pod::TEMPORARY_VOLUME, pod::TEMPORARY_PATH)];
     mounts.extend(stream_tls::mount(wanted, role));
     mounts.extend(placement.extra_volume_mounts.iter().cloned());
@@ -176,6 +177,14 @@ pub(super) fn probed(role: Role) -> (&'static str, i32) {
     match role {
         Role::ReplicationManager => (port::CHANGE_STREAM_NAME, port::CHANGE_STREAM),
         Role::ViewSyncer | Role::SingleNode => (port::SYNC_NAME, port::SYNC),
+    }
+}
+
+/// The port where a role's metrics are.
+pub(super) fn scraped(role: Role) -> (&'static str, i32) {
+    match role {
+        Role::ReplicationManager => probed(role),
+        Role::ViewSyncer | Role::SingleNode => (port::ADMIN_NAME, port::ADMIN),
     }
 }
 
@@ -279,7 +288,7 @@ fn scrape(wanted: &Wanted, role: Role) -> BTreeMap<String, String> {
     if !monitoring.enabled || monitoring.pod_monitor == PodMonitorMode::Always {
         return BTreeMap::new();
     }
-    let (_, number) = probed(role);
+    let (_, number) = scraped(role);
     let scheme = stream_tls::is_probed_by_tls(wanted, role).then(|| ("prometheus.io/scheme", "https".to_owned()));
     let annotations = [
         ("prometheus.io/scrape", "true".to_owned()),

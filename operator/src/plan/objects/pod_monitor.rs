@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::super::wanted::Wanted;
 use super::meta::Meta;
-use super::pod::probed;
+use super::pod::scraped;
 use super::stream_tls;
 use crate::observe::Apis;
 
@@ -60,7 +60,7 @@ pub(super) fn pod_monitor(wanted: &Wanted, meta: &Meta, apis: Apis) -> Option<Dy
     let endpoint = |role| {
         let is_tls = stream_tls::is_probed_by_tls(wanted, role);
         Endpoint {
-            port: probed(role).0,
+            port: scraped(role).0,
             path: path::METRICS,
             interval: monitoring.interval.to_string(),
             scheme: is_tls.then_some("https"),
