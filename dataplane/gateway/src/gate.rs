@@ -1,5 +1,6 @@
 //! Whether this node takes clients.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ struct Inner {
     /// `Some(None)`: ready, but a node without views (a replication-manager).
     views: OnceLock<Option<Handle>>,
     draining: watch::Sender<bool>,
+    is_hindered: AtomicBool,
     keepalive: Mutex<Option<Instant>>,
 }
 
@@ -27,6 +29,7 @@ impl Gate {
             inner: Arc::new(Inner {
                 views: OnceLock::new(),
                 draining: watch::Sender::new(false),
+                is_hindered: AtomicBool::new(false),
                 keepalive: Mutex::new(None),
             }),
         }
@@ -35,6 +38,11 @@ impl Gate {
     /// Probes are answered 200 from now on, and sockets are accepted if there are views. Later calls change nothing.
     pub fn open(&self, views: Option<Handle>) {
         let _ = self.inner.views.set(views);
+    }
+
+    /// Whether something keeps this node from doing its work for now. Probes for readiness say so; sockets are accepted all the same.
+    pub fn hinder(&self, is_hindered: bool) {
+        self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
     }
 
     #[must_use]
@@ -56,6 +64,7 @@ impl Gate {
         let was_ready = self.inner.views.get().is_some();
         match (self.is_draining(), was_ready) {
             (true, was_ready) => Health::Draining { was_ready },
+            (false, true) if self.inner.is_hindered.load(Ordering::Relaxed) => Health::Interrupted,
             (false, true) => Health::Ready,
             (false, false) => Health::Starting,
         }

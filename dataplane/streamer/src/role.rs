@@ -40,6 +40,7 @@ pub struct Gate {
 struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
+    is_hindered: AtomicBool,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
     successor: Mutex<String>,
     /// Requests for the stream that came while another node owned the log, or nobody.
@@ -52,6 +53,7 @@ impl Gate {
             inner: Arc::new(Inner {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
+                is_hindered: AtomicBool::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
             }),
@@ -75,6 +77,11 @@ impl Gate {
         });
     }
 
+    /// Whether something keeps this node from doing its work for now. Probes for readiness say so; subscribers are served all the same.
+    pub fn hinder(&self, is_hindered: bool) {
+        self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
+    }
+
     #[must_use]
     pub fn role(&self) -> Role {
         self.inner.role.borrow().clone()
@@ -84,7 +91,7 @@ impl Gate {
         let role = self.inner.role.borrow();
         match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
             (Role::Draining, was_ready) => Health::Draining { was_ready },
-            (role, _) if role.is_ready() => Health::Ready,
+            (role, _) if role.is_ready() && !self.inner.is_hindered.load(Ordering::Relaxed) => Health::Ready,
             (_, true) => Health::Interrupted,
             (_, false) => Health::Starting,
         }

@@ -10,6 +10,7 @@
 //! - The catalog used for a transaction is the catalog as of that transaction: it comes from the DDL messages in the WAL, never
 //!   from a look at the present schema.
 //! - A table or a message that cannot be represented is named; nothing is skipped silently.
+//! - Contents that must be read anew are read beside the stream, which waits for nothing; see [`withheld`].
 
 mod backfill;
 mod catalog;
@@ -30,6 +31,7 @@ mod stream;
 mod tls;
 mod transaction;
 mod wire;
+mod withheld;
 
 pub use connect::{Address, connect, quote_identifier, quote_literal};
 pub use copy::{CopyMessage, CopyPlan, initial_copy};

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::connect::{quote_identifier, quote_literal};
+use crate::error::ServerError;
 use crate::options::{App, Options};
 use crate::{Error, Result, ddl};
 
@@ -208,6 +209,21 @@ async fn check_publications(client: &Client, names: &[String]) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// What an error means that ended the stream. A publication that is missing at the stream's position stays missing there, even
+/// when it is back: what was committed meanwhile is not sent.
+pub(crate) async fn stream_failed(client: &Client, options: &Options, error: &ServerError) -> Error {
+    if error.code != SqlState::UNDEFINED_OBJECT.code() {
+        return Error::response("continue replication", error);
+    }
+    match check_publications(client, &options.publications).await {
+        Ok(()) => Error::reset(format!(
+            "{}: it was dropped, and what was committed since then is not sent for it, even when it is back",
+            error.message
+        )),
+        Err(missing) => missing,
+    }
 }
 
 /// Tables without a primary key but with a unique index over NOT NULL columns: use that index, so that updates and deletes
