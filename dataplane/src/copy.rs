@@ -1,36 +1,52 @@
 //! The initial copy: from upstream's blocks to a complete replica file.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use fault::Backoff;
+use fault::{Backoff, Class, Entry, Recurrence};
 use replica::{Description, Identity, Loader};
+use rows::Version;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use upstream::{CopyMessage, Error};
 
+use crate::status::{Standing, Status};
+
 /// Blocks between the copying connections and the loader: enough to keep both busy, a few MiB at most.
 const BLOCKS: usize = 8;
 
-/// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now. `false`: before
-/// another attempt, it was said that none is needed any more.
+/// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now, and says so in
+/// `status`. `false`: before another attempt, it was said that none is needed any more.
 pub async fn run(
     source: &upstream::Options,
     path: &Path,
     identity: &Identity,
+    status: &Status,
     is_needless: impl AsyncFn() -> Result<bool>,
 ) -> Result<bool> {
     let mut retry = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    let mut recurrence = Recurrence::default();
     loop {
         match attempt(source, path, identity).await? {
-            Ok(()) => return Ok(true),
+            Ok(()) => {
+                status.advances();
+                return Ok(true);
+            }
             Err(error @ (Error::Configuration { .. } | Error::Panicked { .. })) => {
                 return Err(error).context("initial copy from ZERO_UPSTREAM_DB");
             }
             Err(error) => {
-                let remedy = error.entry().remedy;
-                warn!(%error, remedy, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
+                let (message, Entry { remedy, .. }) = (error.to_string(), error.entry());
+                // Another copy is what fails here already.
+                let class = match recurrence.class(0, error.entry(), &message) {
+                    Class::NewCopy => Class::Person,
+                    class => class,
+                };
+                let attempts = recurrence.times();
+                let (position, since) = (Version::default(), SystemTime::now());
+                status.stands(Standing { class, position, message, remedy, attempts, since });
+                warn!(%error, attempts, remedy, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
             }
         }
         tokio::time::sleep(retry.pause()).await;

@@ -86,6 +86,38 @@ pub const CHANGES_UNREADABLE: Entry = Entry::new(
     "another copy is made",
 );
 
+// Between nodes.
+pub const STREAM_TRANSIENT: Entry =
+    Entry::new("streamer::Error::Transient", "the replication-manager is away", Passes, Passes, "see whether it runs");
+pub const STREAM_GONE: Entry = Entry::new(
+    "streamer::Error::Gone",
+    "the replication-manager ends",
+    Passes,
+    Passes,
+    "nothing: its successor is looked for",
+);
+pub const STREAM_UNVERIFIED: Entry = Entry::new(
+    "streamer::Error::Unverified",
+    "the replication-manager's certificate is not trusted",
+    Passes,
+    Person,
+    "set ZERO_CHANGE_STREAMER_TLS_CA_FILE, or renew the certificate",
+);
+pub const STREAM_RESET: Entry = Entry::new(
+    "streamer::Error::Reset",
+    "the change log does not continue the replica",
+    NewCopy,
+    NewCopy,
+    "the replica is fetched anew",
+);
+pub const STREAM_CONFIGURATION: Entry = Entry::new(
+    "streamer::Error::Configuration",
+    "the nodes are not configured for each other",
+    Person,
+    Person,
+    "do what the message says",
+);
+
 /// All lines.
 pub const ERRORS: &[Entry] = &[
     CONFIGURATION,
@@ -103,36 +135,11 @@ pub const ERRORS: &[Entry] = &[
     CHANGES_OUT_OF_ORDER,
     CHANGES_UNREADABLE,
     Entry::new("changes::CodecError", "a stored transaction cannot be read", NewCopy, NewCopy, "another copy is made"),
-    // Between nodes.
-    Entry::new("streamer::Error::Transient", "the replication-manager is away", Passes, Passes, "see whether it runs"),
-    Entry::new(
-        "streamer::Error::Gone",
-        "the replication-manager ends",
-        Passes,
-        Passes,
-        "nothing: its successor is looked for",
-    ),
-    Entry::new(
-        "streamer::Error::Unverified",
-        "the replication-manager's certificate is not trusted",
-        Passes,
-        Person,
-        "set ZERO_CHANGE_STREAMER_TLS_CA_FILE, or renew the certificate",
-    ),
-    Entry::new(
-        "streamer::Error::Reset",
-        "the change log does not continue the replica",
-        NewCopy,
-        NewCopy,
-        "the replica is fetched anew",
-    ),
-    Entry::new(
-        "streamer::Error::Configuration",
-        "the nodes are not configured for each other",
-        Person,
-        Person,
-        "do what the message says",
-    ),
+    STREAM_TRANSIENT,
+    STREAM_GONE,
+    STREAM_UNVERIFIED,
+    STREAM_RESET,
+    STREAM_CONFIGURATION,
     Entry::new(
         "streamer::Refusal",
         "the replication-manager refuses a follower",

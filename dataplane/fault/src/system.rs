@@ -67,7 +67,13 @@ pub const SQLITE_CODES: &[Entry] = &[
         NewCopy,
         "keep other programs out of the file",
     ),
-    Entry::new("CONSTRAINT", "two rows have one key", NewCopy, NewCopy, "another copy is made"),
+    Entry::new(
+        "CONSTRAINT",
+        "two rows have one key",
+        Person,
+        Person,
+        "take the table that the message names out of the publication, or correct its key",
+    ),
     Entry::new(
         "TOOBIG",
         "a value is larger than SQLite can hold",

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fault::{Backoff, Class};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
@@ -64,6 +64,7 @@ pub(crate) struct Readings {
     running: usize,
     waits: BTreeMap<u32, Wait>,
     carried: Option<Instant>,
+    carrier: Option<AbortHandle>,
 }
 
 impl Readings {
@@ -71,7 +72,7 @@ impl Readings {
     pub(crate) fn new(options: Options, client: Arc<Client>) -> Readings {
         let (sender, outcomes) = mpsc::unbounded_channel();
         let (tasks, waits) = (JoinSet::new(), BTreeMap::new());
-        Readings { options, client, sender, outcomes, tasks, running: 0, waits, carried: None }
+        Readings { options, client, sender, outcomes, tasks, running: 0, waits, carried: None, carrier: None }
     }
 
     /// Takes what was read and begins what may begin. Call it often: it does not wait. Fails if the contents cannot be read at all.
@@ -80,7 +81,7 @@ impl Readings {
             self.running -= 1;
             self.ended(assembler, oid, generation, outcome)?;
         }
-        if let Some(ended) = self.tasks.try_join_next() {
+        while let Some(ended) = self.tasks.try_join_next() {
             ended.map_err(|e| Error::ended("the task that reads a table anew", &e))?;
         }
         if assembler.withheld.is_empty() || !assembler.is_idle() {
@@ -103,7 +104,10 @@ impl Readings {
                 self.begin(oid, begun);
             }
         }
-        if assembler.withheld.is_ready() && self.carried.is_none_or(|at| at.elapsed() >= CARRIER_PERIOD) {
+        // One at a time: a commit may have to wait for a standby.
+        let may_carry = self.carrier.as_ref().is_none_or(AbortHandle::is_finished)
+            && self.carried.is_none_or(|at| at.elapsed() >= CARRIER_PERIOD);
+        if assembler.withheld.is_ready() && may_carry {
             self.carry();
         }
         Ok(())
@@ -170,12 +174,13 @@ impl Readings {
     fn carry(&mut self) {
         self.carried = Some(Instant::now());
         let (client, prefix) = (Arc::clone(&self.client), self.options.app.carrier_prefix());
-        self.tasks.spawn(async move {
+        let carrier = self.tasks.spawn(async move {
             let sql = "SELECT pg_logical_emit_message(true, $1, '')";
             if let Err(error) = client.execute(sql, &[&prefix]).await {
                 tracing::debug!(%error, "the next commit of others shows what was read anew");
             }
         });
+        self.carrier = Some(carrier);
     }
 }
 

@@ -133,3 +133,29 @@ fn chain(error: &dyn StdError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(code: &str) -> Error {
+        Error::response("do it", &ServerError { code: code.to_owned(), ..ServerError::default() })
+    }
+
+    #[test]
+    fn a_code_decides() {
+        assert!(matches!(response("42501"), Error::Configuration { .. }));
+        assert!(matches!(response("57P01"), Error::Transient { .. }));
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(Error::transient_from("no", refused).entry().name, "ConnectionRefused");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_from_an_end() {
+        let panicked = tokio::spawn(async { panic!("a fault of the program") }).await.unwrap_err();
+        assert!(matches!(Error::ended("the task", &panicked), Error::Panicked { .. }));
+        let task = tokio::spawn(std::future::pending::<()>());
+        task.abort();
+        assert!(matches!(Error::ended("the task", &task.await.unwrap_err()), Error::Transient { .. }));
+    }
+}

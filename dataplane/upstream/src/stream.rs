@@ -147,6 +147,7 @@ impl Stream {
                 schema_json,
                 &withheld,
                 horizon,
+                resume.after,
             )?,
         ))
     }
@@ -173,7 +174,6 @@ impl Stream {
             readings,
             journal: Arc::clone(&journal),
             assembler,
-            after: resume.after,
             delivered: resume.after,
             link: Link {
                 connection,
@@ -475,8 +475,7 @@ struct Pump {
     readings: Readings,
     journal: Arc<Journal>,
     assembler: Assembler,
-    /// The last transaction that was seen, and the last that was handed out.
-    after: Version,
+    /// The last transaction that was handed out.
     delivered: Version,
     link: Link,
     events: mpsc::Sender<(Result<Event>, Option<OwnedSemaphorePermit>)>,
@@ -529,10 +528,6 @@ impl Pump {
 
     async fn transaction(&mut self, finished: Finished) -> Result<()> {
         let version = finished.transaction.version;
-        if version <= self.after {
-            return Ok(());
-        }
-        self.after = version;
         if finished.schema_changed {
             let Assembler { schema_json, withheld, .. } = &self.assembler;
             let withheld = withheld.remembered();

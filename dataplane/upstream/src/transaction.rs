@@ -34,6 +34,8 @@ pub(crate) struct Assembler {
     relations: HashMap<u32, Relation>,
     mapped: HashMap<u32, Arc<Mapped>>,
     open: Option<Open>,
+    /// The last transaction that was seen.
+    seen: Version,
     warned: HashSet<String>,
     /// Columns whose values made rows be left out, by table and number.
     left_out: HashSet<(u32, i16)>,
@@ -41,6 +43,8 @@ pub(crate) struct Assembler {
 
 struct Open {
     version: Version,
+    /// It was seen already: nothing of it counts.
+    is_repeated: bool,
     commit_time_us: i64,
     changes: Vec<Change>,
     xid: u32,
@@ -92,6 +96,7 @@ impl Assembler {
         schema_json: String,
         withheld: &str,
         horizon: u64,
+        seen: Version,
     ) -> Result<Assembler> {
         let catalog = Catalog::parse(&schema_json)?;
         let withheld = Withheld::restore(withheld, &catalog, &schema_json, horizon)?;
@@ -106,6 +111,7 @@ impl Assembler {
             relations: HashMap::new(),
             mapped: HashMap::new(),
             open: None,
+            seen,
             warned,
             left_out: HashSet::new(),
         })
@@ -123,8 +129,10 @@ impl Assembler {
                 if self.open.is_some() {
                     return Err(out_of_order());
                 }
+                let version = Version::new(commit_lsn);
                 self.open = Some(Open {
-                    version: Version::new(commit_lsn),
+                    version,
+                    is_repeated: version <= self.seen,
                     commit_time_us,
                     changes: Vec::new(),
                     xid,
@@ -134,11 +142,12 @@ impl Assembler {
                     waiting: Vec::new(),
                 });
             }
-            Message::Commit { commit_lsn, .. } => return self.commit(commit_lsn).map(Some),
+            Message::Commit { commit_lsn, .. } => return self.commit(commit_lsn),
             Message::Relation(relation) => {
                 self.mapped.remove(&relation.oid);
                 self.relations.insert(relation.oid, relation);
             }
+            _ if self.open.as_ref().is_some_and(|open| open.is_repeated) => {}
             Message::Logical { transactional: true, prefix, content } if prefix == self.ddl_prefix => {
                 self.ddl(content)?
             }
@@ -353,7 +362,11 @@ impl Assembler {
         }
     }
 
-    fn commit(&mut self, commit_lsn: u64) -> Result<Finished> {
+    fn commit(&mut self, commit_lsn: u64) -> Result<Option<Finished>> {
+        if self.open()?.is_repeated {
+            self.open = None;
+            return Ok(None);
+        }
         let rewritten = std::mem::take(&mut self.open()?.rewritten);
         for oid in rewritten {
             let Some(table) = self.catalog.tables.get(&oid) else { continue };
@@ -382,7 +395,8 @@ impl Assembler {
         open.schema_changed |= !completed.is_empty();
         open.changes.extend(completed);
         open.bytes += bytes;
-        Ok(Finished {
+        self.seen = open.version;
+        Ok(Some(Finished {
             transaction: Transaction {
                 version: open.version,
                 commit_time_us: open.commit_time_us,
@@ -390,7 +404,7 @@ impl Assembler {
             },
             bytes: open.bytes,
             schema_changed: open.schema_changed,
-        })
+        }))
     }
 }
 
