@@ -6,8 +6,10 @@
 //! password is compared in constant time, can be guessed at a walking pace only, and is never logged.
 
 mod attempts;
+mod contained;
 mod inside;
 mod listen;
+mod liveness;
 mod pages;
 mod plain;
 mod statz;
@@ -15,8 +17,10 @@ mod tasks;
 pub mod websocket;
 
 pub use attempts::network_of;
+pub use contained::{contained, is_contained};
 pub use inside::serve_pages;
 pub use listen::{BindError, HeadLimits, accept, bind, prepare, serve};
+pub use liveness::{Liveness, Pulse, Watched};
 pub use pages::{Health, Inside, Pages};
 pub use plain::{respond, text};
 pub use statz::{Status, StatusFuture, StatusPage};

@@ -55,6 +55,8 @@ pub struct Options {
     pub window_bytes_max: u64,
     /// After the stop signal, for sockets to close.
     pub drain_timeout: Duration,
+    /// What `/livez` goes by.
+    pub liveness: port::Liveness,
 }
 
 impl Default for Options {
@@ -75,6 +77,7 @@ impl Default for Options {
             stall_max: Some(Duration::from_secs(60)),
             window_bytes_max: 64 << 20,
             drain_timeout: Duration::from_secs(10),
+            liveness: port::Liveness::default(),
         }
     }
 }
@@ -136,10 +139,11 @@ impl Server {
         status_page: StatusPage,
     ) -> Result<Server, BuildError> {
         let (listener, address) = port::bind(options.listen).await?;
+        let pages = Pages::new(registry, status_page, Inside::Shown).with_liveness(options.liveness.clone());
         let shared = Shared {
             options,
             metrics,
-            pages: Pages::new(registry, status_page, Inside::Shown),
+            pages,
             gate: Gate::new(),
             sockets: Tasks::default(),
             warned: Mutex::default(),
