@@ -29,9 +29,10 @@ use crate::feed::{Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
 use crate::node::Anew;
 use crate::status::{Standing, Status};
+use crate::stop::{Share, Stop};
 
-/// Orders that may wait for the log.
-const ORDERS_QUEUED: usize = 2;
+/// What the change database may take to store what is left when the node stops.
+const STORING: Share = Share { part: 6, at_most: Duration::from_secs(10) };
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
 /// A stream that lives for so long has nothing to do with the failure before it.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -42,8 +43,12 @@ pub struct Start {
     /// Version of the copy that the replica descends from.
     pub initial: Version,
     pub log: Log,
+    /// What the log's task is asked for; others than replication hold the sender weakly.
+    pub orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
     /// The last version in the log. The replica may be ahead of it: what follows then comes again and is skipped there.
     pub stored: Version,
+    /// Told what must be applied to be where upstream was when the stream began.
+    pub reached: watch::Sender<Option<Version>>,
     pub fanout: Fanout,
     pub metrics: Metrics,
     pub status: Status,
@@ -65,8 +70,7 @@ pub struct Replication {
 
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
-        let Start { source, initial, log, stored, fanout, metrics, status } = start;
-        let (orders, queue) = mpsc::channel(ORDERS_QUEUED);
+        let Start { source, initial, log, orders: (orders, queue), stored, reached, fanout, metrics, status } = start;
         let (trouble, troubled) = watch::channel(None);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
         let follower = Follower {
@@ -77,6 +81,7 @@ impl Replication {
             commits: feed.commits.clone(),
             applied: feed.applied.clone(),
             troubled,
+            reached,
             metrics,
             status,
             retry: RETRY,
@@ -105,19 +110,31 @@ impl Replication {
         }
     }
 
-    /// Stores and applies what was collected. The log, unless another process owns it, and the writer, unless it has failed.
-    pub async fn finish(self) -> Result<(Option<Log>, Option<Writer>)> {
+    /// Stores and applies what was collected. The log, unless another process owns it or its database does not answer in time, and
+    /// the writer, unless it has failed or is not waited for.
+    pub async fn finish(self, stop: &Stop) -> Result<(Option<Log>, Option<Writer>)> {
         let Replication { follower, feed, storing } = self;
         drop(follower);
         let log = match storing {
-            Some(storing) => match storing.await.context("the task that stores changes failed")?? {
-                change_log::Ended::Idle(log) => Some(*log),
-                change_log::Ended::SteppedDown => None,
-            },
+            Some(storing) => finished(stop, storing).await?,
             None => None,
         };
-        Ok((log, feed.finish().await?))
+        Ok((log, feed.finish(stop).await?))
     }
+}
+
+/// The log, once what was ordered is stored. What cannot be stored in time is not acknowledged and comes again.
+async fn finished(stop: &Stop, mut storing: JoinHandle<Result<change_log::Ended>>) -> Result<Option<Log>> {
+    let Some(ended) = stop.within("storing changes", STORING, &mut storing).await else {
+        storing.abort();
+        // Its end tells the thread that applies changes not to wait for it.
+        let _ = storing.await;
+        return Ok(None);
+    };
+    Ok(match ended.context("the task that stores changes failed")?? {
+        change_log::Ended::Idle(log) => Some(*log),
+        change_log::Ended::SteppedDown => None,
+    })
 }
 
 /// How the task that stores changes ended while it was needed.
@@ -141,6 +158,7 @@ struct Follower {
     applied: Applied,
     /// Why the change log cannot be written at present.
     troubled: watch::Receiver<Option<Trouble>>,
+    reached: watch::Sender<Option<Version>>,
     metrics: Metrics,
     status: Status,
     retry: Backoff,
@@ -261,7 +279,7 @@ impl Follower {
             Err(error) => return error,
         };
         let _streaming = self.status.streaming();
-        let acks = stream.acks();
+        let (acks, mut reached) = (stream.acks(), stream.reached());
         let acknowledge: Arc<dyn Fn(Version) + Send + Sync> = {
             let acks = acks.clone();
             Arc::new(move |version| acks.ack(version))
@@ -275,6 +293,10 @@ impl Follower {
                 event = stream.next() => event,
                 () = &mut settled, if !settled.is_elapsed() => {
                     self.advances();
+                    continue;
+                }
+                Ok(goal) = reached.wait_for(Option::is_some), if self.reached.borrow().is_none() => {
+                    self.reached.send_replace(*goal);
                     continue;
                 }
             };

@@ -41,6 +41,8 @@ struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
     is_hindered: AtomicBool,
+    /// Owns the log and is not where upstream is yet.
+    is_behind: AtomicBool,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
     successor: Mutex<String>,
     /// Requests for the stream that came while another node owned the log, or nobody.
@@ -54,6 +56,7 @@ impl Gate {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
                 is_hindered: AtomicBool::new(false),
+                is_behind: AtomicBool::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
             }),
@@ -71,7 +74,8 @@ impl Gate {
             let is_final = matches!(current, Role::Draining);
             if !is_final {
                 *current = role;
-                self.inner.was_ready.fetch_or(current.is_ready(), Ordering::AcqRel);
+                let is_ready = current.is_ready() && !self.inner.is_behind.load(Ordering::Acquire);
+                self.inner.was_ready.fetch_or(is_ready, Ordering::AcqRel);
             }
             !is_final
         });
@@ -82,6 +86,15 @@ impl Gate {
         self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
     }
 
+    /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner; probes
+    /// are told that it is not ready, unless it was before.
+    pub fn set_behind(&self, is_behind: bool) {
+        self.inner.is_behind.store(is_behind, Ordering::Release);
+        if !is_behind && self.inner.role.borrow().is_ready() {
+            self.inner.was_ready.store(true, Ordering::Release);
+        }
+    }
+
     #[must_use]
     pub fn role(&self) -> Role {
         self.inner.role.borrow().clone()
@@ -89,9 +102,11 @@ impl Gate {
 
     pub(crate) fn health(&self) -> Health {
         let role = self.inner.role.borrow();
+        let is_behind = self.inner.is_behind.load(Ordering::Acquire);
+        let is_hindered = self.inner.is_hindered.load(Ordering::Relaxed);
         match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
             (Role::Draining, was_ready) => Health::Draining { was_ready },
-            (role, _) if role.is_ready() && !self.inner.is_hindered.load(Ordering::Relaxed) => Health::Ready,
+            (role, was_ready) if role.is_ready() && (was_ready || !is_behind) && !is_hindered => Health::Ready,
             (_, true) => Health::Interrupted,
             (_, false) => Health::Starting,
         }
@@ -168,6 +183,26 @@ mod tests {
         let gate = Gate::new();
         roles.iter().for_each(|role| gate.set(role.clone()));
         gate.fanout().err()
+    }
+
+    #[test]
+    fn a_node_that_is_behind_is_not_ready_unless_it_was() {
+        let standby = Role::Standby { owner: String::new(), is_ready: true };
+        for was_ready in [false, true] {
+            let gate = Gate::new();
+            if was_ready {
+                gate.set(standby.clone());
+            }
+            gate.set(Role::Starting);
+            gate.set_behind(true);
+            // It is about readiness, whatever makes a role ready.
+            gate.set(standby.clone());
+            assert_eq!(gate.health(), if was_ready { Health::Ready } else { Health::Starting });
+            gate.set_behind(false);
+            assert_eq!(gate.health(), Health::Ready);
+            gate.set_behind(true);
+            assert_eq!(gate.health(), Health::Ready);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
+use port::{BindError, HeadLimits, Inside, Pages, StatusPage, Tasks, websocket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
@@ -55,6 +55,8 @@ pub struct Options {
     pub window_bytes_max: u64,
     /// After the stop signal, for sockets to close.
     pub drain_timeout: Duration,
+    /// What `/livez` goes by.
+    pub liveness: port::Liveness,
 }
 
 impl Default for Options {
@@ -75,6 +77,7 @@ impl Default for Options {
             stall_max: Some(Duration::from_secs(60)),
             window_bytes_max: 64 << 20,
             drain_timeout: Duration::from_secs(10),
+            liveness: port::Liveness::default(),
         }
     }
 }
@@ -136,14 +139,9 @@ impl Server {
         status_page: StatusPage,
     ) -> Result<Server, BuildError> {
         let (listener, address) = port::bind(options.listen).await?;
-        let shared = Shared {
-            options,
-            metrics,
-            pages: Pages::new(registry, status_page),
-            gate: Gate::new(),
-            sockets: Tasks::default(),
-            warned: Mutex::default(),
-        };
+        let pages = Pages::new(registry, status_page, Inside::Shown).with_liveness(options.liveness.clone());
+        let shared =
+            Shared { options, metrics, pages, gate: Gate::new(), sockets: Tasks::default(), warned: Mutex::default() };
         Ok(Server { shared: Arc::new(shared), listener, address, requests: Tasks::default() })
     }
 
@@ -207,7 +205,9 @@ impl Server {
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+    // One that has no address is gone.
+    let Ok(address) = stream.peer_addr() else { return };
+    let peer = address.to_string();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
     // One that comes while the node drains is for one request, a probe or another node's, and is closed after it.
     let is_last = shared.gate.is_draining();
@@ -230,7 +230,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         if websocket::is_upgrade(&request) {
             upgrade::accept(&shared, request, &peer).await
         } else {
-            http::answer(&shared, &request).await
+            http::answer(&shared, &request, address.ip()).await
         }
     };
     port::serve(stream, limits, draining, answer).await;

@@ -67,6 +67,7 @@ impl Acks {
 pub struct Stream {
     events: mpsc::Receiver<(Result<Event>, Option<OwnedSemaphorePermit>)>,
     acks: Acks,
+    reached: watch::Receiver<Option<Version>>,
     task: JoinHandle<()>,
     /// Budget of the event that the caller is working on.
     held: Option<OwnedSemaphorePermit>,
@@ -126,6 +127,7 @@ impl Stream {
                 lsn_text(known)
             )));
         }
+        let goal = position(&client).await?;
         let connection = start_replication(&client, options, &replica.slot, resume.after).await?;
         // Nothing was published in an idle stretch, so the schema at its end is the one that the stream begins with.
         let begin = resume.after.max(idle_to.unwrap_or_default());
@@ -139,7 +141,7 @@ impl Stream {
             connection,
             (replica.id, token),
             resume,
-            known,
+            (known, goal),
             Assembler::new(
                 options.app.ddl_prefix(),
                 watching,
@@ -158,11 +160,12 @@ impl Stream {
         (connection, timeout): (Connection, Option<Duration>),
         (replica, token): (String, String),
         resume: Resume,
-        known: Version,
+        (known, goal): (Version, u64),
         assembler: Assembler,
     ) -> Stream {
         let (acked, acks) = watch::channel(known.as_u64());
         let (sender, events) = mpsc::channel(QUEUE_EVENTS);
+        let (arrived, reached) = watch::channel(None);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
@@ -189,14 +192,22 @@ impl Stream {
             budget: Arc::new(Semaphore::new(options.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS))),
             last_keepalive: Instant::now(),
             reported: known.as_u64(),
+            goal,
+            arrived,
         };
         let task = tokio::spawn(pump.run());
-        Stream { events, acks: Acks(acked), task, held: None }
+        Stream { events, acks: Acks(acked), reached, task, held: None }
     }
 
     #[must_use]
     pub fn acks(&self) -> Acks {
         self.acks.clone()
+    }
+
+    /// What must be applied to be where upstream was when the stream began; known once everything up to there was handed out.
+    #[must_use]
+    pub fn reached(&self) -> watch::Receiver<Option<Version>> {
+        self.reached.clone()
     }
 
     /// The next event. After an error the stream is over. Dropping the future loses nothing.
@@ -227,6 +238,15 @@ impl Stream {
         }
         event
     }
+}
+
+/// Where upstream's log ends.
+async fn position(client: &Client) -> Result<u64> {
+    let row = client
+        .query_one("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8", &[])
+        .await
+        .map_err(|e| Error::statement("read the position of the log", e))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
 /// The catalog as of `version`, and what is withheld from there on.
@@ -483,6 +503,9 @@ struct Pump {
     last_keepalive: Instant,
     /// Highest position that went out as an event.
     reported: u64,
+    /// Where upstream was at the beginning, and who waits for that.
+    goal: u64,
+    arrived: watch::Sender<Option<Version>>,
 }
 
 enum Received {
@@ -541,10 +564,23 @@ impl Pump {
         self.delivered = version;
         self.reported = self.reported.max(version.as_u64());
         let bytes = finished.bytes;
-        self.deliver(Event::Transaction(finished.transaction), bytes).await
+        self.deliver(Event::Transaction(finished.transaction), bytes).await?;
+        self.note(version.as_u64());
+        Ok(())
+    }
+
+    /// Everything before this position was handed out.
+    fn note(&self, position: u64) {
+        if position >= self.goal {
+            let delivered = self.delivered;
+            self.arrived.send_if_modified(|at| at.is_none() && at.replace(delivered).is_none());
+        }
     }
 
     async fn keepalive(&mut self, lsn: u64, reply: bool) -> Result<()> {
+        if self.assembler.is_idle() {
+            self.note(lsn);
+        }
         let since = self.last_keepalive.elapsed();
         let news = lsn.saturating_sub(self.reported);
         let due = reply || since >= KEEPALIVE_PERIOD_IDLE || (since >= KEEPALIVE_PERIOD && news >= KEEPALIVE_BYTES);
