@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use changes::{Batch, Error, Log};
+use fault::{Backoff, Class, Recurrence};
 use rows::Transaction;
 use streamer::Fanout;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Orders that may wait for the log.
 const ORDERS_QUEUED: usize = 2;
@@ -22,8 +23,7 @@ const PURGE_PERIOD: Duration = Duration::from_secs(30);
 const OWNERSHIP_PERIOD: Duration = Duration::from_secs(5);
 /// An append that takes longer makes upstream free to shut down or to send to somebody else.
 const SLOW: Duration = Duration::from_secs(5);
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 
 pub enum Order {
     /// Transactions to store, and whom to tell.
@@ -39,6 +39,15 @@ pub fn orders() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
     mpsc::channel(ORDERS_QUEUED)
 }
 
+/// Why the change log cannot be written at present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub class: Class,
+    pub message: String,
+    pub remedy: &'static str,
+    pub attempts: u32,
+}
+
 /// How the task ended without a failure.
 pub enum Ended {
     /// Nobody can give orders any more.
@@ -48,12 +57,12 @@ pub enum Ended {
 }
 
 /// Carries orders out, in turn, until the queue ends. While the database is away it retries; upstream then waits.
-/// `trouble` is true while the database cannot be written.
+/// `trouble` says why while the database cannot be written.
 pub async fn run(
     mut log: Log,
     fanout: Fanout,
     mut orders: mpsc::Receiver<Order>,
-    trouble: watch::Sender<bool>,
+    trouble: watch::Sender<Option<Trouble>>,
 ) -> Result<Ended> {
     let mut tick = tokio::time::interval(OWNERSHIP_PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,12 +110,12 @@ pub async fn run(
 }
 
 /// `false`: another process owns the log.
-async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<bool>) -> Result<bool> {
-    let mut pause = RETRY_MIN;
+async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<Option<Trouble>>) -> Result<bool> {
+    let (mut retry, mut recurrence) = (RETRY, Recurrence::default());
     loop {
         match unless_slow(log.append_batch(batch), trouble).await {
             Ok(()) => {
-                trouble.send_if_modified(|on| std::mem::replace(on, false));
+                trouble.send_if_modified(|trouble| trouble.take().is_some());
                 return Ok(true);
             }
             Err(Error::NotOwner) => return Ok(false),
@@ -114,57 +123,70 @@ async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<bool>) -> 
                 return Err(error).context("change database");
             }
             Err(error) => {
-                warn!(%error, retry_ms = pause.as_millis() as u64, "cannot store changes, will retry");
-                trouble.send_replace(true);
+                let (message, entry) = (error.to_string(), error.entry());
+                // All attempts store the same bytes at the same position.
+                let class = recurrence.class(0, entry, &message);
+                let (remedy, attempts) = (entry.remedy, recurrence.times());
+                match class {
+                    Class::Passes | Class::OneThing => warn!(%error, attempts, "cannot store changes, will retry"),
+                    Class::Person | Class::NewCopy => {
+                        error!(%error, attempts, remedy, "cannot store changes, and that does not pass by itself; clients are served what is here");
+                    }
+                }
+                trouble.send_replace(Some(Trouble { class, message, remedy, attempts }));
             }
         }
-        reconnect(log, &mut pause).await;
+        reconnect(log, &mut retry).await;
     }
 }
 
 /// A pooler keeps a statement waiting while its database is down, so silence is trouble as well.
-async fn unless_slow<T>(attempt: impl Future<Output = T>, trouble: &watch::Sender<bool>) -> T {
+async fn unless_slow<T>(attempt: impl Future<Output = T>, trouble: &watch::Sender<Option<Trouble>>) -> T {
     tokio::pin!(attempt);
     match tokio::time::timeout(SLOW, &mut attempt).await {
         Ok(done) => done,
         Err(_) => {
             warn!(after_ms = SLOW.as_millis() as u64, "the change database does not answer");
-            trouble.send_replace(true);
+            trouble.send_replace(Some(Trouble {
+                class: Class::Passes,
+                message: format!("the change database does not answer for {} s", SLOW.as_secs()),
+                remedy: "see whether the change database, or the pooler in front of it, runs",
+                attempts: 1,
+            }));
             attempt.await
         }
     }
 }
 
 async fn check(log: &mut Log) -> Result<bool> {
-    let mut pause = RETRY_MIN;
+    let mut retry = RETRY;
     loop {
         match log.check_ownership().await {
             Ok(()) => return Ok(true),
             Err(Error::NotOwner) => return Ok(false),
             Err(error @ Error::Empty) => return Err(error).context("change database"),
-            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot read who owns the change log"),
+            Err(error) => warn!(%error, "cannot read who owns the change log, will retry"),
         }
-        reconnect(log, &mut pause).await;
+        reconnect(log, &mut retry).await;
     }
 }
 
 /// `None`: another process owns the log.
 async fn raise(log: &mut Log, above: u64) -> Result<Option<u64>> {
-    let mut pause = RETRY_MIN;
+    let mut retry = RETRY;
     loop {
         match log.raise_epoch(above).await {
             Ok(epoch) => return Ok(Some(epoch)),
             Err(Error::NotOwner) => return Ok(None),
             Err(error @ Error::Empty) => return Err(error).context("change database"),
-            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot raise the owner's epoch"),
+            Err(error) => warn!(%error, "cannot raise the owner's epoch, will retry"),
         }
-        reconnect(log, &mut pause).await;
+        reconnect(log, &mut retry).await;
     }
 }
 
-async fn reconnect(log: &mut Log, pause: &mut Duration) {
-    tokio::time::sleep(*pause).await;
-    *pause = (*pause * 2).min(RETRY_MAX);
+async fn reconnect(log: &mut Log, retry: &mut Backoff) {
+    tokio::time::sleep(retry.pause()).await;
     if let Err(error) = log.reconnect().await {
         warn!(%error, "cannot reach the change database");
     }

@@ -1,38 +1,55 @@
 //! The initial copy: from upstream's blocks to a complete replica file.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use fault::{Backoff, Class, Entry, Recurrence};
 use replica::{Description, Identity, Loader};
+use rows::Version;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use upstream::{CopyMessage, Error};
 
+use crate::status::{Standing, Status};
+
 /// Blocks between the copying connections and the loader: enough to keep both busy, a few MiB at most.
 const BLOCKS: usize = 8;
 
-/// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now. `false`: before
-/// another attempt, it was said that none is needed any more.
+/// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now, and says so in
+/// `status`. `false`: before another attempt, it was said that none is needed any more.
 pub async fn run(
     source: &upstream::Options,
     path: &Path,
     identity: &Identity,
+    status: &Status,
     is_needless: impl AsyncFn() -> Result<bool>,
 ) -> Result<bool> {
-    let mut pause = Duration::from_millis(500);
+    let mut retry = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    let mut recurrence = Recurrence::default();
     loop {
         match attempt(source, path, identity).await? {
-            Ok(()) => return Ok(true),
-            Err(error @ (Error::Transient { .. } | Error::SlotInUse { .. } | Error::ResetRequired { .. })) => {
-                warn!(%error, retry_ms = pause.as_millis() as u64, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
+            Ok(()) => {
+                status.advances();
+                return Ok(true);
             }
-            Err(error @ Error::Configuration { .. }) => {
+            Err(error @ (Error::Configuration { .. } | Error::Panicked { .. })) => {
                 return Err(error).context("initial copy from ZERO_UPSTREAM_DB");
             }
+            Err(error) => {
+                let (message, Entry { remedy, .. }) = (error.to_string(), error.entry());
+                // Another copy is what fails here already.
+                let class = match recurrence.class(0, error.entry(), &message) {
+                    Class::NewCopy => Class::Person,
+                    class => class,
+                };
+                let attempts = recurrence.times();
+                let (position, since) = (Version::default(), SystemTime::now());
+                status.stands(Standing { class, position, message, remedy, attempts, since });
+                warn!(%error, attempts, remedy, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
+            }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(30));
+        tokio::time::sleep(retry.pause()).await;
         if is_needless().await? {
             return Ok(false);
         }
@@ -56,25 +73,34 @@ async fn attempt(source: &upstream::Options, path: &Path, identity: &Identity) -
             return Ok(Err(error));
         }
     };
-    let Some(loader) = loaded? else { bail!("the initial copy delivered no plan") };
+    let Some((loader, rows)) = loaded? else { bail!("the initial copy delivered no plan") };
     let version = plan.version;
     tokio::task::spawn_blocking(move || loader.finish(version)).await.context("the loader's thread failed")??;
+    let elapsed = started.elapsed();
     info!(
         tables = plan.tables.len(),
-        elapsed_ms = started.elapsed().as_millis() as u64,
+        rows,
+        elapsed_ms = elapsed.as_millis() as u64,
+        rows_per_second = per_second(rows, elapsed),
         version = %version,
         "initial copy complete"
     );
     Ok(Ok(()))
 }
 
-/// Takes blocks until the copy ends. `None` if not even the plan came.
+/// Over the whole time, from the first connection to the last byte of the file.
+fn per_second(rows: u64, elapsed: Duration) -> u64 {
+    let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    rows.saturating_mul(1000) / ms
+}
+
+/// Takes blocks until the copy ends, and counts their rows. `None` if not even the plan came.
 fn load(
     path: &Path,
     identity: Identity,
     mut messages: mpsc::Receiver<CopyMessage>,
-) -> Result<Option<Loader>, replica::Error> {
-    let mut loader = None;
+) -> Result<Option<(Loader, u64)>, replica::Error> {
+    let (mut loader, mut rows) = (None, 0);
     while let Some(message) = messages.blocking_recv() {
         match message {
             CopyMessage::Plan(plan) => {
@@ -89,9 +115,22 @@ fn load(
             CopyMessage::Block { table, block } => {
                 if let Some(loader) = &mut loader {
                     loader.block(table, &block)?;
+                    rows += block.row_count() as u64;
                 }
             }
         }
     }
-    Ok(loader)
+    Ok(loader.map(|loader| (loader, rows)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_over_the_whole_time() {
+        for (rows, ms, rate) in [(5000, 2000, 2500), (5000, 0, 5_000_000), (0, 700, 0), (1, 4000, 0)] {
+            assert_eq!(per_second(rows, Duration::from_millis(ms)), rate);
+        }
+    }
 }

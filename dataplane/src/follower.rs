@@ -1,9 +1,10 @@
 //! A node that serves clients from another node's change stream. It never opens the replication slot or the change log.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use fault::Recurrence;
 use rows::Version;
 use streamer::{Error, Event, Reservation, Subscriber, Welcome};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::node::{Anew, Life, Node, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::route::Route;
-use crate::status::Status;
+use crate::status::{Standing, Status};
 use crate::{opening, serving};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -49,6 +50,7 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
         reservation,
         connected,
         pause: RETRY_MIN,
+        recurrence: Recurrence::default(),
         heard: Instant::now(),
     };
     let opening = opening::open(node, Some(views.handle), feed.applied.clone(), head);
@@ -98,6 +100,7 @@ struct Follower {
     /// Where the log ended when the stream began.
     connected: watch::Sender<Option<Version>>,
     pause: Duration,
+    recurrence: Recurrence,
     /// When the manager was heard last.
     heard: Instant,
 }
@@ -110,6 +113,7 @@ impl Follower {
         loop {
             let begun = Instant::now();
             let failure = self.follow().await;
+            self.stands(&failure);
             self.route.learn(&failure);
             let retry_ms = self.pause.as_millis() as u64;
             match failure {
@@ -135,6 +139,16 @@ impl Follower {
         }
     }
 
+    /// Tells what keeps changes from arriving.
+    fn stands(&mut self, failure: &Error) {
+        let (message, entry) = (failure.to_string(), failure.entry());
+        let class = self.recurrence.class(self.after.as_u64(), entry, &message);
+        let attempts = self.recurrence.times();
+        self.metrics.stands(class);
+        let (position, remedy) = (self.after, entry.remedy);
+        self.status.stands(Standing { class, position, message, remedy, attempts, since: SystemTime::now() });
+    }
+
     /// Follows one stream to its end.
     async fn follow(&mut self) -> Error {
         let options = match self.route.options().await {
@@ -152,6 +166,8 @@ impl Follower {
         self.reservation = None;
         self.connected.send_replace(Some(head));
         let _streaming = self.status.streaming();
+        self.metrics.advances();
+        self.status.advances();
         let acks = subscriber.acks();
         // What was applied before this stream began.
         acks.ack(self.applied.version());

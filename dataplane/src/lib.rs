@@ -10,6 +10,8 @@ mod change_log;
 pub mod command;
 pub mod config;
 mod copy;
+#[cfg(test)]
+mod errors_page;
 mod feed;
 mod folder;
 mod follower;

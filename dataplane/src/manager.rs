@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use backup::{Ownership, Progress, Running, Target};
 use changes::Log;
+use fault::Backoff;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use replica::Writer;
@@ -29,7 +30,10 @@ const RESIGNING: Share = Share { part: 10, at_most: Duration::from_secs(3) };
 const LAST_BACKUP: Share = Share { part: 3, at_most: Duration::from_secs(20) };
 /// To learn who has taken over.
 const SUCCESSOR_MAX: Duration = Duration::from_secs(3);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+/// What is mended within this time is nobody's concern.
+const HINDERED_GRACE: Duration = Duration::from_secs(5);
+const READINESS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Lives until everything is to be finished, or it cannot go on.
 pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
@@ -116,11 +120,25 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
                 Life::SteppedDown
             }
         },
+        () = tell_readiness(node, gate) => Life::Over,
         reason = views_failed(ended) => bail!("the views ended: {reason}"),
         () = node.finishing() => Life::Over,
     };
     finish(&node.stop, replication, backing_up, life).await?;
     Ok(life)
+}
+
+/// A node whose replication needs a person is not ready: load balancers and the operator see it. Its clients and followers stay
+/// and are served what is here.
+async fn tell_readiness(node: &Node<'_>, gate: &Gate) {
+    loop {
+        let is_hindered = node.status.is_hindered(HINDERED_GRACE);
+        node.gate.hinder(is_hindered);
+        gate.hinder(is_hindered);
+        if node.unless_finishing(tokio::time::sleep(READINESS_PERIOD)).await.is_none() {
+            return;
+        }
+    }
 }
 
 /// Where those who follow this node find the one that has taken over; empty if that cannot be learned.
@@ -146,16 +164,15 @@ async fn prepared(
     changes: &changes::Options,
     target: Option<&Target>,
 ) -> Result<Taken> {
-    let mut pause = Duration::from_millis(100);
+    let mut retry = RETRY;
     loop {
         match prepare(node, gate, source, changes, target).await {
             Err(error) if is_passing(&error) => {
-                warn!(error = format!("{error:#}"), retry_ms = pause.as_millis() as u64, "cannot begin yet");
+                warn!(error = format!("{error:#}"), "cannot begin yet, will retry");
             }
             done => return done,
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
+        tokio::time::sleep(retry.pause()).await;
     }
 }
 

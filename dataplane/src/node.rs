@@ -105,10 +105,9 @@ pub fn is_unusable(error: &anyhow::Error) -> bool {
 
 /// Whether a database that went away at the wrong moment is all that happened.
 pub fn is_passing(error: &anyhow::Error) -> bool {
-    use changes::Error::{Connect, Statement};
-    use upstream::Error::Transient;
-    matches!(error.downcast_ref(), Some(Statement { .. } | Connect(Transient { .. })))
-        || matches!(error.downcast_ref(), Some(Transient { .. }))
+    let entry =
+        error.downcast_ref().map(upstream::Error::entry).or_else(|| error.downcast_ref().map(changes::Error::entry));
+    entry.is_some_and(|entry| entry.class == fault::Class::Passes)
 }
 
 /// Waits until a database answers; gives up at once on what waiting cannot mend.

@@ -67,7 +67,7 @@ pub async fn for_owner(
             return Ok(found);
         }
         let _copying = node.status.copying();
-        if copy::run(source, path, &identity, async || vigil::is_spare(node, source, log).await).await? {
+        if copy::run(source, path, &identity, &node.status, async || vigil::is_spare(node, source, log).await).await? {
             return made(path, &identity, None);
         }
     }

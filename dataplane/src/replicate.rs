@@ -11,10 +11,11 @@
 //! handled in few large commits and a quiet one without delay.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use changes::Log;
+use fault::{Backoff, Class, Recurrence};
 use replica::Writer;
 use rows::Version;
 use streamer::Fanout;
@@ -23,17 +24,18 @@ use tokio::task::JoinHandle;
 use tracing::{error, warn};
 use upstream::{Error, Event, Resume, Stream};
 
-use crate::change_log::{self, Order};
+use crate::change_log::{self, Order, Trouble};
 use crate::feed::{Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
 use crate::node::Anew;
-use crate::status::Status;
+use crate::status::{Standing, Status};
 use crate::stop::{Share, Stop};
 
 /// What the change database may take to store what is left when the node stops.
 const STORING: Share = Share { part: 6, at_most: Duration::from_secs(10) };
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
+/// A stream that lives for so long has nothing to do with the failure before it.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// Where replication stands at start.
 pub struct Start {
@@ -69,7 +71,7 @@ pub struct Replication {
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
         let Start { source, initial, log, orders: (orders, queue), stored, reached, fanout, metrics, status } = start;
-        let (trouble, is_troubled) = watch::channel(false);
+        let (trouble, troubled) = watch::channel(None);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
         let follower = Follower {
             source,
@@ -78,11 +80,12 @@ impl Replication {
             orders,
             commits: feed.commits.clone(),
             applied: feed.applied.clone(),
-            is_troubled,
+            troubled,
             reached,
             metrics,
             status,
-            pause: RETRY_MIN,
+            retry: RETRY,
+            recurrence: Recurrence::default(),
         };
         Replication { follower, feed, storing }
     }
@@ -100,7 +103,7 @@ impl Replication {
                     None => return stored(&mut self.storing).await,
                 },
             };
-            if let Some(message) = turn {
+            if let Some(message) = turn? {
                 // Neither a backup nor another replica has what upstream will not send.
                 return Ok(Ended::Reset(message, Anew::Source));
             }
@@ -153,44 +156,109 @@ struct Follower {
     orders: mpsc::Sender<Order>,
     commits: mpsc::Sender<Commit>,
     applied: Applied,
-    /// The change log cannot be written at present.
-    is_troubled: watch::Receiver<bool>,
+    /// Why the change log cannot be written at present.
+    troubled: watch::Receiver<Option<Trouble>>,
     reached: watch::Sender<Option<Version>>,
     metrics: Metrics,
     status: Status,
-    pause: Duration,
+    retry: Backoff,
+    recurrence: Recurrence,
+}
+
+/// Why a stream ended.
+enum Failure {
+    Stream(Error),
+    /// Postgres waits for us when it shuts down, and what it sent may not become durable before it is up again.
+    Log(Trouble),
 }
 
 impl Follower {
     /// One stream, and the pause before the next. `Some` is why the replica must be rebuilt.
-    async fn turn(&mut self) -> Option<String> {
-        let mut is_troubled = self.is_troubled.clone();
+    async fn turn(&mut self) -> Result<Option<String>> {
+        let mut troubled = self.troubled.clone();
         let failure = tokio::select! {
-            failure = self.follow() => Some(failure),
-            // Postgres waits for us when it shuts down, and what it sent may not become durable before it is up again.
-            _ = is_troubled.wait_for(|on| *on) => None,
+            error = self.follow() => Failure::Stream(error),
+            trouble = troubled.wait_for(Option::is_some) => match trouble.ok().and_then(|trouble| trouble.clone()) {
+                Some(trouble) => Failure::Log(trouble),
+                // The task that stores has ended; `run` sees how.
+                None => std::future::pending().await,
+            },
         };
+        let standing = self.judged(&failure);
+        self.stands(standing.clone());
         // A successor that made a new copy has dropped our slot: that is no reason to make one as well.
-        self.check_ownership().await;
-        let retry_ms = self.pause.as_millis() as u64;
+        self.owning(&mut troubled).await;
         match failure {
-            None => {}
-            Some(Error::ResetRequired { message, is_slot_lost }) => {
-                if is_slot_lost {
-                    self.status.lost_slot();
+            Failure::Stream(error @ Error::Panicked { .. }) => {
+                return Err(error).context("replicate from ZERO_UPSTREAM_DB");
+            }
+            Failure::Stream(Error::ResetRequired { is_slot_lost: true, .. }) => self.status.lost_slot(),
+            _ => {}
+        }
+        if standing.class == Class::NewCopy {
+            return Ok(Some(standing.message));
+        }
+        tokio::time::sleep(self.retry.pause()).await;
+        Ok(None)
+    }
+
+    fn judged(&mut self, failure: &Failure) -> Standing {
+        let (class, message, remedy, attempts) = match failure {
+            Failure::Stream(error) => {
+                let (message, entry) = (error.to_string(), error.entry());
+                let class = self.recurrence.class(self.after.as_u64(), entry, &message);
+                (class, message, entry.remedy, self.recurrence.times())
+            }
+            Failure::Log(trouble) => return self.of_log(trouble),
+        };
+        Standing { class, position: self.after, message, remedy, attempts, since: SystemTime::now() }
+    }
+
+    /// It is the log that must be mended then: no copy of upstream would help.
+    fn of_log(&self, trouble: &Trouble) -> Standing {
+        let Trouble { class, message, remedy, attempts } = trouble.clone();
+        let class = if class == Class::NewCopy { Class::Person } else { class };
+        Standing { class, position: self.after, message, remedy, attempts, since: SystemTime::now() }
+    }
+
+    /// Completes while this process owns the log. Until the database answers, what it is like is told.
+    async fn owning(&self, troubled: &mut watch::Receiver<Option<Trouble>>) {
+        let check = self.check_ownership();
+        tokio::pin!(check);
+        loop {
+            tokio::select! {
+                () = &mut check => return,
+                Ok(()) = troubled.changed() => {
+                    let trouble = troubled.borrow_and_update().clone();
+                    if let Some(standing) = trouble.map(|trouble| self.of_log(&trouble)) {
+                        self.metrics.stands(standing.class);
+                        self.status.stands(standing);
+                    }
                 }
-                return Some(message);
-            }
-            Some(error @ (Error::Transient { .. } | Error::SlotInUse { .. })) => {
-                warn!(%error, retry_ms, "the replication stream ended, will retry");
-            }
-            Some(error @ Error::Configuration { .. }) => {
-                error!(%error, retry_ms, "replication cannot go on; clients are served what is here");
             }
         }
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(RETRY_MAX);
-        None
+    }
+
+    fn stands(&self, standing: Standing) {
+        let Standing { class, position, message: error, remedy, attempts, .. } = &standing;
+        match class {
+            Class::Passes | Class::OneThing => {
+                warn!(error, attempts, %position, "replication is interrupted, will retry");
+            }
+            Class::NewCopy => warn!(error, attempts, %position, "replication cannot go on with this replica"),
+            Class::Person => {
+                error!(error, attempts, %position, remedy, "replication does not advance and needs a person; clients are served what is here");
+            }
+        }
+        self.metrics.stands(*class);
+        self.status.stands(standing);
+    }
+
+    /// Nothing keeps replication from advancing.
+    fn advances(&mut self) {
+        self.retry.succeeded();
+        self.metrics.advances();
+        self.status.advances();
     }
 
     /// Does not return if another process owns the log.
@@ -216,16 +284,23 @@ impl Follower {
             let acks = acks.clone();
             Arc::new(move |version| acks.ack(version))
         };
+        let settled = tokio::time::sleep(SETTLED);
+        tokio::pin!(settled);
         loop {
             let mut transactions = Vec::new();
             let mut changes = 0;
-            let mut next = tokio::select! {
-                event = stream.next() => Some(event),
+            let first = tokio::select! {
+                event = stream.next() => event,
+                () = &mut settled, if !settled.is_elapsed() => {
+                    self.advances();
+                    continue;
+                }
                 Ok(goal) = reached.wait_for(Option::is_some), if self.reached.borrow().is_none() => {
                     self.reached.send_replace(*goal);
                     continue;
                 }
             };
+            let mut next = Some(first);
             while let Some(event) = next {
                 match event {
                     Ok(Event::Transaction(transaction)) => {
@@ -244,7 +319,7 @@ impl Follower {
                 next = if changes < CHANGES_PER_COMMIT_MAX { stream.try_next() } else { None };
             }
             let Some(version) = transactions.last().map(|t| t.version) else { continue };
-            self.pause = RETRY_MIN;
+            self.advances();
             let bytes = version.as_u64().saturating_sub(self.after.as_u64());
             self.status.received(&transactions);
             let transactions = Arc::new(transactions);

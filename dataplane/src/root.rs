@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use fault::Backoff;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -32,6 +33,9 @@ const REMINDER: Duration = Duration::from_secs(60);
 
 /// A replica that had to be made anew and is used for so long has nothing to do with what follows.
 const SETTLED: Duration = Duration::from_secs(600);
+
+/// Between rebuilt replicas of which none was used for long; probes get no answer meanwhile.
+const REBUILDS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(20));
 
 /// Before a replica is fetched from another process once more.
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
@@ -70,6 +74,7 @@ async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
     let tls = StreamTls::open(config)?;
     folder::make(&config.replica.file)?;
     let status = Status::default();
+    let mut pacing = REBUILDS;
     let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);
     loop {
         match live(config, &tls, stop, &status, begin).await? {
@@ -90,6 +95,12 @@ async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
                 // What was restored just now had the same fault: the backup has it as well.
                 let is_again = made_anew.is_some_and(|at| at.elapsed() < SETTLED);
                 made_anew = Some(Instant::now());
+                if is_again {
+                    // Upstream is not to be copied as fast as it can be when that mends nothing.
+                    wait(&stop, pacing.pause()).await;
+                } else {
+                    pacing.succeeded();
+                }
                 begin = Begin::With(if is_again { Anew::Source } else { anew });
             }
             // So does one that stands by.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fault::Class;
 use prometheus::core::Collector;
 use rows::{Transaction, Version};
 use serde_json::{Value, json};
@@ -30,6 +31,20 @@ struct State {
     last_lag: Option<(Duration, Instant)>,
     slot_lost: bool,
     backup: Option<Backup>,
+    standing: Option<Standing>,
+}
+
+/// Why replication does not advance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub class: Class,
+    /// The last version that was handed on.
+    pub position: Version,
+    pub message: String,
+    pub remedy: &'static str,
+    /// How often the same was met in a row.
+    pub attempts: u32,
+    pub since: SystemTime,
 }
 
 /// How far the backup is, and what keeps it from going on.
@@ -119,6 +134,26 @@ impl Status {
         self.state().slot_lost = true;
     }
 
+    /// Replication does not advance. It stands since the first of such failures in a row.
+    pub fn stands(&self, standing: Standing) {
+        let mut state = self.state();
+        let since = state.standing.as_ref().map_or(standing.since, |before| before.since);
+        state.standing = Some(Standing { since, ..standing });
+    }
+
+    /// Replication advances, or nothing keeps it from doing so.
+    pub fn advances(&self) {
+        self.state().standing = None;
+    }
+
+    /// Whether replication stands for so long because of what does not pass by itself.
+    pub fn is_hindered(&self, grace: Duration) -> bool {
+        let state = self.state();
+        state.standing.as_ref().is_some_and(|standing| {
+            matches!(standing.class, Class::Person | Class::NewCopy) && since(standing.since) >= grace
+        })
+    }
+
     pub fn backup(&self, change: impl FnOnce(&mut Backup)) {
         change(self.state().backup.get_or_insert_default());
     }
@@ -136,6 +171,16 @@ impl Status {
                 })),
             })
         });
+        let fault = state.standing.as_ref().map(|standing| {
+            json!({
+                "class": standing.class.name(),
+                "position": standing.position.to_string(),
+                "message": standing.message,
+                "remedy": standing.remedy,
+                "attempts": standing.attempts,
+                "since": unix_seconds(standing.since),
+            })
+        });
         json!({
             "role": role,
             "version": version,
@@ -145,6 +190,7 @@ impl Status {
             "replicaVersion": state.version.map(|version| version.to_string()),
             "lagSeconds": state.lag().map(|lag| (lag.as_secs_f64() * 1000.0).round() / 1000.0),
             "slotLost": state.slot_lost,
+            "fault": fault,
             "subscribers": subscribers.map(sum),
             "backup": backup,
         })
@@ -199,7 +245,7 @@ mod tests {
     fn a_node_that_has_just_begun_says_all_it_knows() {
         let expected = json!({
             "role": "single-node", "version": "1.2.3", "streaming": false, "initialSync": false, "restoring": false,
-            "replicaVersion": null, "lagSeconds": null, "slotLost": false, "subscribers": null, "backup": null,
+            "replicaVersion": null, "lagSeconds": null, "slotLost": false, "fault": null, "subscribers": null, "backup": null,
         });
         assert_eq!(facts(&Status::default()), expected);
     }
@@ -241,6 +287,33 @@ mod tests {
         let ahead = Transaction { commit_time_us: i64::MAX, ..transaction(8, Duration::ZERO) };
         status.received(std::slice::from_ref(&ahead));
         assert_eq!(lag(), Some(0.0), "another clock");
+    }
+
+    #[test]
+    fn what_keeps_replication_from_advancing_is_told_until_it_advances() {
+        let status = Status::default();
+        let standing = |class, message: &str, at| Standing {
+            class,
+            position: Version::new(7),
+            message: message.to_owned(),
+            remedy: "do it",
+            attempts: 1,
+            since: UNIX_EPOCH + Duration::from_secs(at),
+        };
+        status.stands(standing(Class::Passes, "away", 100));
+        assert!(!status.is_hindered(Duration::ZERO), "that passes");
+        status.stands(standing(Class::Person, "refused", 200));
+        let expected = json!({
+            "class": "person", "position": Version::new(7).to_string(), "message": "refused", "remedy": "do it",
+            "attempts": 1, "since": 100,
+        });
+        assert_eq!(facts(&status)["fault"], expected);
+        assert!(status.is_hindered(Duration::from_secs(5)));
+        status.advances();
+        assert_eq!(facts(&status)["fault"], Value::Null);
+        assert!(!status.is_hindered(Duration::ZERO));
+        status.stands(Standing { since: SystemTime::now(), ..standing(Class::Person, "refused", 0) });
+        assert!(!status.is_hindered(Duration::from_secs(5)), "for a moment only");
     }
 
     #[test]

@@ -9,18 +9,22 @@ use toml::{Table, Value};
 
 /// Crates of the workspace and those of the workspace they may depend on.
 const CRATES: &[(&str, &[&str])] = &[
+    ("fault", &[]),
     ("rows", &[]),
     ("protocol", &["rows"]),
     ("ivm", &["rows"]),
-    ("upstream", &["rows"]),
-    ("changes", &["rows", "upstream"]),
+    ("upstream", &["fault", "rows"]),
+    ("changes", &["fault", "rows", "upstream"]),
     ("port", &[]),
-    ("streamer", &["rows", "changes", "port"]),
-    ("replica", &["rows", "ivm"]),
+    ("streamer", &["fault", "rows", "changes", "port"]),
+    ("replica", &["fault", "rows", "ivm"]),
     ("backup", &["rows", "replica"]),
-    ("views", &["rows", "ivm", "replica", "protocol"]),
-    ("gateway", &["rows", "views", "protocol", "port"]),
-    ("zero-cache", &["rows", "upstream", "changes", "streamer", "replica", "backup", "views", "port", "gateway"]),
+    ("views", &["fault", "rows", "ivm", "replica", "protocol"]),
+    ("gateway", &["fault", "rows", "views", "protocol", "port"]),
+    (
+        "zero-cache",
+        &["fault", "rows", "upstream", "changes", "streamer", "replica", "backup", "views", "port", "gateway"],
+    ),
     // Only ever a development dependency.
     ("testkit", &["rows", "protocol"]),
     ("e2e", &["rows", "protocol", "testkit"]),
@@ -40,6 +44,7 @@ const RESERVED: &[(&str, &[&str])] = &[
 
 /// Outside crates that some must not link, apart from tests: the vocabulary and the engine do no I/O and know no format.
 const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("fault", &["tokio", "tokio-postgres", "rusqlite", "serde"]),
     ("rows", &["tokio", "serde", "serde_json"]),
     ("ivm", &["tokio", "serde", "serde_json"]),
     ("protocol", &["tokio"]),

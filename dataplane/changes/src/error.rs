@@ -1,5 +1,6 @@
 //! Errors by what the caller does next.
 
+use fault::{Entry, path, sqlstate};
 use rows::Version;
 
 use crate::codec::CodecError;
@@ -25,6 +26,25 @@ pub enum Error {
     OutOfOrder { last: Version, next: Version },
     #[error(transparent)]
     Unreadable(#[from] CodecError),
+}
+
+impl Error {
+    /// What is known of it.
+    #[must_use]
+    pub fn entry(&self) -> &'static Entry {
+        match self {
+            Error::Connect(error) => error.entry(),
+            Error::Statement { source, .. } => {
+                let code = source.as_ref().and_then(tokio_postgres::Error::code);
+                code.map_or(&path::CHANGES_STATEMENT, |code| sqlstate(code.code()))
+            }
+            Error::NotOwner => &path::CHANGES_NOT_OWNER,
+            Error::TooOld { .. } => &path::CHANGES_TOO_OLD,
+            Error::Empty => &path::CHANGES_EMPTY,
+            Error::OutOfOrder { .. } => &path::CHANGES_OUT_OF_ORDER,
+            Error::Unreadable(_) => &path::CHANGES_UNREADABLE,
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,5 +1,6 @@
 //! Whether this node takes clients.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ struct Inner {
     views: OnceLock<Option<Handle>>,
     is_open: watch::Sender<bool>,
     draining: watch::Sender<bool>,
+    is_hindered: AtomicBool,
     keepalive: Mutex<Option<Instant>>,
 }
 
@@ -29,6 +31,7 @@ impl Gate {
                 views: OnceLock::new(),
                 is_open: watch::Sender::new(false),
                 draining: watch::Sender::new(false),
+                is_hindered: AtomicBool::new(false),
                 keepalive: Mutex::new(None),
             }),
         }
@@ -38,6 +41,11 @@ impl Gate {
     pub fn open(&self, views: Option<Handle>) {
         let _ = self.inner.views.set(views);
         self.inner.is_open.send_replace(true);
+    }
+
+    /// Whether something keeps this node from doing its work for now. Probes for readiness say so; sockets are accepted all the same.
+    pub fn hinder(&self, is_hindered: bool) {
+        self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
     }
 
     #[must_use]
@@ -61,6 +69,7 @@ impl Gate {
         let was_ready = self.inner.views.get().is_some();
         match (self.is_draining(), was_ready) {
             (true, was_ready) => Health::Draining { was_ready },
+            (false, true) if self.inner.is_hindered.load(Ordering::Relaxed) => Health::Interrupted,
             (false, true) => Health::Ready,
             (false, false) => Health::Starting,
         }

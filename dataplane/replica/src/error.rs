@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
+use fault::Class;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,6 +19,16 @@ pub enum Error {
     /// The caller of [`crate::Writer::apply_when`] decided against the commit; nothing changed.
     #[error("the commit was withheld")]
     Withheld,
+}
+
+/// A full disk is told apart from other things that need a person: it may have room after a restart.
+fn classified(path: PathBuf, action: &'static str, entry: &'static fault::Entry, error: &dyn fmt::Display) -> Error {
+    let is_full = ["FULL", "StorageFull", "QuotaExceeded"].contains(&entry.name);
+    match entry.class {
+        Class::NewCopy => Error::Resync { path, reason: format!("{action}: {error}") },
+        Class::Person if !is_full => Error::Refused { path, reason: format!("{action}: {error}; {}", entry.remedy) },
+        Class::Passes | Class::OneThing | Class::Person => Error::Storage { path, action, cause: error.to_string() },
+    }
 }
 
 /// What goes wrong inside, before the path and the action are known.
@@ -42,25 +52,14 @@ impl Fault {
         match self {
             Fault::Diverged(reason) => Error::Resync { path, reason },
             Fault::Withheld => Error::Withheld,
-            Fault::Io(e)
-                if e.kind() == std::io::ErrorKind::PermissionDenied || e.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Error::Refused { path, reason: format!("{action}: {e}") }
-            }
-            Fault::Io(e) => Error::Storage { path, action, cause: e.to_string() },
+            Fault::Io(e) => classified(path, action, fault::io(e.kind()), &e),
             Fault::Sqlite(e @ (rusqlite::Error::QueryReturnedNoRows | rusqlite::Error::InvalidColumnType(..))) => {
                 Error::Resync { path, reason: format!("{action}: {e}") }
             }
-            Fault::Sqlite(e) => match e.sqlite_error_code() {
-                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-                    Error::Resync { path, reason: format!("{action}: {e}") }
-                }
-                Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => Error::Refused {
-                    path,
-                    reason: format!("{action}: {e}; the process must be able to write the file and its directory"),
-                },
-                _ => Error::Storage { path, action, cause: e.to_string() },
-            },
+            Fault::Sqlite(e) => {
+                let code = e.sqlite_error().map_or(0, |e| e.extended_code);
+                classified(path, action, fault::sqlite(code), &e)
+            }
         }
     }
 }

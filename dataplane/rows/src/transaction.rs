@@ -150,6 +150,11 @@ impl CopyBlock {
         self.cells.push(cell);
     }
 
+    /// Removes the last row, whose cells have all been pushed.
+    pub fn take_back(&mut self) {
+        self.cells.truncate(self.cells.len().saturating_sub(self.columns));
+    }
+
     fn append(&mut self, bytes: &[u8]) -> (u32, u32) {
         let at = u32::try_from(self.bytes.len()).expect("blocks are flushed long before 4 GiB");
         self.bytes.extend_from_slice(bytes);

@@ -9,7 +9,7 @@ mod reference;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 pub(crate) use memory::usage as memory_usage;
 pub use reference::{Family, families, reference};
@@ -29,6 +29,8 @@ pub struct Metrics {
     pub registry: Registry,
     pub failed_logins: IntCounter,
     pub replica_version_lag: IntGauge,
+    /// Label: the class.
+    pub fault: IntGaugeVec,
     pub transactions: IntCounter,
     pub changes: IntCounter,
     pub apply: Histogram,
@@ -54,6 +56,7 @@ impl Metrics {
         Ok(Metrics {
             failed_logins: registered(&registry, IntCounter::with_opts(opts(names::FAILED_LOGINS))?)?,
             replica_version_lag: registered(&registry, IntGauge::with_opts(opts(names::REPLICA_VERSION_LAG))?)?,
+            fault: registered(&registry, IntGaugeVec::new(opts(names::FAULT), &["class"])?)?,
             transactions: registered(&registry, IntCounter::with_opts(opts(names::TRANSACTIONS))?)?,
             changes: registered(&registry, IntCounter::with_opts(opts(names::CHANGES))?)?,
             apply: registered(&registry, Histogram::with_opts(apply)?)?,
@@ -62,6 +65,19 @@ impl Metrics {
             restored_bytes: registered(&registry, IntCounter::with_opts(opts(names::RESTORED_BYTES))?)?,
             registry,
         })
+    }
+}
+
+impl Metrics {
+    /// Replication does not advance.
+    pub fn stands(&self, class: fault::Class) {
+        self.fault.reset();
+        self.fault.with_label_values(&[class.name()]).set(1);
+    }
+
+    /// Replication advances.
+    pub fn advances(&self) {
+        self.fault.reset();
     }
 }
 

@@ -20,6 +20,10 @@ pub const REPLICA_VERSION_LAG: Name = name(
     "zero_replica_version_lag_bytes",
     "Bytes of Postgres's log between the newest transaction received and the newest one in the replica",
 );
+pub const FAULT: Name = name(
+    "zero_replication_fault",
+    "1 while replication does not advance, by the class of what keeps it from doing so; /statz says more",
+);
 pub const TRANSACTIONS: Name =
     name("zero_replicated_transactions_total", "Upstream transactions applied to the replica");
 pub const CHANGES: Name = name("zero_replicated_changes_total", "Row changes applied to the replica");

@@ -1,5 +1,6 @@
 //! A subscriber's errors, by what it does next.
 
+use fault::{Entry, path};
 use rows::Version;
 
 use crate::wire::{Backup, Refusal};
@@ -30,6 +31,18 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// What is known of it.
+    #[must_use]
+    pub fn entry(&self) -> &'static Entry {
+        match self {
+            Error::Transient { .. } => &path::STREAM_TRANSIENT,
+            Error::Gone { .. } => &path::STREAM_GONE,
+            Error::Unverified { .. } => &path::STREAM_UNVERIFIED,
+            Error::Reset { .. } => &path::STREAM_RESET,
+            Error::Configuration { .. } => &path::STREAM_CONFIGURATION,
+        }
+    }
+
     pub(crate) fn transient(message: impl Into<String>) -> Error {
         Error::Transient { message: message.into(), owner: None }
     }

@@ -40,6 +40,7 @@ pub struct Gate {
 struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
+    is_hindered: AtomicBool,
     /// Owns the log and is not where upstream is yet.
     is_behind: AtomicBool,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
@@ -54,6 +55,7 @@ impl Gate {
             inner: Arc::new(Inner {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
+                is_hindered: AtomicBool::new(false),
                 is_behind: AtomicBool::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
@@ -79,6 +81,11 @@ impl Gate {
         });
     }
 
+    /// Whether something keeps this node from doing its work for now. Probes for readiness say so; subscribers are served all the same.
+    pub fn hinder(&self, is_hindered: bool) {
+        self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
+    }
+
     /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner; probes
     /// are told that it is not ready, unless it was before.
     pub fn set_behind(&self, is_behind: bool) {
@@ -96,9 +103,10 @@ impl Gate {
     pub(crate) fn health(&self) -> Health {
         let role = self.inner.role.borrow();
         let is_behind = self.inner.is_behind.load(Ordering::Acquire);
+        let is_hindered = self.inner.is_hindered.load(Ordering::Relaxed);
         match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
             (Role::Draining, was_ready) => Health::Draining { was_ready },
-            (role, was_ready) if role.is_ready() && (was_ready || !is_behind) => Health::Ready,
+            (role, was_ready) if role.is_ready() && (was_ready || !is_behind) && !is_hindered => Health::Ready,
             (_, true) => Health::Interrupted,
             (_, false) => Health::Starting,
         }

@@ -1,5 +1,5 @@
 //! Real neighbours and independent judges for tests: a PostgreSQL starter, a scripted client of the sync protocol, an oracle
-//! that recomputes query results from Postgres, a small API server, a pooler, a load balancer that can misbehave, and the server
+//! that recomputes query results from Postgres, a small API server, a pooler, a load balancer that can misbehave, a relay that spoils what Postgres sends, and the server
 //! under test as a process.
 //!
 //! This crate knows nothing of the server's own code: it speaks to it only by sockets, files and signals, so the same tests run
@@ -8,6 +8,7 @@
 mod account;
 pub mod api;
 pub mod client;
+pub mod evil;
 pub mod http;
 pub mod oracle;
 pub mod pgbouncer;

@@ -113,6 +113,7 @@ async fn copy_under(
 ) -> Result<CopyPlan> {
     // What was under way during the set-up is done now: a slot waits for it.
     shard::update_schemas(client, &options.app).await?;
+    let begun = Instant::now();
     let version = created.version_before();
     let reader = connect(&options.address, "zero-initial-sync").await?;
     let import = |e| Error::statement("use the snapshot of the replication slot", e);
@@ -146,7 +147,7 @@ async fn copy_under(
     drop(created);
     drop(reader);
     drop(sink);
-    watch(workers, &work).await?;
+    watch(workers, &work, begun).await?;
     finish(client, options, &plan).await?;
     Ok(plan)
 }
@@ -250,28 +251,22 @@ async fn deliver(sink: &mpsc::Sender<CopyMessage>, message: CopyMessage) -> Resu
     sink.send(message).await.map_err(|_| Error::transient("the receiver of the initial copy is gone"))
 }
 
-/// Waits for the workers and logs progress. The first failure ends all of them.
-async fn watch(mut workers: JoinSet<Result<()>>, work: &Work) -> Result<()> {
-    let start = Instant::now();
-    let mut period = tokio::time::interval_at(start + PROGRESS_PERIOD, PROGRESS_PERIOD);
+/// Waits for the workers, which have been at work since `begun`, and logs progress. The first failure ends all of them.
+async fn watch(mut workers: JoinSet<Result<()>>, work: &Work, begun: Instant) -> Result<()> {
+    let mut period = tokio::time::interval_at(Instant::now() + PROGRESS_PERIOD, PROGRESS_PERIOD);
     loop {
         tokio::select! {
             ended = workers.join_next() => match ended {
                 Some(Ok(result)) => result?,
-                Some(Err(e)) => return Err(Error::transient_from("a worker of the initial copy stopped", e)),
+                Some(Err(e)) => return Err(Error::ended("a worker of the initial copy", &e)),
                 None => break,
             },
-            _ = period.tick() => progress(work, start.elapsed()),
+            _ = period.tick() => progress(work, begun.elapsed()),
         }
     }
     let rows = work.rows.load(Ordering::Relaxed);
-    let seconds = start.elapsed().as_secs_f64();
-    tracing::info!(
-        rows,
-        seconds,
-        rows_per_second = (rows as f64 / seconds.max(0.001)) as u64,
-        "initial copy: all rows are read"
-    );
+    let elapsed_ms = begun.elapsed().as_millis() as u64;
+    tracing::info!(rows, elapsed_ms, "initial copy: all rows are read");
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! `COPY ... TO STDOUT (FORMAT binary)` of one table, as blocks of cells.
 
+use std::collections::BTreeSet;
+
 use rows::CopyBlock;
 
 use crate::catalog::Published;
@@ -114,6 +116,17 @@ struct RowDecoder {
     names: Vec<String>,
     header_read: bool,
     scratch: Vec<u8>,
+    table: String,
+    /// Columns whose values made rows be left out.
+    left_out: BTreeSet<usize>,
+}
+
+/// Once for each column of a reading: the values themselves are not for the log.
+fn tell_left_out(left_out: &mut BTreeSet<usize>, table: &str, names: &[String], column: usize, reason: &Malformed) {
+    if left_out.insert(column) {
+        let (column, remedy) = (&names[column], fault::path::UNREADABLE.remedy);
+        tracing::warn!(table, column, %reason, remedy, "rows with a value that cannot be represented are left out");
+    }
 }
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -125,6 +138,8 @@ impl RowDecoder {
             names: table.spec.columns.iter().map(|c| c.name.clone()).collect(),
             header_read: false,
             scratch: Vec::new(),
+            table: table.spec.wire_name(),
+            left_out: BTreeSet::new(),
         }
     }
 
@@ -148,15 +163,23 @@ impl RowDecoder {
             if usize::try_from(count) != Ok(self.kinds.len()) {
                 return Err(Malformed::new(format!("a row has {count} columns instead of {}", self.kinds.len())));
             }
-            for (kind, name) in self.kinds.iter().zip(&self.names) {
-                match usize::try_from(r.i32()?) {
-                    Err(_) => block.push(rows::CellRef::Null),
-                    Ok(length) => {
-                        let bytes = r.bytes(length)?;
-                        binary::value(*kind, bytes, &mut self.scratch, &mut |cell| block.push(cell))
-                            .map_err(|e| e.within(format!("column {name}")))?;
-                    }
+            let mut is_left_out = false;
+            for (column, kind) in self.kinds.iter().enumerate() {
+                let Ok(length) = usize::try_from(r.i32()?) else {
+                    block.push(rows::CellRef::Null);
+                    continue;
+                };
+                let bytes = r.bytes(length)?;
+                let read = binary::value(*kind, bytes, &mut self.scratch, &mut |cell| block.push(cell));
+                if let Err(reason) = read {
+                    // The other columns keep their places until the row is taken back.
+                    block.push(rows::CellRef::Null);
+                    is_left_out = true;
+                    tell_left_out(&mut self.left_out, &self.table, &self.names, column, &reason);
                 }
+            }
+            if is_left_out {
+                block.take_back();
             }
         }
         Ok(())
@@ -211,6 +234,17 @@ mod tests {
         assert_eq!(block.cell(0, 0), CellRef::Int(9));
         assert_eq!(block.cell(0, 1), CellRef::Text("x"));
         assert_eq!(block.cell(1, 1), CellRef::Null);
+    }
+
+    #[test]
+    fn a_row_with_an_unreadable_value_is_left_out() {
+        let mut m = message();
+        let at = m.iter().position(|b| *b == b'x').unwrap();
+        m[at] = 0xff;
+        let mut block = CopyBlock::new(2);
+        RowDecoder::new(&table("null")).message(&m, &mut block).unwrap();
+        assert_eq!(block.row_count(), 1);
+        assert_eq!((block.cell(0, 0), block.cell(0, 1)), (CellRef::Int(8), CellRef::Null));
     }
 
     proptest! {

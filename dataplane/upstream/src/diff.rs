@@ -166,6 +166,7 @@ mod tests {
             (false, "null", Cell::Null, false),
             (true, r#""{5}""#, Cell::Int(5), false),
             (true, "null", Cell::Null, true),
+            // Neither is what Postgres prints for a bigint.
             (true, r#""{five}""#, Cell::Null, true),
             (true, r#""5""#, Cell::Null, true),
         ] {

@@ -1,19 +1,22 @@
-//! Errors by what the caller does next.
+//! Errors by what the caller does next; [`fault`] decides which of them an answer of Postgres is.
 
 use std::error::Error as StdError;
 
-use tokio_postgres::error::SqlState;
+use fault::{Class, Entry, path, sqlstate};
 
 type Cause = Box<dyn StdError + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing but a person can mend it: exit with the message.
+    /// Nothing but a person can mend it: say so.
     #[error("{message}")]
-    Configuration { message: String, source: Option<Cause> },
+    Configuration { message: String, source: Option<Cause>, entry: &'static Entry },
     /// Retry with back-off.
     #[error("{message}")]
-    Transient { message: String, source: Option<Cause> },
+    Transient { message: String, source: Option<Cause>, entry: &'static Entry },
+    /// What Postgres sent cannot be understood. A new connection may bring it over intact; if not, it is what is there.
+    #[error("Postgres sent something that cannot be understood: {message}")]
+    Garbled { message: String },
     /// The replica can no longer be continued: delete it and start with a new initial copy.
     #[error("the replica must be rebuilt: {message}")]
     ResetRequired {
@@ -24,19 +27,24 @@ pub enum Error {
     /// Another process streams from the slot: take over, or wait until it is gone.
     #[error("replication slot {slot} is in use by {application} (pid {pid} at the Postgres server)")]
     SlotInUse { slot: String, pid: i32, application: String },
+    /// A task of ours met a fault of the program; where is in the log.
+    #[error("{task} failed unexpectedly: {reason}")]
+    Panicked { task: &'static str, reason: String },
 }
 
 impl Error {
     pub(crate) fn configuration(message: impl Into<String>) -> Error {
-        Error::Configuration { message: message.into(), source: None }
+        Error::Configuration { message: message.into(), source: None, entry: &path::CONFIGURATION }
     }
 
     pub(crate) fn transient(message: impl Into<String>) -> Error {
-        Error::Transient { message: message.into(), source: None }
+        Error::Transient { message: message.into(), source: None, entry: &path::TRANSIENT }
     }
 
     pub(crate) fn transient_from(message: impl Into<String>, source: impl Into<Cause>) -> Error {
-        Error::Transient { message: message.into(), source: Some(source.into()) }
+        let source = source.into();
+        let entry = source.downcast_ref::<std::io::Error>().map_or(&path::TRANSIENT, |e| fault::io(e.kind()));
+        Error::Transient { message: message.into(), source: Some(source), entry }
     }
 
     pub(crate) fn reset(message: impl Into<String>) -> Error {
@@ -47,25 +55,50 @@ impl Error {
         Error::ResetRequired { message: message.into(), is_slot_lost: true }
     }
 
+    /// A task ended without a result: it panicked, or the runtime ends.
+    pub(crate) fn ended(task: &'static str, error: &tokio::task::JoinError) -> Error {
+        if error.is_panic() {
+            Error::Panicked { task, reason: error.to_string() }
+        } else {
+            Error::transient(format!("{task} was ended"))
+        }
+    }
+
     /// Classifies an error of a statement by its SQLSTATE. `doing` completes "cannot ...".
     pub(crate) fn statement(doing: &str, error: tokio_postgres::Error) -> Error {
-        let message = match error.as_db_error() {
-            Some(db) => described(doing, db.code().code(), db.message(), db.detail(), db.hint()),
-            None => format!("cannot {doing}: {}", chain(&error)),
+        let Some(db) = error.as_db_error() else {
+            let message = format!("cannot {doing}: {}", chain(&error));
+            return Error::Transient { message, source: Some(Box::new(error)), entry: &path::TRANSIENT };
         };
-        match error.code() {
-            Some(code) if needs_a_person(code) => Error::Configuration { message, source: Some(Box::new(error)) },
-            _ => Error::Transient { message, source: Some(Box::new(error)) },
-        }
+        let code = db.code().code().to_owned();
+        let message = described(doing, &code, db.message(), db.detail(), db.hint());
+        Error::answered(message, &code, Some(Box::new(error)))
     }
 
     /// The same for an error response on a connection of [`crate::wire`].
     pub(crate) fn response(doing: &str, error: &ServerError) -> Error {
         let message = described(doing, &error.code, &error.message, error.detail.as_deref(), error.hint.as_deref());
-        if needs_a_person(&SqlState::from_code(&error.code)) {
-            Error::configuration(message)
-        } else {
-            Error::transient(message)
+        Error::answered(message, &error.code, None)
+    }
+
+    fn answered(message: String, code: &str, source: Option<Cause>) -> Error {
+        let entry = sqlstate(code);
+        match entry.class {
+            Class::Person => Error::Configuration { message, source, entry },
+            Class::NewCopy => Error::reset(message),
+            Class::Passes | Class::OneThing => Error::Transient { message, source, entry },
+        }
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn entry(&self) -> &'static Entry {
+        match self {
+            Error::Configuration { entry, .. } | Error::Transient { entry, .. } => entry,
+            Error::Garbled { .. } => &path::GARBLED,
+            Error::ResetRequired { .. } => &path::RESET,
+            Error::SlotInUse { .. } => &path::SLOT_IN_USE,
+            Error::Panicked { .. } => &path::PANICKED,
         }
     }
 }
@@ -89,15 +122,6 @@ fn described(doing: &str, code: &str, message: &str, detail: Option<&str>, hint:
     text
 }
 
-/// Authentication, authorisation, missing databases and objects, unsupported features: waiting does not help.
-fn needs_a_person(code: &SqlState) -> bool {
-    let class = code.code().get(..2).unwrap_or_default();
-    class == "28"
-        || class == "3D"
-        || class == "0A"
-        || [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::UNDEFINED_OBJECT, SqlState::INVALID_SCHEMA_NAME].contains(code)
-}
-
 /// An error and its causes in one line; `tokio_postgres` hides the cause from `Display`.
 fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
@@ -108,4 +132,30 @@ fn chain(error: &dyn StdError) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(code: &str) -> Error {
+        Error::response("do it", &ServerError { code: code.to_owned(), ..ServerError::default() })
+    }
+
+    #[test]
+    fn a_code_decides() {
+        assert!(matches!(response("42501"), Error::Configuration { .. }));
+        assert!(matches!(response("57P01"), Error::Transient { .. }));
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(Error::transient_from("no", refused).entry().name, "ConnectionRefused");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_from_an_end() {
+        let panicked = tokio::spawn(async { panic!("a fault of the program") }).await.unwrap_err();
+        assert!(matches!(Error::ended("the task", &panicked), Error::Panicked { .. }));
+        let task = tokio::spawn(std::future::pending::<()>());
+        task.abort();
+        assert!(matches!(Error::ended("the task", &task.await.unwrap_err()), Error::Transient { .. }));
+    }
 }

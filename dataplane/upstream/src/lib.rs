@@ -10,6 +10,7 @@
 //! - The catalog used for a transaction is the catalog as of that transaction: it comes from the events in the stream, never
 //!   from a look at the present schema.
 //! - A table or a message that cannot be represented is named; nothing is skipped silently.
+//! - Contents that must be read anew are read beside the stream, which waits for nothing; see [`withheld`].
 
 mod backfill;
 mod catalog;
@@ -33,6 +34,7 @@ mod telling;
 mod tls;
 mod transaction;
 mod wire;
+mod withheld;
 
 pub use connect::{Address, connect, quote_identifier, quote_literal};
 pub use copy::{CopyMessage, CopyPlan, initial_copy};

@@ -44,6 +44,11 @@ impl App {
     pub fn ddl_prefix(&self) -> String {
         format!("{}/{}/ddl", self.id, self.shard)
     }
+
+    /// Of messages that carry nothing: their commit does.
+    pub(crate) fn carrier_prefix(&self) -> String {
+        format!("{}/{}/carrier", self.id, self.shard)
+    }
 }
 
 #[derive(Clone, Debug)]

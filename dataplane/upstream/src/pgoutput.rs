@@ -7,6 +7,8 @@ pub(crate) enum Message<'a> {
     Begin {
         commit_lsn: u64,
         commit_time_us: i64,
+        /// The lower half of the transaction's id.
+        xid: u32,
     },
     Commit {
         commit_lsn: u64,
@@ -113,8 +115,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
         b'B' => {
             let commit_lsn = r.u64()?;
             let commit_time_us = r.i64()?.saturating_add(POSTGRES_EPOCH_US);
-            r.u32()?;
-            Message::Begin { commit_lsn, commit_time_us }
+            Message::Begin { commit_lsn, commit_time_us, xid: r.u32()? }
         }
         b'C' => {
             r.u8()?;
@@ -248,7 +249,7 @@ mod tests {
         let samples = sample();
         assert_eq!(
             parse(&samples[0]).unwrap(),
-            Message::Begin { commit_lsn: 7, commit_time_us: POSTGRES_EPOCH_US + 1 }
+            Message::Begin { commit_lsn: 7, commit_time_us: POSTGRES_EPOCH_US + 1, xid: 9 }
         );
         let Message::Insert { oid: 5, new } = parse(&samples[1]).unwrap() else { panic!() };
         let mut data = new.data();

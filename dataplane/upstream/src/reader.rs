@@ -24,9 +24,8 @@ impl Malformed {
 }
 
 impl From<Malformed> for crate::Error {
-    /// A new connection may bring the bytes over intact; if not, the message repeats and someone looks.
     fn from(error: Malformed) -> crate::Error {
-        crate::Error::transient(format!("Postgres sent something that cannot be understood: {error}"))
+        crate::Error::Garbled { message: error.0 }
     }
 }
 

@@ -77,6 +77,11 @@ impl Schema {
         Ok(next)
     }
 
+    /// The text that a table was read from.
+    pub(crate) fn text(&self, oid: u32) -> Option<&RawValue> {
+        self.texts.get(&oid).map(AsRef::as_ref)
+    }
+
     /// The difference that leads from this schema to a whole one, and the tables that it is about.
     pub(crate) fn difference_to(&self, json: &str) -> Result<Difference> {
         let whole: Whole = serde_json::from_str(json).map_err(unreadable)?;

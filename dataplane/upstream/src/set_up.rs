@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use crate::connect::quote_identifier;
+use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::{Error, Result, ddl, shard};
 
@@ -138,9 +139,10 @@ async fn is_watched_by_another_release(transaction: &Transaction<'_>, app: &App)
 fn failed(e: tokio_postgres::Error) -> Error {
     let repeats = e.code().is_some_and(|code| matches!(code.code().get(..2), Some("22" | "23" | "2B" | "42")));
     match Error::statement("set the shard up", e) {
-        Error::Transient { message, source } if repeats => Error::Configuration {
+        Error::Transient { message, source, .. } if repeats => Error::Configuration {
             message: format!("{message}; nothing was changed: mend what it names, or use another ZERO_APP_ID"),
             source,
+            entry: &fault::path::CONFIGURATION,
         },
         error => error,
     }
@@ -190,6 +192,21 @@ async fn check_publications(client: &Client, names: &[String]) -> Result<()> {
 
 /// Tables without a primary key but with a unique index over NOT NULL columns: use that index, so that updates and deletes
 /// are possible. A table of another owner is left as it is, and named.
+/// What an error means that ended the stream. A publication that is missing at the stream's position stays missing there, even
+/// when it is back: what was committed meanwhile is not sent.
+pub(crate) async fn stream_failed(client: &Client, options: &Options, error: &ServerError) -> Error {
+    if error.code != SqlState::UNDEFINED_OBJECT.code() {
+        return Error::response("continue replication", error);
+    }
+    match check_publications(client, &options.publications).await {
+        Ok(()) => Error::reset(format!(
+            "{}: it was dropped, and what was committed since then is not sent for it, even when it is back",
+            error.message
+        )),
+        Err(missing) => missing,
+    }
+}
+
 async fn use_unique_indexes_as_identity(client: &Client, options: &Options) -> Result<()> {
     let shard = quote_identifier(&options.app.shard_schema());
     let doing = |e| Error::statement("look for tables without replica identity", e);

@@ -24,7 +24,8 @@ pub(crate) struct Created {
     pub name: String,
     pub consistent_point: Version,
     pub snapshot: String,
-    pub connection: Connection,
+    /// Held for the snapshot's sake.
+    _connection: Connection,
 }
 
 impl Created {
@@ -42,7 +43,7 @@ pub(crate) async fn create(client: &Client, options: &Options, server: Server) -
         // Slots belong to the whole server: another database may take a name between the look and the creation.
         let name = unused_name(client, &options.app).await?;
         let failover = if options.slot_failover && server.version >= 170_000 { " (FAILOVER)" } else { "" };
-        match try_create(options, &name, "", failover, "zero-initial-sync").await? {
+        match try_create(options, &name, failover).await? {
             Ok(created) => return Ok(created),
             Err(error) if error.code == DUPLICATE_OBJECT => continue,
             Err(error) if !retried && error.code == NO_FREE_SLOT => {
@@ -68,13 +69,6 @@ pub(crate) async fn create(client: &Client, options: &Options, server: Server) -
     }
 }
 
-/// A slot that ends with its connection: only its snapshot and position are wanted.
-pub(crate) async fn create_temporary(options: &Options, purpose: &str) -> Result<Created> {
-    let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros());
-    let name = format!("{}_bf_{micros}", options.app.shard_schema());
-    try_create(options, &name, " TEMPORARY", "", purpose).await?.map_err(|e| creation_failed(&e))
-}
-
 fn creation_failed(error: &ServerError) -> Error {
     if error.code == NO_FREE_SLOT {
         return Error::configuration(
@@ -87,14 +81,12 @@ fn creation_failed(error: &ServerError) -> Error {
 async fn try_create(
     options: &Options,
     name: &str,
-    temporary: &str,
     failover: &str,
-    application: &str,
 ) -> Result<std::result::Result<Created, ServerError>> {
-    let mut connection = Connection::open(&options.address, application, true).await?;
+    let mut connection = Connection::open(&options.address, "zero-initial-sync", true).await?;
     // Creation waits for every older transaction to end.
     connection.run("SET lock_timeout = 29000", "limit the wait for a slot").await?;
-    let sql = format!("CREATE_REPLICATION_SLOT {}{temporary} LOGICAL pgoutput{failover}", quote_identifier(name));
+    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput{failover}", quote_identifier(name));
     let answer = tokio::time::timeout(Duration::from_secs(60), connection.query(&sql)).await.map_err(|_| {
         Error::transient("creating a replication slot takes longer than 60 s: a long transaction upstream holds it up (see pg_stat_activity)")
     })??;
@@ -106,7 +98,7 @@ async fn try_create(
     let (Some(point), Some(snapshot)) = (field(1), field(2)) else {
         return Err(Error::transient("Postgres did not describe the replication slot that it created"));
     };
-    Ok(Ok(Created { name: name.to_owned(), consistent_point: parse_lsn(&point)?, snapshot, connection }))
+    Ok(Ok(Created { name: name.to_owned(), consistent_point: parse_lsn(&point)?, snapshot, _connection: connection }))
 }
 
 async fn unused_name(client: &Client, app: &App) -> Result<String> {

@@ -14,15 +14,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_postgres::Client;
 
+use crate::backfill::Readings;
 use crate::connect::{connect, quote_identifier, quote_literal};
 use crate::options::{App, Options, lsn_text};
 use crate::pgoutput::POSTGRES_EPOCH_US;
 use crate::reader::Reader;
 use crate::schema::{Entry, Schema};
 use crate::telling::Telling;
-use crate::transaction::{Assembler, Finished, Skipped};
+use crate::transaction::{Assembler, Finished};
 use crate::wire::{Connection, parse_error};
-use crate::{Error, Result, backfill, copy, requirements, set_up, shard, slot};
+use crate::{Error, Result, copy, requirements, set_up, shard, slot};
 
 /// Where to continue.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +120,8 @@ impl Stream {
             .filter(|r| r.version == resume.replica)
             .ok_or_else(|| Error::reset("the upstream database knows no finished initial copy of this version"))?;
         let state = slot::release(&client, &replica.slot, options.take_over).await?;
+        // Who was at work until now may have moved on.
+        let replica = shard::newest_replica(&client, &options.app).await?.unwrap_or(replica);
         let idle_to = replica.idle.filter(|(from, _)| *from <= resume.after).map(|(_, to)| to);
         let known = resume.confirmed.max(resume.after).max(idle_to.unwrap_or_default());
         // Whoever has everything up to a position needs what commits at the next one at the earliest.
@@ -130,10 +133,12 @@ impl Stream {
                 lsn_text(known)
             )));
         }
-        let (schema, skipped) = schema_at(&client, options, &replica.id, resume.after).await?;
         let goal = position(&client).await?;
         let connection = start_replication(&client, options, &replica.slot, resume.after).await?;
-        register_subscriber(&client, options, &replica.id, resume.after).await?;
+        // Nothing was published in an idle stretch, so the schema at its end is the one that the stream begins with.
+        let begin = resume.after.max(idle_to.unwrap_or_default());
+        let (token, horizon) = register_subscriber(&client, options, &replica.id, begin).await?;
+        let (schema, withheld) = schema_at(&client, options, &replica.id, begin).await?;
         copy::forget_older(&client, options, &replica.id).await?;
         tracing::info!(slot = replica.slot, after = %resume.after, "replication stream begins");
         let telling = Telling {
@@ -146,10 +151,10 @@ impl Stream {
             options,
             client,
             connection,
-            replica.id,
+            (replica.id, token),
             resume,
             (known, goal),
-            Assembler::new(telling, options.transaction_bytes_warn, schema, skipped),
+            Assembler::new(telling, options.transaction_bytes_warn, schema, &withheld, horizon, resume.after)?,
         ))
     }
 
@@ -157,7 +162,7 @@ impl Stream {
         options: &Options,
         client: Client,
         (connection, timeout): (Connection, Option<Duration>),
-        replica_id: String,
+        (replica, token): (String, String),
         resume: Resume,
         (known, goal): (Version, u64),
         assembler: Assembler,
@@ -168,12 +173,14 @@ impl Stream {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
-        let journal = Arc::new(Journal { client, app: options.app.clone(), replica: replica_id });
+        let client = Arc::new(client);
+        let readings = Readings::new(options.clone(), Arc::clone(&client));
+        let journal = Arc::new(Journal { client, app: options.app.clone(), replica, token });
         let pump = Pump {
             options: options.clone(),
+            readings,
             journal: Arc::clone(&journal),
             assembler,
-            after: resume.after,
             delivered: resume.after,
             link: Link {
                 connection,
@@ -211,20 +218,25 @@ impl Stream {
     /// The next event. After an error the stream is over. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Event> {
         self.held = None;
-        let item = self.events.recv().await;
-        self.take(item)
+        match self.events.recv().await {
+            Some(item) => self.take(item),
+            // The task says why it ended, unless it could not.
+            None => Err(match (&mut self.task).await {
+                Err(error) => Error::ended("the task that reads the replication stream", &error),
+                Ok(()) => Error::transient("the replication stream has ended"),
+            }),
+        }
     }
 
     /// The next event if it is there already, so that a caller can store several transactions at once.
     pub fn try_next(&mut self) -> Option<Result<Event>> {
         match self.events.try_recv() {
-            Ok(item) => Some(self.take(Some(item))),
+            Ok(item) => Some(self.take(item)),
             Err(_) => None,
         }
     }
 
-    fn take(&mut self, item: Option<(Result<Event>, Option<OwnedSemaphorePermit>)>) -> Result<Event> {
-        let Some((event, permit)) = item else { return Err(Error::transient("the replication stream has ended")) };
+    fn take(&mut self, (event, permit): (Result<Event>, Option<OwnedSemaphorePermit>)) -> Result<Event> {
         match (&mut self.held, permit) {
             (Some(held), Some(permit)) => held.merge(permit),
             (held, permit) => *held = held.take().or(permit),
@@ -242,8 +254,8 @@ async fn position(client: &Client) -> Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
-/// The schema as of `version`, and the changes to be skipped from there on.
-async fn schema_at(client: &Client, options: &Options, replica: &str, version: Version) -> Result<(Schema, Skipped)> {
+/// The schema as of `version`, and what is withheld from there on.
+async fn schema_at(client: &Client, options: &Options, replica: &str, version: Version) -> Result<(Schema, String)> {
     let schema = quote_identifier(&options.app.shard_schema());
     let rows = client
         .query(
@@ -256,7 +268,7 @@ async fn schema_at(client: &Client, options: &Options, replica: &str, version: V
             &[&replica, &version.to_string()],
         )
         .await
-        .map_err(|e| Error::statement("read the schema of the replica", e))?;
+        .map_err(|e| Error::statement("read the schema of the replica's version", e))?;
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
         return Err(Error::reset("the schema as of the replica's version is not known any more"));
     };
@@ -264,30 +276,31 @@ async fn schema_at(client: &Client, options: &Options, replica: &str, version: V
     for row in &rows[1..] {
         schema = schema.continued(row.get(0))?;
     }
-    let skipped = serde_json::from_str(last.get(1)).map_err(|e| {
-        Error::reset(format!("the positions of contents that were read separately cannot be read: {e}"))
-    })?;
-    Ok((schema, skipped))
+    Ok((schema, last.get(1)))
 }
 
 /// Remembers the schema after a transaction; before the transaction is handed out, so that whoever has the transaction can
-/// rely on it.
-async fn remember_schema(journal: &Journal, version: Version, entry: &Entry, skipped: &Skipped) -> Result<()> {
+/// rely on it. A process whose stream was taken over remembers nothing any more.
+async fn remember_schema(journal: &Journal, version: Version, entry: &Entry, withheld: &str) -> Result<()> {
     let schema = quote_identifier(&journal.app.shard_schema());
-    let skipped = serde_json::to_string(skipped).map_err(|e| Error::transient_from("cannot write positions", e))?;
-    journal
+    let remembered = journal
         .client
         .execute(
             &format!(
-                "INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\", \"whole\")
-                 VALUES ($1, $2, $3, $4::text::json, $5)
+                "WITH ours AS (SELECT \"id\" FROM {schema}.\"replicas\"
+                               WHERE \"id\" = $1 AND \"subscriberContext\"->>'stream' = $6 FOR SHARE)
+                 INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\", \"whole\")
+                 SELECT \"id\", $2, $3, $4::text::json, $5 FROM ours
                  ON CONFLICT (\"replica\", \"version\") DO UPDATE
                  SET \"schema\" = EXCLUDED.\"schema\", \"skipped\" = EXCLUDED.\"skipped\", \"whole\" = EXCLUDED.\"whole\""
             ),
-            &[&journal.replica, &version.to_string(), &entry.json, &skipped, &entry.is_whole],
+            &[&journal.replica, &version.to_string(), &entry.json, &withheld, &entry.is_whole, &journal.token],
         )
         .await
         .map_err(|e| Error::statement("remember the schema", e))?;
+    if remembered == 0 {
+        return Err(Error::transient("another stream of this replica has begun"));
+    }
     Ok(())
 }
 
@@ -304,11 +317,23 @@ async fn watch_partitions(journal: Arc<Journal>) {
     }
 }
 
-/// Says who streams, and forgets schemas that no restart can ask for: those before what the one in force at `after` is made of.
-async fn register_subscriber(client: &Client, options: &Options, replica: &str, after: Version) -> Result<()> {
+/// Says who streams, and forgets schemas that no restart can ask for: those before what the one in force at `begin` is made of. Those
+/// after it are found again by this stream, which may differ from a former one in when contents that are read anew are complete.
+/// Returns what tells this stream from others, and an id above those of all transactions so far.
+async fn register_subscriber(
+    client: &Client,
+    options: &Options,
+    replica: &str,
+    begin: Version,
+) -> Result<(String, u64)> {
     let schema = quote_identifier(&options.app.shard_schema());
     let doing = |e| Error::statement("register as subscriber", e);
-    let context = serde_json::json!({ "appID": options.app.id, "taskID": options.task_id }).to_string();
+    let row = client.query_one("SELECT pg_current_xact_id()::text", &[]).await.map_err(doing)?;
+    let token: String = row.get(0);
+    let horizon =
+        token.parse().map_err(|_| Error::Garbled { message: "a transaction id in an unknown form".to_owned() })?;
+    let context =
+        serde_json::json!({ "appID": options.app.id, "taskID": options.task_id, "stream": token }).to_string();
     client
         .execute(
             &format!("UPDATE {schema}.\"replicas\" SET \"subscriberContext\" = $2::text::json WHERE \"id\" = $1"),
@@ -319,14 +344,14 @@ async fn register_subscriber(client: &Client, options: &Options, replica: &str, 
     client
         .execute(
             &format!(
-                "DELETE FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <
-                 (SELECT max(\"version\") FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <= $2 AND \"whole\")"
+                "DELETE FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND (\"version\" > $2 OR \"version\" <
+                 (SELECT max(\"version\") FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <= $2 AND \"whole\"))"
             ),
-            &[&replica, &after.to_string()],
+            &[&replica, &begin.to_string()],
         )
         .await
         .map_err(doing)?;
-    Ok(())
+    Ok((token, horizon))
 }
 
 async fn start_replication(
@@ -397,9 +422,11 @@ struct Link {
 
 /// Where positions and schemas are remembered.
 struct Journal {
-    client: Client,
+    client: Arc<Client>,
     app: App,
     replica: String,
+    /// Tells this stream from others of the replica.
+    token: String,
 }
 
 impl Link {
@@ -452,27 +479,25 @@ impl Link {
         Ok(())
     }
 
-    /// Reads more bytes, sending statuses meanwhile.
+    /// Reads more bytes, for one tick at most, and sends a status if one is due.
     async fn fill(&mut self) -> Result<()> {
-        loop {
-            let read = tokio::select! {
-                biased;
-                result = self.connection.fill() => Some(result),
-                _ = self.tick.tick() => None,
-            };
-            if let Some(result) = read {
-                self.last_received = Instant::now();
-                result?;
-                // A long transaction may always have bytes ready, and statuses must not wait for its end.
-                return self.status_if_due().await;
-            }
-            self.status_if_due().await?;
-            if let Some(timeout) = self.timeout
-                && self.last_received.elapsed() > timeout * 2
-            {
-                return Err(Error::transient(format!("Postgres sent nothing for {:?}", timeout * 2)));
-            }
+        let read = tokio::select! {
+            biased;
+            result = self.connection.fill() => Some(result),
+            _ = self.tick.tick() => None,
+        };
+        if let Some(result) = read {
+            self.last_received = Instant::now();
+            result?;
         }
+        // A long transaction may always have bytes ready, and statuses must not wait for its end.
+        self.status_if_due().await?;
+        if let Some(timeout) = self.timeout
+            && self.last_received.elapsed() > timeout * 2
+        {
+            return Err(Error::transient(format!("Postgres sent nothing for {:?}", timeout * 2)));
+        }
+        Ok(())
     }
 
     /// Waits for `future`, sending statuses meanwhile. That time does not count as Postgres' silence.
@@ -494,10 +519,10 @@ impl Link {
 /// The task behind a [`Stream`]. It ends with the first error, which is the last event, or when the stream is dropped.
 struct Pump {
     options: Options,
+    readings: Readings,
     journal: Arc<Journal>,
     assembler: Assembler,
-    /// The last transaction that was seen, and the last that was handed out.
-    after: Version,
+    /// The last transaction that was handed out.
     delivered: Version,
     link: Link,
     events: mpsc::Sender<(Result<Event>, Option<OwnedSemaphorePermit>)>,
@@ -527,12 +552,16 @@ impl Pump {
     async fn pump(&mut self) -> Result<()> {
         loop {
             let Some(frame) = self.link.connection.try_frame()? else {
+                self.readings.drive(&mut self.assembler)?;
                 self.link.fill().await?;
                 continue;
             };
             let received = match frame.tag {
                 b'd' => receive(&mut self.assembler, frame.body)?,
-                b'E' => return Err(Error::response("continue replication", &parse_error(frame.body))),
+                b'E' => {
+                    let error = parse_error(frame.body);
+                    return Err(set_up::stream_failed(&self.journal.client, &self.options, &error).await);
+                }
                 b'c' => return Err(Error::transient("Postgres ended the replication stream")),
                 _ => Received::Nothing,
             };
@@ -540,27 +569,20 @@ impl Pump {
                 Received::Nothing => {}
                 Received::Transaction(finished) => {
                     self.transaction(*finished).await?;
+                    self.readings.drive(&mut self.assembler)?;
                 }
                 Received::Keepalive { lsn, reply } => self.keepalive(lsn, reply).await?,
             }
         }
     }
 
-    async fn transaction(&mut self, mut finished: Finished) -> Result<()> {
+    async fn transaction(&mut self, finished: Finished) -> Result<()> {
         let version = finished.transaction.version;
-        if version <= self.after {
-            return Ok(());
-        }
-        self.after = version;
-        let wanted = backfill::wanted(self.assembler.catalog(), &finished.reread);
-        if !wanted.is_empty() {
-            let skipped = self.link.attend(backfill::complete(&self.options, wanted, &mut finished)).await??;
-            self.assembler.skipped.extend(skipped);
-        }
-        if !finished.described.is_empty() || !finished.reread.is_empty() {
-            let Assembler { schema, skipped, .. } = &mut self.assembler;
+        if !finished.described.is_empty() || finished.is_withheld_changed {
+            let Assembler { schema, withheld, .. } = &mut self.assembler;
             let entry = schema.entry(&finished.described)?;
-            let remember = remember_schema(&self.journal, version, &entry, skipped);
+            let withheld = withheld.remembered();
+            let remember = remember_schema(&self.journal, version, &entry, &withheld);
             self.link.attend(remember).await??;
         }
         if finished.transaction.changes.is_empty() {

@@ -1,12 +1,12 @@
 //! Assembles whole transactions from the messages of the stream, with the catalog as of each of them.
 //!
 //! Pure: bytes go in, transactions come out. What needs a look at the database (contents that cannot be derived from the stream)
-//! is named in [`Finished::reread`] and added by [`crate::backfill`].
+//! is withheld ([`crate::withheld`]) until [`crate::backfill`] has read it.
 //!
 //! A transaction is held in memory until its commit, however large: it is applied wholly or not at all. Above
 //! [`crate::Options::transaction_bytes_warn`] a line in the log says so.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use rows::transaction::{Backfill, SchemaChange};
@@ -15,54 +15,55 @@ use rows::{Cell, Change, TableSpec, Transaction, Version};
 use crate::catalog::{Catalog, Published};
 use crate::ddl;
 use crate::decode::{self, Kind};
-use crate::diff::{Step, diff};
+use crate::diff::diff;
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
 use crate::schema::{Difference, Schema};
 use crate::telling::{self, Telling, Told};
+use crate::withheld::Withheld;
 use crate::{Error, Result};
-
-/// Tables whose changes are ignored in transactions that commit below a position, because contents read at that position
-/// include them already.
-pub(crate) type Skipped = BTreeMap<u32, u64>;
-
-/// In [`Skipped`]: the contents at hand are of a later shape of the table; they are read when the stream reaches it.
-pub(crate) const UNTIL_NEXT_SHAPE: u64 = u64::MAX;
 
 pub(crate) struct Assembler {
     telling: Telling,
     bytes_warn: usize,
     pub schema: Schema,
-    pub skipped: Skipped,
+    pub withheld: Withheld,
     /// The table whose rows are events, once it was described.
     events: Option<u32>,
     relations: HashMap<u32, Relation>,
     mapped: HashMap<u32, Arc<Mapped>>,
     open: Option<Open>,
+    /// The last transaction that was seen.
+    seen: Version,
     warned: HashSet<String>,
+    /// Columns whose values made rows be left out, by table and number.
+    left_out: HashSet<(u32, i16)>,
 }
 
 struct Open {
     version: Version,
+    /// It was seen already: nothing of it counts.
+    is_repeated: bool,
     commit_time_us: i64,
     changes: Vec<Change>,
+    xid: u32,
     bytes: usize,
     described: BTreeSet<u32>,
-    reread: BTreeSet<u32>,
+    is_withheld_changed: bool,
     rewritten: BTreeSet<u32>,
     /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first).
     waiting: Vec<(u32, Vec<u8>)>,
 }
 
-/// A committed transaction, not yet complete if `reread` is not empty.
+/// A committed transaction.
 pub(crate) struct Finished {
     pub transaction: Transaction,
     /// Approximate memory.
     pub bytes: usize,
     /// Tables that were described, or ceased to be published.
     pub described: BTreeSet<u32>,
-    /// Tables whose last schema change in it wants new contents.
-    pub reread: BTreeSet<u32>,
+    /// Whether what is withheld differs from before.
+    pub is_withheld_changed: bool,
 }
 
 /// How the tuples of one table are decoded.
@@ -74,19 +75,30 @@ struct Mapped {
 }
 
 impl Assembler {
-    pub(crate) fn new(telling: Telling, bytes_warn: usize, schema: Schema, skipped: Skipped) -> Assembler {
+    /// `withheld` is as remembered, `horizon` as in [`Withheld::restore`].
+    pub(crate) fn new(
+        telling: Telling,
+        bytes_warn: usize,
+        schema: Schema,
+        withheld: &str,
+        horizon: u64,
+        seen: Version,
+    ) -> Result<Assembler> {
+        let withheld = Withheld::restore(withheld, &schema, horizon)?;
         let warned = schema.catalog.warnings.iter().cloned().collect();
-        Assembler {
+        Ok(Assembler {
             telling,
             bytes_warn,
             schema,
-            skipped,
+            withheld,
             events: None,
             relations: HashMap::new(),
             mapped: HashMap::new(),
             open: None,
+            seen,
             warned,
-        }
+            left_out: HashSet::new(),
+        })
     }
 
     pub(crate) fn catalog(&self) -> &Catalog {
@@ -101,22 +113,25 @@ impl Assembler {
     /// Takes one message of the stream; returns a transaction when it is complete.
     pub(crate) fn message(&mut self, bytes: &[u8]) -> Result<Option<Finished>> {
         match parse(bytes)? {
-            Message::Begin { commit_lsn, commit_time_us } => {
+            Message::Begin { commit_lsn, commit_time_us, xid } => {
                 if self.open.is_some() {
                     return Err(out_of_order());
                 }
+                let version = Version::new(commit_lsn);
                 self.open = Some(Open {
-                    version: Version::new(commit_lsn),
+                    version,
+                    is_repeated: version <= self.seen,
                     commit_time_us,
                     changes: Vec::new(),
+                    xid,
                     bytes: 0,
                     described: BTreeSet::new(),
-                    reread: BTreeSet::new(),
+                    is_withheld_changed: false,
                     rewritten: BTreeSet::new(),
                     waiting: Vec::new(),
                 });
             }
-            Message::Commit { commit_lsn, .. } => return self.commit(commit_lsn).map(Some),
+            Message::Commit { commit_lsn, .. } => return self.commit(commit_lsn),
             Message::Relation(relation) => {
                 self.mapped.remove(&relation.oid);
                 if relation.name == ddl::EVENTS && relation.schema == self.telling.shard_schema {
@@ -126,6 +141,7 @@ impl Assembler {
                 }
                 self.relations.insert(relation.oid, relation);
             }
+            _ if self.open.as_ref().is_some_and(|open| open.is_repeated) => {}
             Message::Logical { transactional: true, prefix, content } if prefix == self.telling.message_prefix => {
                 let version = self.open()?.version;
                 if version < self.telling.messages_until {
@@ -149,10 +165,6 @@ impl Assembler {
         self.open.as_mut().ok_or_else(out_of_order)
     }
 
-    fn is_skipped(&self, oid: u32, version: Version) -> bool {
-        self.skipped.get(&oid).is_some_and(|&until| version.as_u64() < until)
-    }
-
     fn row(&mut self, message: Message<'_>, bytes: &[u8]) -> Result<()> {
         let (Message::Insert { oid, .. } | Message::Update { oid, .. } | Message::Delete { oid, .. }) = message else {
             return Ok(());
@@ -164,8 +176,9 @@ impl Assembler {
         if self.schema.catalog.excluded.contains(&oid) {
             return Ok(());
         }
-        let version = self.open()?.version;
-        if self.is_skipped(oid, version) {
+        self.open()?;
+        let is_withheld = self.withheld.contains(oid);
+        if is_withheld && !self.withheld.keeps(oid) {
             return Ok(());
         }
         if !self.schema.catalog.tables.contains_key(&oid) {
@@ -176,8 +189,21 @@ impl Assembler {
             return Ok(());
         }
         let table = self.mapped(oid)?;
-        let (change, size) =
-            table.change(message).map_err(|e| e.within(format!("table {}", table.spec.wire_name())))?;
+        let (change, size) = match table.change(&message) {
+            Ok(change) => change,
+            Err(NoChange::Malformed(e)) => return Err(e.within(format!("table {}", table.spec.wire_name())).into()),
+            Err(NoChange::Unreadable { column, reason }) => {
+                self.tell_left_out(&table, column, &reason);
+                match table.removal(&message) {
+                    Some(change) => (change, std::mem::size_of::<Change>()),
+                    None => return Ok(()),
+                }
+            }
+        };
+        if is_withheld {
+            self.withheld.keep(oid, change, size);
+            return Ok(());
+        }
         let bytes_warn = self.bytes_warn;
         let open = self.open()?;
         if open.bytes <= bytes_warn && open.bytes + size > bytes_warn {
@@ -192,15 +218,29 @@ impl Assembler {
         Ok(())
     }
 
+    /// Once for each column: the values themselves are not for the log.
+    fn tell_left_out(&mut self, table: &Mapped, column: usize, reason: &Malformed) {
+        let column = &table.spec.columns[column];
+        if self.left_out.insert((table.spec.oid, column.attnum)) {
+            let (table, column, remedy) = (table.spec.wire_name(), &column.name, fault::path::UNREADABLE.remedy);
+            tracing::warn!(table, column, %reason, remedy, "rows with a value that cannot be represented are left out");
+        }
+    }
+
     fn truncate(&mut self, oids: &[u32]) -> Result<()> {
-        let version = self.open()?.version;
+        self.open()?;
         let mut tables = Vec::new();
         for oid in oids {
-            if self.events == Some(*oid) || self.is_skipped(*oid, version) || self.schema.catalog.excluded.contains(oid)
-            {
+            if self.events == Some(*oid) || self.schema.catalog.excluded.contains(oid) {
                 continue;
             }
             match self.schema.catalog.tables.get(oid) {
+                Some(table) if self.withheld.contains(*oid) => {
+                    if self.withheld.keeps(*oid) {
+                        let change = Change::Truncate { tables: vec![Arc::clone(&table.spec)] };
+                        self.withheld.keep(*oid, change, std::mem::size_of::<Change>());
+                    }
+                }
                 Some(table) => tables.push(Arc::clone(&table.spec)),
                 // Created in this transaction and described later: it is empty at that point.
                 None if self.telling.watching => {}
@@ -234,9 +274,10 @@ impl Assembler {
         if let Some(mapped) = self.mapped.get(&oid) {
             return Ok(Arc::clone(mapped));
         }
-        let relation = self.relations.get(&oid).ok_or_else(|| {
-            Error::transient(format!("Postgres sent a row of oid {oid} without describing the table"))
-        })?;
+        let relation = self
+            .relations
+            .get(&oid)
+            .ok_or_else(|| Error::Garbled { message: format!("a row of oid {oid} whose table was not described") })?;
         let table = self.schema.catalog.tables.get(&oid).ok_or_else(|| self.unknown_table(oid))?;
         let mapped = Arc::new(self.map(relation, table)?);
         self.mapped.insert(oid, Arc::clone(&mapped));
@@ -328,24 +369,18 @@ impl Assembler {
         }
         self.keep_equal_specs(&mut new.catalog);
         let rewritten = std::mem::take(&mut self.open()?.rewritten);
-        let mut steps = diff(self.catalog(), &new.catalog, tag, &rewritten);
-        self.retry_waiting(&new.catalog, &mut steps);
-        self.schema = new;
+        let steps = diff(self.catalog(), &new.catalog, tag, &rewritten);
+        let before = std::mem::replace(&mut self.schema, new);
         self.mapped.clear();
         for step in steps {
-            let waits = self.skipped.get(&step.oid) == Some(&UNTIL_NEXT_SHAPE);
-            let dropped = matches!(step.change, SchemaChange::DropTable { .. });
-            if waits || dropped {
-                self.skipped.remove(&step.oid);
-            }
-            tracing::info!(tag, change = %describe(&step.change), "schema change upstream");
+            tracing::info!(tag, change = %describe(&step.change), reread = step.reread, "schema change upstream");
+            let change = if step.reread || self.withheld.contains(step.oid) {
+                self.withheld.withhold(step.oid, &step.change, before.text(step.oid))
+            } else {
+                Some(step.change)
+            };
             let open = self.open()?;
-            if dropped {
-                open.reread.remove(&step.oid);
-            } else if step.reread || waits {
-                open.reread.insert(step.oid);
-            }
-            open.changes.push(Change::Schema(step.change));
+            open.changes.extend(change.map(Change::Schema));
         }
         let open = self.open()?;
         // A rewrite is reported before the new shape; tables without a new shape are seen to at the commit.
@@ -355,23 +390,6 @@ impl Assembler {
             self.message(&bytes)?;
         }
         Ok(())
-    }
-
-    /// Tables whose contents could not be read because they had changed again: some message is about that change, so each
-    /// message is an occasion to try again.
-    fn retry_waiting(&self, new: &Catalog, steps: &mut Vec<Step>) {
-        for oid in self.skipped.iter().filter(|(_, until)| **until == UNTIL_NEXT_SHAPE).map(|(oid, _)| *oid) {
-            let Some(table) = new.tables.get(&oid) else { continue };
-            if steps.iter().all(|s| s.oid != oid) {
-                let change = SchemaChange::AlterTable {
-                    old: Arc::clone(&table.spec),
-                    new: Arc::clone(&table.spec),
-                    added: Vec::new(),
-                    rows: Backfill::None,
-                };
-                steps.push(Step { oid, change, reread: true });
-            }
-        }
     }
 
     /// Equal specs share one allocation, so that receivers can compare pointers.
@@ -385,7 +403,11 @@ impl Assembler {
         }
     }
 
-    fn commit(&mut self, commit_lsn: u64) -> Result<Finished> {
+    fn commit(&mut self, commit_lsn: u64) -> Result<Option<Finished>> {
+        if self.open()?.is_repeated {
+            self.open = None;
+            return Ok(None);
+        }
         let rewritten = std::mem::take(&mut self.open()?.rewritten);
         for oid in rewritten {
             let Some(table) = self.schema.catalog.tables.get(&oid) else { continue };
@@ -395,19 +417,27 @@ impl Assembler {
                 added: Vec::new(),
                 rows: Backfill::None,
             };
+            let hidden = self.withheld.withhold(oid, &change, self.schema.text(oid));
             let open = self.open()?;
-            open.changes.push(Change::Schema(change));
-            open.reread.insert(oid);
+            open.changes.extend(hidden.map(Change::Schema));
+            open.is_withheld_changed = true;
         }
-        let open = self.open.take().ok_or_else(out_of_order)?;
+        let mut open = self.open.take().ok_or_else(out_of_order)?;
         if open.version.as_u64() != commit_lsn {
-            return Err(Error::transient("the end of a transaction does not belong to its beginning"));
+            return Err(Error::Garbled {
+                message: "the end of a transaction does not belong to its beginning".to_owned(),
+            });
         }
         if let Some((oid, _)) = open.waiting.first() {
             return Err(self.unknown_table(*oid));
         }
-        self.skipped.retain(|_, until| *until > commit_lsn);
-        Ok(Finished {
+        self.withheld.committed(open.xid);
+        let (completed, bytes) = self.withheld.complete(commit_lsn, &self.schema.catalog);
+        open.is_withheld_changed |= !completed.is_empty();
+        open.changes.extend(completed);
+        open.bytes += bytes;
+        self.seen = open.version;
+        Ok(Some(Finished {
             transaction: Transaction {
                 version: open.version,
                 commit_time_us: open.commit_time_us,
@@ -415,13 +445,13 @@ impl Assembler {
             },
             bytes: open.bytes,
             described: open.described,
-            reread: open.reread,
-        })
+            is_withheld_changed: open.is_withheld_changed,
+        }))
     }
 }
 
 fn out_of_order() -> Error {
-    Error::transient("Postgres sent changes outside of a transaction")
+    Error::Garbled { message: "changes outside of a transaction".to_owned() }
 }
 
 fn describe(change: &SchemaChange) -> String {
@@ -435,15 +465,31 @@ fn describe(change: &SchemaChange) -> String {
     }
 }
 
+/// Why a message does not become a change.
+enum NoChange {
+    Malformed(Malformed),
+    /// The value in this column cannot be represented.
+    Unreadable {
+        column: usize,
+        reason: Malformed,
+    },
+}
+
+impl From<Malformed> for NoChange {
+    fn from(error: Malformed) -> NoChange {
+        NoChange::Malformed(error)
+    }
+}
+
 impl Mapped {
-    fn change(&self, message: Message<'_>) -> std::result::Result<(Change, usize), Malformed> {
+    fn change(&self, message: &Message<'_>) -> std::result::Result<(Change, usize), NoChange> {
         let table = Arc::clone(&self.spec);
         let mut size = 0;
-        let change = match message {
+        let change = match *message {
             Message::Insert { new, .. } => {
                 let new = self.cells(new, &mut size)?;
                 if new.contains(&Cell::Unchanged) {
-                    return Err(Malformed::new("a new row lacks a value"));
+                    return Err(Malformed::new("a new row lacks a value").into());
                 }
                 Change::Insert { table, new }
             }
@@ -468,9 +514,20 @@ impl Mapped {
             Message::Delete { old: Old::Full(tuple), .. } => {
                 Change::Delete { table, key: self.pick(self.cells(tuple, &mut size)?) }
             }
-            _ => return Err(Malformed::new("not a change of a row")),
+            _ => return Err(Malformed::new("not a change of a row").into()),
         };
         Ok((change, size + std::mem::size_of::<Change>()))
+    }
+
+    /// What remains of a change with a value that cannot be represented: the row is not there any more, as far as its key tells.
+    fn removal(&self, message: &Message<'_>) -> Option<Change> {
+        let (Message::Update { old: Some(Old::Key(tuple) | Old::Full(tuple)), .. }
+        | Message::Update { old: None, new: tuple, .. }) = *message
+        else {
+            return None;
+        };
+        let key = self.key(tuple, &mut 0).ok()?;
+        Some(Change::Delete { table: Arc::clone(&self.spec), key })
     }
 
     fn check(&self, tuple: Tuple<'_>) -> std::result::Result<(), Malformed> {
@@ -480,7 +537,7 @@ impl Mapped {
         Err(Malformed::new(format!("a row has {} columns instead of {}", tuple.count, self.kinds.len())))
     }
 
-    fn cells(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, Malformed> {
+    fn cells(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, NoChange> {
         self.check(tuple)?;
         let mut data = tuple.data();
         let mut cells = Vec::with_capacity(self.kinds.len());
@@ -493,18 +550,16 @@ impl Mapped {
     }
 
     #[inline]
-    fn cell(&self, column: usize, kind: Kind, datum: Datum<'_>) -> std::result::Result<Cell, Malformed> {
+    fn cell(&self, column: usize, kind: Kind, datum: Datum<'_>) -> std::result::Result<Cell, NoChange> {
         match datum {
             Datum::Null => Ok(Cell::Null),
             Datum::Unchanged => Ok(Cell::Unchanged),
-            Datum::Text(bytes) => {
-                decode::text(kind, bytes).map_err(|e| e.within(format!("column {}", self.spec.columns[column].name)))
-            }
+            Datum::Text(bytes) => decode::text(kind, bytes).map_err(|reason| NoChange::Unreadable { column, reason }),
         }
     }
 
     /// The identity columns of a key tuple, in the identity's order. Its other columns read as null and mean nothing.
-    fn key(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, Malformed> {
+    fn key(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, NoChange> {
         self.check(tuple)?;
         let mut data = tuple.data();
         let mut key = vec![Cell::Null; self.identity.len()];

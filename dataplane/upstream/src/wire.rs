@@ -188,7 +188,7 @@ impl Connection {
         let Some(header) = self.received.get(..5) else { return Ok(None) };
         let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
         if !(4..=MESSAGE_MAX).contains(&length) {
-            return Err(Error::transient(format!("Postgres sent a message of {length} bytes, which cannot be right")));
+            return Err(Error::Garbled { message: format!("a message of {length} bytes") });
         }
         if self.received.len() > length {
             return Ok(Some(length + 1));
@@ -304,7 +304,7 @@ pub(crate) fn parse_error(body: &[u8]) -> ServerError {
 }
 
 fn parse_data_row(body: &[u8]) -> Result<Vec<Option<String>>> {
-    let garbled = || Error::transient("Postgres sent a row that ends before its end");
+    let garbled = || Error::Garbled { message: "a row that ends before its end".to_owned() };
     let mut rest = body;
     let mut take = |n: usize| -> Result<&[u8]> {
         let (head, tail) = rest.split_at_checked(n).ok_or_else(garbled)?;

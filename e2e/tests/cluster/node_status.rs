@@ -60,7 +60,7 @@ async fn nodes_say_what_they_do_from_the_first_second() -> Result<()> {
     let copying = await_facts(&mut manager, port, "the copy", |facts| facts["initialSync"] == json!(true)).await?;
     let expected = json!({
         "role": "replication-manager", "version": env!("CARGO_PKG_VERSION"), "streaming": false, "initialSync": true,
-        "restoring": false, "replicaVersion": null, "lagSeconds": null, "slotLost": false, "subscribers": 0,
+        "restoring": false, "replicaVersion": null, "lagSeconds": null, "slotLost": false, "fault": null, "subscribers": 0,
         "backup": {"snapshotAt": null, "lastAt": null, "fault": null},
     });
     ensure!(copying == expected, "{copying}");
