@@ -40,8 +40,10 @@ pub struct Start {
     /// Version of the copy that the replica descends from.
     pub initial: Version,
     pub log: Log,
-    /// The last version in the log. The replica may be ahead of it: what follows then comes again and is skipped there.
+    /// The last version in the log. The replica is not ahead of it.
     pub stored: Version,
+    /// When that was committed, if known.
+    pub stored_time_us: Option<i64>,
     pub fanout: Fanout,
     pub metrics: Metrics,
     pub status: Status,
@@ -63,7 +65,7 @@ pub struct Replication {
 
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
-        let Start { source, initial, log, stored, fanout, metrics, status } = start;
+        let Start { source, initial, log, stored, stored_time_us, fanout, metrics, status } = start;
         let (orders, queue) = mpsc::channel(ORDERS_QUEUED);
         let (trouble, is_troubled) = watch::channel(false);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
@@ -71,6 +73,7 @@ impl Replication {
             source,
             initial,
             after: stored,
+            after_time_us: stored_time_us,
             orders,
             commits: feed.commits.clone(),
             applied: feed.applied.clone(),
@@ -109,7 +112,7 @@ impl Replication {
         let log = match storing {
             Some(storing) => match storing.await.context("the task that stores changes failed")?? {
                 change_log::Ended::Idle(log) => Some(*log),
-                change_log::Ended::SteppedDown => None,
+                change_log::Ended::SteppedDown | change_log::Ended::SetBack(_) => None,
             },
             None => None,
         };
@@ -124,6 +127,7 @@ async fn stored(storing: &mut Option<JoinHandle<Result<change_log::Ended>>>) -> 
     *storing = None;
     match ended.context("the task that stores changes failed")?? {
         change_log::Ended::SteppedDown => Ok(Ended::SteppedDown),
+        change_log::Ended::SetBack(reason) => Ok(Ended::Reset(reason, Anew::Source)),
         change_log::Ended::Idle(_) => bail!("the task that stores changes ended"),
     }
 }
@@ -133,6 +137,7 @@ struct Follower {
     initial: Version,
     /// The last version handed on.
     after: Version,
+    after_time_us: Option<i64>,
     orders: mpsc::Sender<Order>,
     commits: mpsc::Sender<Commit>,
     applied: Applied,
@@ -187,7 +192,8 @@ impl Follower {
 
     /// Follows one stream to its end.
     async fn follow(&mut self) -> Error {
-        let resume = Resume { replica: self.initial, after: self.after, confirmed: self.after };
+        let resume =
+            Resume { replica: self.initial, after: self.after, confirmed: self.after, time_us: self.after_time_us };
         let mut stream = match Stream::start(&self.source, resume).await {
             Ok(stream) => stream,
             Err(error) => return error,
@@ -219,7 +225,7 @@ impl Follower {
                 }
                 next = if changes < CHANGES_PER_COMMIT_MAX { stream.try_next() } else { None };
             }
-            let Some(version) = transactions.last().map(|t| t.version) else { continue };
+            let Some((version, time_us)) = transactions.last().map(|t| (t.version, t.commit_time_us)) else { continue };
             self.pause = RETRY_MIN;
             let bytes = version.as_u64().saturating_sub(self.after.as_u64());
             self.status.received(&transactions);
@@ -232,7 +238,7 @@ impl Follower {
                 // One of the two failed; `run` sees which and why.
                 std::future::pending::<()>().await;
             }
-            self.after = version;
+            (self.after, self.after_time_us) = (version, Some(time_us));
             self.metrics.replica_version_lag.add(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }

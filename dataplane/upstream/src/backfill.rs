@@ -48,7 +48,7 @@ async fn attempt_all(options: &Options, wanted: &[Published]) -> Result<Option<(
     let mut reader = Connection::open(&options.address, "zero-backfill-stream", false).await?;
     let import = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-         SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
+         SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
         quote_literal(&slot.snapshot)
     );
     reader.run(&import, "use the snapshot of a backfill").await?;

@@ -124,12 +124,13 @@ BEGIN
   found_now := {schema}.schema_specs();
   IF known IS DISTINCT FROM found_now THEN
     UPDATE {schema}."publishedSchema" SET "current" = found_now::json;
-    PERFORM pg_logical_emit_message(true, {prefix},
-      json_build_object('type', 'schema', 'version', 1, 'tag', tag, 'schema', found_now::json)::text);
+    -- Messages are not converted to the encoding of who reads them.
+    PERFORM pg_logical_emit_message(true, {prefix}, convert_to(
+      json_build_object('type', 'schema', 'version', 1, 'tag', tag, 'schema', found_now::json)::text, 'UTF8'));
   END IF;
 EXCEPTION WHEN OTHERS THEN
-  PERFORM pg_logical_emit_message(true, {prefix},
-    json_build_object('type', 'error', 'version', 1, 'tag', tag, 'message', SQLERRM)::text);
+  PERFORM pg_logical_emit_message(true, {prefix}, convert_to(
+    json_build_object('type', 'error', 'version', 1, 'tag', tag, 'message', SQLERRM)::text, 'UTF8'));
   RAISE WARNING 'cannot record the schema change for replication: %', SQLERRM;
 END
 $body$;

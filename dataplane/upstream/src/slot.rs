@@ -10,7 +10,7 @@ use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::requirements::Server;
 use crate::wire::Connection;
-use crate::{Error, Result, shard};
+use crate::{Error, Result, identity, shard, waits};
 
 /// Between two looks at a slot that is being released; clients wait as long for their changes.
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -18,6 +18,9 @@ const RELEASE_ATTEMPTS: u32 = 500;
 const NO_FREE_SLOT: &str = "53400";
 const NOT_PERMITTED: &str = "42501";
 const DUPLICATE_OBJECT: &str = "42710";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The creation of a temporary slot may take as long before it is given up for now.
+const TEMPORARY_MAX: Duration = Duration::from_secs(60);
 
 /// A slot that was just made. The snapshot lives until the next statement on `connection`.
 pub(crate) struct Created {
@@ -42,7 +45,7 @@ pub(crate) async fn create(client: &Client, options: &Options, server: Server) -
         // Slots belong to the whole server: another database may take a name between the look and the creation.
         let name = unused_name(client, &options.app).await?;
         let failover = if options.slot_failover && server.version >= 170_000 { " (FAILOVER)" } else { "" };
-        match try_create(options, &name, "", failover, "zero-initial-sync").await? {
+        match try_create(options, &name, failover).await? {
             Ok(created) => return Ok(created),
             Err(error) if error.code == DUPLICATE_OBJECT => continue,
             Err(error) if !retried && error.code == NO_FREE_SLOT => {
@@ -72,7 +75,14 @@ pub(crate) async fn create(client: &Client, options: &Options, server: Server) -
 pub(crate) async fn create_temporary(options: &Options, purpose: &str) -> Result<Created> {
     let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros());
     let name = format!("{}_bf_{micros}", options.app.shard_schema());
-    try_create(options, &name, " TEMPORARY", "", purpose).await?.map_err(|e| creation_failed(&e))
+    let mut connection = Connection::open(&options.address, purpose, true).await?;
+    let creation = request(&mut connection, &name, " TEMPORARY", "");
+    let answer = tokio::time::timeout(TEMPORARY_MAX, creation).await.map_err(|_| {
+        Error::transient(format!(
+            "creating a temporary replication slot takes longer than {TEMPORARY_MAX:?}: a long transaction upstream holds it up (see pg_stat_activity)"
+        ))
+    })??;
+    created(name, connection, answer.map_err(|e| creation_failed(&e))?)
 }
 
 fn creation_failed(error: &ServerError) -> Error {
@@ -84,29 +94,47 @@ fn creation_failed(error: &ServerError) -> Error {
     Error::response("create a replication slot", error)
 }
 
+/// Creation waits for every transaction that writes, however long that is: who it is, is said meanwhile.
 async fn try_create(
     options: &Options,
     name: &str,
+    failover: &str,
+) -> Result<std::result::Result<Created, ServerError>> {
+    let mut connection = Connection::open(&options.address, "zero-initial-sync", true).await?;
+    let pid = connection.pid();
+    let creation = async {
+        loop {
+            match request(&mut connection, name, "", failover).await? {
+                // So that a server does not wait for long for one who has gone.
+                Err(error) if error.code == LOCK_NOT_AVAILABLE => {}
+                answer => return Ok::<_, Error>(answer),
+            }
+        }
+    };
+    match waits::attend(&options.address, pid, "create a replication slot", creation).await? {
+        Ok(rows) => created(name.to_owned(), connection, rows).map(Ok),
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+type Rows = Vec<Vec<Option<String>>>;
+
+async fn request(
+    connection: &mut Connection,
+    name: &str,
     temporary: &str,
     failover: &str,
-    application: &str,
-) -> Result<std::result::Result<Created, ServerError>> {
-    let mut connection = Connection::open(&options.address, application, true).await?;
-    // Creation waits for every older transaction to end.
-    connection.run("SET lock_timeout = 29000", "limit the wait for a slot").await?;
-    let sql = format!("CREATE_REPLICATION_SLOT {}{temporary} LOGICAL pgoutput{failover}", quote_identifier(name));
-    let answer = tokio::time::timeout(Duration::from_secs(60), connection.query(&sql)).await.map_err(|_| {
-        Error::transient("creating a replication slot takes longer than 60 s: a long transaction upstream holds it up (see pg_stat_activity)")
-    })??;
-    let rows = match answer {
-        Ok(rows) => rows,
-        Err(error) => return Ok(Err(error)),
-    };
+) -> Result<std::result::Result<Rows, ServerError>> {
+    let name = quote_identifier(name);
+    connection.query(&format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput{failover}")).await
+}
+
+fn created(name: String, connection: Connection, rows: Rows) -> Result<Created> {
     let field = |i: usize| rows.first().and_then(|r| r.get(i)).cloned().flatten();
     let (Some(point), Some(snapshot)) = (field(1), field(2)) else {
         return Err(Error::transient("Postgres did not describe the replication slot that it created"));
     };
-    Ok(Ok(Created { name: name.to_owned(), consistent_point: parse_lsn(&point)?, snapshot, connection }))
+    Ok(Created { name, consistent_point: parse_lsn(&point)?, snapshot, connection })
 }
 
 async fn unused_name(client: &Client, app: &App) -> Result<String> {
@@ -142,12 +170,13 @@ pub(crate) struct State {
     pub confirmed: Version,
 }
 
-/// The slot, if it can still be streamed from.
+/// The slot, if it can still be streamed from. One of this name that belongs to another database of the server is none of ours.
 pub(crate) async fn state(client: &Client, slot: &str) -> Result<State> {
     let row = client
         .query_opt(
             "SELECT s.active_pid, a.application_name, s.confirmed_flush_lsn::text, s.restart_lsn IS NULL, s.wal_status
-             FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
+             FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+             WHERE s.slot_name = $1 AND s.database = current_database()",
             &[&slot],
         )
         .await
@@ -174,7 +203,8 @@ pub async fn is_streamed(options: &Options) -> Result<bool> {
     if shard::configured_publications(&client, &options.app).await?.is_none() {
         return Ok(false);
     }
-    let Some(replica) = shard::newest_replica(&client, &options.app).await? else { return Ok(false) };
+    let home = identity::home(&client).await?;
+    let Some(replica) = shard::newest_replica(&client, &options.app, &home).await? else { return Ok(false) };
     match state(&client, &replica.slot).await {
         Ok(state) => Ok(state.active.is_some()),
         Err(Error::ResetRequired { .. }) => Ok(false),

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
 
+mod connect;
 mod ddl;
+mod identity;
 mod model;
 mod random;
 mod slots;

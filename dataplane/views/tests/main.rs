@@ -17,4 +17,5 @@ mod ownership;
 mod queries;
 mod random;
 mod schema;
+mod sessions;
 mod sync;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, Interval, MissedTickBehavior};
 use tokio_postgres::types::Type;
-use tokio_postgres::{Error, GenericClient};
+use tokio_postgres::{Error, Row};
 use tracing::{info, warn};
 
-use super::connection::Connection;
+use super::connection::{Connection, Parameter};
 use super::history::{Delta, History, as_i64, as_version};
+use super::session::Session;
 use super::write::as_ms;
 use super::{Claim, Event, LineageId, NodeId, Question, Request, Tenure, Touched, Verdict, sql};
 use crate::limits::Limits;
@@ -179,7 +180,9 @@ impl<E: Fn(Event)> Answerer<E> {
 
     async fn history(&mut self, lineage: LineageId) -> Result<Option<History>, Error> {
         let (schema, hours) = (self.schema.clone(), self.purge_hours);
-        load(&*self.connection.client().await, &schema, lineage, hours).await
+        let client = self.connection.client().await;
+        let wanted: [Parameter<'_>; 2] = [(&lineage, Type::INT8), (&hours, Type::INT4)];
+        Ok(history(client.query_typed(&sql::load_history(&schema), &wanted).await?))
     }
 
     async fn purge(&mut self, lineages: &[LineageId]) -> Result<Vec<LineageId>, Error> {
@@ -208,12 +211,11 @@ impl<E: Fn(Event)> Answerer<E> {
         let (schema, hours) = (self.schema.clone(), self.purge_hours);
         let mut client = self.connection.client().await;
         let transaction = client.transaction().await?;
-        // Should this process stop here, others must not wait for it.
-        transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '10s'").await?;
         if transaction.query_typed_opt(&sql::lock_lineage(&schema), &[(&lineage, Type::INT8)]).await?.is_none() {
             return Ok(());
         }
-        let Some(history) = load(&transaction, &schema, lineage, hours).await? else {
+        let wanted: [Parameter<'_>; 2] = [(&lineage, Type::INT8), (&hours, Type::INT4)];
+        let Some(history) = history(transaction.query_typed(&sql::load_history(&schema), &wanted).await?) else {
             return Ok(());
         };
         let (merged, rebased) = match (history.merged(), history.rebased()) {
@@ -254,13 +256,8 @@ impl<E: Fn(Event)> Answerer<E> {
     }
 }
 
-async fn load(
-    client: &impl GenericClient,
-    schema: &str,
-    lineage: LineageId,
-    hours: i32,
-) -> Result<Option<History>, Error> {
-    let rows = client.query_typed(&sql::load_history(schema), &[(&lineage, Type::INT8), (&hours, Type::INT4)]).await?;
+/// From the rows of [`sql::load_history`].
+fn history(rows: Vec<Row>) -> Option<History> {
     let mut base = None;
     let mut deltas = Vec::with_capacity(rows.len());
     for row in rows {
@@ -273,12 +270,12 @@ async fn load(
     }
     // A union promises no order.
     deltas.sort_by_key(|delta| delta.version);
-    Ok(base.map(|(base_version, base)| History { base_version, base, deltas }))
+    base.map(|(base_version, base)| History { base_version, base, deltas })
 }
 
 /// Forgets nodes that are no more, then what nobody can come back for.
 pub(super) async fn purge(
-    client: &tokio_postgres::Client,
+    client: &Session,
     schema: &str,
     hours: i32,
     unseen: Duration,

@@ -10,6 +10,8 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 use tracing::warn;
 
+use super::session::Session;
+
 /// Opens a connection to the CVR database; the error is for a log line and has no secrets.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, String>> + Send>> + Send + Sync>;
 
@@ -22,7 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A connection that is opened on first use and again after it broke. Two tasks may share one, in turns.
 pub(super) struct Connection {
     connector: Connector,
-    open: Arc<Mutex<Option<Client>>>,
+    open: Arc<Mutex<Option<Session>>>,
     retry: Duration,
 }
 
@@ -36,13 +38,13 @@ impl Connection {
         Connection { connector: Arc::clone(&self.connector), open: Arc::clone(&self.open), retry: RETRY_MIN }
     }
 
-    /// The client, for one transaction; waits until the database is there.
-    pub(super) async fn client(&mut self) -> MappedMutexGuard<'_, Client> {
+    /// The session, for one transaction; waits until the database is there.
+    pub(super) async fn client(&mut self) -> MappedMutexGuard<'_, Session> {
         let mut open = self.open.lock().await;
         // Whoever shares the connection waits for the same database.
-        while open.as_ref().is_none_or(Client::is_closed) {
+        while open.as_ref().is_none_or(Session::is_closed) {
             match (self.connector)().await {
-                Ok(client) => *open = Some(client),
+                Ok(client) => *open = Some(Session::new(client)),
                 Err(error) => {
                     warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot connect, will retry");
                     tokio::time::sleep(self.retry).await;

@@ -19,6 +19,7 @@
 mod answer;
 mod connection;
 mod history;
+mod session;
 mod sql;
 mod tables;
 mod write;
@@ -36,6 +37,7 @@ use crate::limits::Limits;
 use crate::row_id::RowId;
 
 use connection::Connection;
+use session::Session;
 
 pub use connection::Connector;
 pub use write::Metrics;
@@ -263,7 +265,7 @@ pub struct Settings {
 
 /// Creates what is missing, forgets what is too old and registers this process.
 pub async fn register(settings: &Settings) -> Result<NodeId, String> {
-    let client = (settings.connector)().await?;
+    let client = Session::new((settings.connector)().await?);
     let schema = &settings.schema;
     let copy_version = history::as_i64(settings.copy.version);
     let registering = async {
