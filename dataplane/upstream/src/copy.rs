@@ -25,7 +25,7 @@ use crate::copy_decode::{Pages, TableCopy};
 use crate::options::Options;
 use crate::slot::Created;
 use crate::wire::Connection;
-use crate::{Error, Result, identity, requirements, shard, slot, waits};
+use crate::{Error, Result, identity, requirements, set_up, shard, slot, waits};
 
 /// Tables above twice this size are read in ranges, so that all workers can share one large table.
 const RANGE_PAGES: u64 = 4096;
@@ -59,7 +59,7 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
     let server = requirements::check(&client).await?;
     lock(&client, options).await?;
     let pid = waits::backend(&client).await?;
-    waits::attend(&options.address, pid, "set the shard up", shard::ensure(&mut client, options)).await?;
+    waits::attend(&options.address, pid, "set the shard up", set_up::ensure(&mut client, options)).await?;
     let home = identity::home(&client).await?;
     forget_foreign(&client, options, &home).await?;
     forget_unfinished(&client, options).await?;
@@ -128,6 +128,8 @@ async fn copy_under(
     created: Created,
     sink: mpsc::Sender<CopyMessage>,
 ) -> Result<CopyPlan> {
+    // What was under way during the set-up is done now: a slot waits for it.
+    shard::update_schemas(client, &options.app).await?;
     let version = created.version_before();
     let reader = connect(&options.address, "zero-initial-sync").await?;
     let import = |e| Error::statement("use the snapshot of the replication slot", e);
@@ -336,7 +338,7 @@ async fn register(client: &Client, options: &Options, home: &str, created: &Crea
     let id: String = row.get(0);
     client
         .execute(
-            &format!("INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\") VALUES ($1, $2, $3, '{{}}')"),
+            &format!("INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\", \"whole\") VALUES ($1, $2, $3, '{{}}', true)"),
             &[&id, &version, &json],
         )
         .await

@@ -26,7 +26,7 @@ const DEEDS: [(&str, &str); 7] = [
 ];
 
 /// What decides how a session behaves between transactions, and how values are printed and read.
-const STYLES: [(&str, &str); 12] = [
+const STYLES: [(&str, &str); 13] = [
     ("idle_session_timeout", "0"),
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
@@ -36,6 +36,7 @@ const STYLES: [(&str, &str); 12] = [
     ("TimeZone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
     ("xmlbinary", "base64"),
     ("standard_conforming_strings", "on"),
     ("quote_all_identifiers", "off"),

@@ -10,3 +10,4 @@ mod random;
 mod slots;
 mod start;
 mod types;
+mod watching;

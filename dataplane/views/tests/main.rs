@@ -11,11 +11,13 @@ mod world;
 
 mod faults;
 mod indexes;
+mod keys;
 mod mutations;
 mod nodes;
 mod ownership;
 mod queries;
 mod random;
+mod records;
 mod schema;
 mod sessions;
 mod sync;
