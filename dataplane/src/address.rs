@@ -21,9 +21,8 @@ pub fn of(config: &Config) -> String {
 
 /// The address of the interface that leads to `database`. Nothing is sent: connecting a datagram socket only picks a route.
 fn local_ip(database: &str) -> Option<std::net::IpAddr> {
-    let url = url::Url::parse(database).ok()?;
-    let host = url.host_str()?.trim_matches(['[', ']']);
-    let targets = std::net::ToSocketAddrs::to_socket_addrs(&(host, url.port().unwrap_or(5432))).ok()?;
+    let (host, port) = database.parse::<upstream::Address>().ok()?.first_host()?;
+    let targets = std::net::ToSocketAddrs::to_socket_addrs(&(host, port)).ok()?;
     targets.into_iter().find_map(|target| {
         let any = if target.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
         let socket = UdpSocket::bind(any).ok()?;
@@ -39,6 +38,7 @@ mod tests {
     #[test]
     fn the_interface_towards_the_database_is_found() {
         assert!(local_ip("postgres://u:p@127.0.0.1:5432/zero").unwrap().is_loopback());
-        assert_eq!(local_ip("postgres:///zero"), None);
+        assert!(local_ip("postgres://u@127.0.0.1:1,127.0.0.1:2/zero").unwrap().is_loopback());
+        assert_eq!(local_ip("postgres://u@/zero?host=/run/postgresql"), None);
     }
 }

@@ -54,6 +54,8 @@ pub enum Ended {
     Idle(Box<Log>),
     /// Another process has taken the log over: this node must not go on.
     SteppedDown,
+    /// The database has lost what was stored in it, so the log cannot be continued.
+    SetBack(String),
 }
 
 /// Carries orders out, in turn, until the queue ends. While the database is away it retries; upstream then waits.
@@ -86,8 +88,8 @@ pub async fn run(
             None => return Ok(Ended::Idle(Box::new(log))),
             Some(Order::Append { transactions, stored }) => {
                 let batch = Batch::encode(&transactions).context("encode changes")?;
-                if !append(&mut log, &batch, &trouble).await? {
-                    return Ok(Ended::SteppedDown);
+                if let Some(ended) = append(&mut log, &batch, &trouble).await? {
+                    return Ok(ended);
                 }
                 fanout.publish(&batch);
                 // The receiver is gone only when the process ends.
@@ -109,16 +111,17 @@ pub async fn run(
     }
 }
 
-/// `false`: another process owns the log.
-async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<Option<Trouble>>) -> Result<bool> {
+/// Why nothing can be stored any more, if so.
+async fn append(log: &mut Log, batch: &Batch, trouble: &watch::Sender<Option<Trouble>>) -> Result<Option<Ended>> {
     let (mut retry, mut recurrence) = (RETRY, Recurrence::default());
     loop {
         match unless_slow(log.append_batch(batch), trouble).await {
             Ok(()) => {
                 trouble.send_if_modified(|trouble| trouble.take().is_some());
-                return Ok(true);
+                return Ok(None);
             }
-            Err(Error::NotOwner) => return Ok(false),
+            Err(Error::NotOwner) => return Ok(Some(Ended::SteppedDown)),
+            Err(error @ Error::SetBack { .. }) => return Ok(Some(Ended::SetBack(error.to_string()))),
             Err(error @ (Error::OutOfOrder { .. } | Error::Unreadable(_) | Error::Empty)) => {
                 return Err(error).context("change database");
             }

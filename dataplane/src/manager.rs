@@ -54,9 +54,10 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         Some(Err(error)) if is_unusable(&error) => return Ok(reset(&format!("{error:#}"), Anew::Any)),
         Some(prepared) => prepared?,
     };
-    let Owned { log, lineage, mut writer, copy } = match taken {
+    let Owned { log, lineage, stored_time_us, mut writer, copy } = match taken {
         Taken::Owned(owned) => *owned,
         Taken::Reset(reason) => return Ok(reset(&reason, Anew::Any)),
+        Taken::SetBack(reason) => return Ok(reset(&reason, Anew::Source)),
         Taken::Stale(reason) => return Ok(stale(&reason)),
     };
     info!(epoch = lineage.epoch, version = %writer.version(), "this node owns the change log");
@@ -97,6 +98,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         log,
         orders,
         stored,
+        stored_time_us,
         reached,
         fanout: fanout.clone(),
         metrics: node.metrics.clone(),

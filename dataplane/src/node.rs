@@ -114,7 +114,7 @@ pub fn is_passing(error: &anyhow::Error) -> bool {
 pub async fn await_database(what: &str, address: &Address) -> Result<()> {
     let mut pause = Duration::from_millis(100);
     loop {
-        match upstream::connect(address, "zero-start").await {
+        match upstream::connect_pooled(address, "zero-start").await {
             Ok(_) => return Ok(()),
             Err(error @ upstream::Error::Configuration { .. }) => return Err(error).with_context(|| what.to_owned()),
             Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "{what} is not there yet"),

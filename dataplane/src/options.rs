@@ -28,6 +28,7 @@ pub fn upstream(config: &Config) -> Result<upstream::Options> {
     Ok(upstream::Options {
         publications: config.app.publications.clone(),
         slot_failover: config.upstream.replication_slot_failover,
+        inbound_timeout: config.upstream.inbound_timeout.map(|t| if t.is_zero() { Duration::MAX } else { t }),
         copy_workers: config.upstream.initial_sync_table_copy_workers,
         task_id: config.task_id.clone(),
         ..upstream::Options::new(address, app)
@@ -36,7 +37,10 @@ pub fn upstream(config: &Config) -> Result<upstream::Options> {
 
 pub fn changes(config: &Config) -> Result<changes::Options> {
     let address: Address = config.change_db.expose().parse().context("ZERO_CHANGE_DB")?;
-    Ok(changes::Options { address, app: App::new(&config.app.id, config.app.shard_num)? })
+    let app = App::new(&config.app.id, config.app.shard_num)?;
+    // A standby that takes over without the last commits lacks those of upstream as well then; elsewhere it must have them.
+    let commits_locally = config.change_db == config.upstream.db;
+    Ok(changes::Options { address, app, commits_locally })
 }
 
 pub fn gateway(config: &Config) -> gateway::Options {
@@ -68,6 +72,10 @@ pub fn own_backup(config: &Config) -> Option<backup::Options> {
 pub fn backup(settings: &config::Backup, url: &str) -> backup::Options {
     backup::Options {
         endpoint: settings.endpoint.clone(),
+        credentials: settings.key.as_ref().map(|(id, secret)| backup::Credentials {
+            access_key_id: id.clone(),
+            secret_access_key: secret.expose().to_owned(),
+        }),
         region: settings.region.clone(),
         interval: settings.interval,
         snapshot_interval: settings.snapshot_interval,

@@ -93,7 +93,9 @@ async fn continued(
         let Some(obstacle) = restored(node, target, lineage.replica).await? else {
             return made(path, &identity, None).map(Some);
         };
-        if let Some(owner) = lineage.owner.as_ref().filter(|owner| !owner.address.is_empty()) {
+        if let Some(owner) = lineage.owner.as_ref().filter(|owner| !owner.address.is_empty())
+            && is_streamed(source).await
+        {
             match from_owner(node, owner, lineage.replica).await {
                 Ok(reservation) => return made(path, &identity, Some(reservation)).map(Some),
                 Err(Fault::Fatal(error)) => return Err(error),
@@ -113,6 +115,20 @@ async fn continued(
                 warn!(%error, "giving up on the backup; the replica is copied from upstream");
                 return Ok(None);
             }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+/// Whether somebody replicates from this very upstream. A server whose files were copied from another one's knows that one's owner,
+/// whose replica is of another history by now. Waits for upstream, without which a node that replicates cannot begin.
+async fn is_streamed(source: &upstream::Options) -> bool {
+    let mut pause = RETRY_MIN;
+    loop {
+        match upstream::is_streamed(source).await {
+            Ok(is_streamed) => return is_streamed,
+            Err(error) => warn!(%error, "cannot see whether another process replicates"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);

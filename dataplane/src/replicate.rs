@@ -45,8 +45,10 @@ pub struct Start {
     pub log: Log,
     /// What the log's task is asked for; others than replication hold the sender weakly.
     pub orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
-    /// The last version in the log. The replica may be ahead of it: what follows then comes again and is skipped there.
+    /// The last version in the log. The replica is not ahead of it.
     pub stored: Version,
+    /// When that was committed, if known.
+    pub stored_time_us: Option<i64>,
     /// Told what must be applied to be where upstream was when the stream began.
     pub reached: watch::Sender<Option<Version>>,
     pub fanout: Fanout,
@@ -70,13 +72,15 @@ pub struct Replication {
 
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
-        let Start { source, initial, log, orders: (orders, queue), stored, reached, fanout, metrics, status } = start;
+        let Start { source, initial, log, orders, stored, stored_time_us, reached, fanout, metrics, status } = start;
+        let (orders, queue) = orders;
         let (trouble, troubled) = watch::channel(None);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
         let follower = Follower {
             source,
             initial,
             after: stored,
+            after_time_us: stored_time_us,
             orders,
             commits: feed.commits.clone(),
             applied: feed.applied.clone(),
@@ -133,7 +137,7 @@ async fn finished(stop: &Stop, mut storing: JoinHandle<Result<change_log::Ended>
     };
     Ok(match ended.context("the task that stores changes failed")?? {
         change_log::Ended::Idle(log) => Some(*log),
-        change_log::Ended::SteppedDown => None,
+        change_log::Ended::SteppedDown | change_log::Ended::SetBack(_) => None,
     })
 }
 
@@ -144,6 +148,7 @@ async fn stored(storing: &mut Option<JoinHandle<Result<change_log::Ended>>>) -> 
     *storing = None;
     match ended.context("the task that stores changes failed")?? {
         change_log::Ended::SteppedDown => Ok(Ended::SteppedDown),
+        change_log::Ended::SetBack(reason) => Ok(Ended::Reset(reason, Anew::Source)),
         change_log::Ended::Idle(_) => bail!("the task that stores changes ended"),
     }
 }
@@ -153,6 +158,7 @@ struct Follower {
     initial: Version,
     /// The last version handed on.
     after: Version,
+    after_time_us: Option<i64>,
     orders: mpsc::Sender<Order>,
     commits: mpsc::Sender<Commit>,
     applied: Applied,
@@ -273,7 +279,8 @@ impl Follower {
 
     /// Follows one stream to its end.
     async fn follow(&mut self) -> Error {
-        let resume = Resume { replica: self.initial, after: self.after, confirmed: self.after };
+        let resume =
+            Resume { replica: self.initial, after: self.after, confirmed: self.after, time_us: self.after_time_us };
         let mut stream = match Stream::start(&self.source, resume).await {
             Ok(stream) => stream,
             Err(error) => return error,
@@ -318,7 +325,7 @@ impl Follower {
                 }
                 next = if changes < CHANGES_PER_COMMIT_MAX { stream.try_next() } else { None };
             }
-            let Some(version) = transactions.last().map(|t| t.version) else { continue };
+            let Some((version, time_us)) = transactions.last().map(|t| (t.version, t.commit_time_us)) else { continue };
             self.advances();
             let bytes = version.as_u64().saturating_sub(self.after.as_u64());
             self.status.received(&transactions);
@@ -331,7 +338,7 @@ impl Follower {
                 // One of the two failed; `run` sees which and why.
                 std::future::pending::<()>().await;
             }
-            self.after = version;
+            (self.after, self.after_time_us) = (version, Some(time_us));
             self.metrics.replica_version_lag.add(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }

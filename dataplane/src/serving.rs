@@ -33,6 +33,7 @@ pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Resu
     let mut pause = Duration::from_millis(100);
     for _ in 1..ATTEMPTS {
         await_database("ZERO_CVR_DB", &cvr).await?;
+        check_encoding(&cvr).await?;
         match views::start(options(node, cvr.clone(), writer, copy)).await {
             Ok(started) => return Ok(started),
             Err(error) => warn!(error, retry_ms = pause.as_millis() as u64, "cannot start the views yet"),
@@ -43,12 +44,24 @@ pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Resu
     views::start(options(node, cvr, writer, copy)).await.map_err(anyhow::Error::msg)
 }
 
+/// Fails only on what waiting cannot mend.
+async fn check_encoding(cvr: &Address) -> Result<()> {
+    let checking = async {
+        let client = upstream::connect_pooled(cvr, "zero-start").await?;
+        upstream::check_encoding(&client, "ZERO_CVR_DB", upstream::Encodings::All).await
+    };
+    match checking.await {
+        Err(error @ upstream::Error::Configuration { .. }) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 fn options(node: &Node<'_>, cvr: Address, writer: &Writer, copy: &Description) -> views::Options {
     let config = node.config;
     let path: PathBuf = writer.path().to_owned();
     let connector: views::store::Connector = Arc::new(move || {
         let cvr = cvr.clone();
-        Box::pin(async move { upstream::connect(&cvr, "zero-cvr").await.map_err(|e| e.to_string()) })
+        Box::pin(async move { upstream::connect_pooled(&cvr, "zero-cvr").await.map_err(|e| e.to_string()) })
     });
     let shard = format!("{}_{}", config.app.id, config.app.shard_num);
     views::Options {

@@ -28,6 +28,8 @@ const RETRY: Duration = Duration::from_millis(500);
 pub struct Owned {
     pub log: Log,
     pub lineage: Lineage,
+    /// When the last transaction of the log was committed, if known.
+    pub stored_time_us: Option<i64>,
     pub writer: Writer,
     pub copy: Description,
 }
@@ -36,14 +38,17 @@ pub enum Taken {
     Owned(Box<Owned>),
     /// The replica cannot be continued with this log, for this reason.
     Reset(String),
-    /// The same, but another process is at work and has what is missing here.
+    /// The log lacks what the replica holds already. A backup may hold it as well: only upstream can tell what is right.
+    SetBack(String),
+    /// The replica cannot be continued, but another process is at work and has what is missing here.
     Stale(String),
 }
 
 impl Taken {
-    fn owned(log: Log, lineage: Lineage, origin: Origin) -> Taken {
+    async fn owned(log: Log, lineage: Lineage, origin: Origin) -> Result<Taken> {
+        let stored_time_us = log.reader().last_commit_time_us().await.context("change database")?;
         let Origin { writer, copy, .. } = origin;
-        Taken::Owned(Box::new(Owned { log, lineage, writer, copy }))
+        Ok(Taken::Owned(Box::new(Owned { log, lineage, stored_time_us, writer, copy })))
     }
 }
 
@@ -89,6 +94,13 @@ pub async fn take_over(
     if lineage.replica != initial {
         return Ok(Taken::Reset(format!("the change log was begun anew for the copy of {}", lineage.replica)));
     }
+    if origin.writer.version() > lineage.last {
+        return Ok(Taken::SetBack(format!(
+            "the change database was set back, by a restore or a failover that lost changes: its log ends at {} and the replica is at {}",
+            lineage.last,
+            origin.writer.version()
+        )));
+    }
     while origin.writer.version() < lineage.last {
         match catch_up(&mut log, origin).await? {
             Ok((caught_up, 0)) if caught_up.writer.version() < lineage.last => {
@@ -98,7 +110,7 @@ pub async fn take_over(
             Err(reason) => return Ok(Taken::Reset(reason)),
         }
     }
-    Ok(Taken::owned(log, lineage, origin))
+    Taken::owned(log, lineage, origin).await
 }
 
 /// Where the log is of another copy, or there is none. While another process works on with what is `found`, this node is spare: it
@@ -111,7 +123,7 @@ async fn begin(mut log: Log, origin: Origin, owner: &Owner, found: Option<&Linea
         info!(copy = %initial, have, "the change log begins anew");
         log.begin(initial, owner).await.context("change database")?;
         let lineage = log.lineage().await.context("change database")?.context("the change log is gone again")?;
-        return Ok(Taken::owned(log, lineage, origin));
+        return Taken::owned(log, lineage, origin).await;
     }
     let reason = format!("the change log does not fit the replica of {initial}: {have}");
     Ok(if is_spare { Taken::Stale(reason) } else { Taken::Reset(reason) })

@@ -62,7 +62,7 @@ mod tests {
         let file = |name| mount.file(name).display().to_string();
         let environment = Environment::from(
             [
-                ("ZERO_UPSTREAM_DB", "postgres://db/zero".to_owned()),
+                ("ZERO_UPSTREAM_DB", "postgres://u@db/zero".to_owned()),
                 ("ZERO_ADMIN_PASSWORD", "hunter2".to_owned()),
                 (role.0, role.1.to_owned()),
                 (CERTIFICATE, file("tls.crt")),

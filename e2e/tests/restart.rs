@@ -169,3 +169,63 @@ async fn a_postgres_that_restarts_is_waited_for() -> Result<()> {
     ensure!(!server.log().contains("panicked at"));
     Ok(())
 }
+
+/// Upstream, change log and client groups are in one database here, so all of them go back together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_set_back_is_copied_anew() -> Result<()> {
+    use testkit::postgres::{Options, Postgres, Version};
+    // Not the shared server: this test restores a snapshot of it.
+    let postgres: &'static Postgres = Box::leak(Box::new(Postgres::start_with(Version::V15, Options::default())?));
+    let database = postgres.create_database("set_back").await?;
+    database.execute(&format!("{}{}", crate::app::TABLES_SQL, crate::app::ROWS_SQL)).await?;
+    let api = testkit::api::Api::start(crate::app::app(&database.url())).await?;
+    let server = crate::app::server(&database, &api)?;
+    let mut site = Site { database, api, server };
+    site.server.start()?;
+    site.check(&site.client(&everything()).await?).await?;
+    for is_running in [true, false] {
+        postgres.stop()?;
+        postgres.keep()?;
+        postgres.resume()?;
+        // What the snapshot lacks, and what it still has.
+        let lost = "INSERT INTO label SELECT 'gone' || n, 'in one history' FROM generate_series(1, 500) n;
+             DELETE FROM comment WHERE id IN (SELECT id FROM comment ORDER BY id LIMIT 10)";
+        let client = fresh(&site).await?;
+        site.database.execute(lost).await?;
+        with_log(site.check(&client).await, &site.server)?;
+        drop(client);
+        if !is_running {
+            site.server.terminate()?;
+        }
+        postgres.stop()?;
+        postgres.set_back()?;
+        postgres.resume()?;
+        // So much that the positions of the other history are behind.
+        let other =
+            "INSERT INTO label SELECT 'other' || random() || n, 'in another history' FROM generate_series(1, 1500) n";
+        site.database.execute(other).await?;
+        if !is_running {
+            site.server.start()?;
+        }
+        let client = fresh(&site).await?;
+        with_log(site.check(&client).await, &site.server)?;
+        ensure!(site.server.log().contains("was set back"), "nobody was told:\n{}", site.server.last_log());
+    }
+    ensure!(!site.server.log().contains("panicked at"));
+    Ok(())
+}
+
+/// A client that has nothing yet, as soon as one is served everything.
+async fn fresh(site: &Site) -> Result<testkit::client::Client> {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        match site.client(&everything()).await {
+            Ok(client) if site.check(&client).await.is_ok() => return Ok(client),
+            Ok(_) | Err(_) if std::time::Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            }
+            Ok(_) => return with_log(Err(anyhow::anyhow!("no client gets what Postgres has")), &site.server),
+            Err(error) => return with_log(Err(error), &site.server),
+        }
+    }
+}

@@ -18,6 +18,9 @@ pub enum Error {
     /// The reader needs a newer copy to start from.
     #[error("the change log begins after {start} and was asked for what follows {after}")]
     TooOld { after: Version, start: Version },
+    /// The database has lost what it had stored: it was restored, or a standby that lagged has taken over. A new copy is needed.
+    #[error("the change database was set back: its log ends at {last} although changes up to {stored} were stored")]
+    SetBack { stored: Version, last: Version },
     /// There is no log: start with an initial copy.
     #[error("the change database holds no log")]
     Empty,
@@ -40,6 +43,7 @@ impl Error {
             }
             Error::NotOwner => &path::CHANGES_NOT_OWNER,
             Error::TooOld { .. } => &path::CHANGES_TOO_OLD,
+            Error::SetBack { .. } => &path::CHANGES_SET_BACK,
             Error::Empty => &path::CHANGES_EMPTY,
             Error::OutOfOrder { .. } => &path::CHANGES_OUT_OF_ORDER,
             Error::Unreadable(_) => &path::CHANGES_UNREADABLE,

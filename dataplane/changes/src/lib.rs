@@ -11,6 +11,8 @@
 //! - Versions ascend: an append continues after the last stored version or fails.
 //! - Only the owner appends or purges. Taking the log over is one statement; the previous owner's next write fails with
 //!   [`Error::NotOwner`].
+//! - A log that came here with a dump of another database is no log: its owner, and what it holds, are that database's.
+//! - The owner's log has no gap: if the database loses what was stored, the next append fails with [`Error::SetBack`].
 //! - A stored transaction is whole. Reading after a version yields every later one, or says that the log does not reach back.
 
 mod codec;

@@ -28,12 +28,14 @@ pub struct Log {
     reader: Reader,
     /// Fencing token of our ownership.
     epoch: Option<i64>,
+    /// What the log held when it was last seen by us as its owner: it must never hold less.
+    stored: Version,
 }
 
 impl Log {
     /// Connects, and creates what is missing.
     pub async fn open(options: &Options) -> Result<Log> {
-        let log = Log { reader: Reader::open(options).await?, epoch: None };
+        let log = Log { reader: Reader::open(options).await?, epoch: None, stored: Version::ZERO };
         log.create(&options.app.shard_schema()).await?;
         Ok(log)
     }
@@ -42,7 +44,7 @@ impl Log {
         let Tables { schema, pages, state } = &self.reader.tables;
         let definition = format!(
             r#"
-            BEGIN;
+            {begin};
             SELECT pg_advisory_xact_lock(hashtext('migrate-schema:' || {lock}));
             CREATE SCHEMA IF NOT EXISTS {schema};
             CREATE TABLE IF NOT EXISTS {pages} (
@@ -53,8 +55,6 @@ impl Log {
               "body" BYTEA NOT NULL,
               PRIMARY KEY ("last", "part")
             );
-            -- Compression would cost more time than it saves.
-            ALTER TABLE {pages} ALTER "body" SET STORAGE EXTERNAL;
             CREATE TABLE IF NOT EXISTS {state} (
               "replica" BIGINT NOT NULL,
               "start" BIGINT NOT NULL,
@@ -62,10 +62,21 @@ impl Log {
               "owner" TEXT,
               "ownerAddress" TEXT,
               "epoch" BIGINT NOT NULL,
+              "home" TEXT,
               "lock" INT PRIMARY KEY DEFAULT 1 CHECK ("lock" = 1)
             );
+            -- The database that the row was written in: a dump carries it to where it means nothing. Locks nothing if it is there.
+            DO $do$ BEGIN
+              IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = {named}::regclass AND attname = 'home' AND NOT attisdropped) THEN
+                ALTER TABLE {state} ADD COLUMN "home" TEXT;
+              END IF;
+            END $do$;
+            -- Compression would cost more time than it saves. After the state, as an append does.
+            ALTER TABLE {pages} ALTER "body" SET STORAGE EXTERNAL;
             COMMIT;"#,
+            begin = upstream::begin(self.reader.options.commits_locally),
             lock = upstream::quote_literal(shard),
+            named = upstream::quote_literal(state),
         );
         let created = self.reader.client.batch_execute(&definition).await.map_err(failed("create the change log"));
         if created.is_err() {
@@ -111,21 +122,24 @@ impl Log {
     /// Starts an empty log for a new initial copy, and owns it.
     pub async fn begin(&mut self, replica: Version, owner: &Owner) -> Result<()> {
         let doing = "begin a new log";
-        let Reader { client, tables: Tables { pages, state, .. }, is_stuck, .. } = &mut self.reader;
+        let Reader { client, options, tables: Tables { pages, state, .. }, is_stuck, home, .. } = &mut self.reader;
         let sql = format!(
-            "INSERT INTO {state} (\"replica\", \"start\", \"last\", \"owner\", \"ownerAddress\", \"epoch\") VALUES ($1, $1, $1, $2, $3, 1)
+            "INSERT INTO {state} (\"replica\", \"start\", \"last\", \"owner\", \"ownerAddress\", \"epoch\", \"home\")
+             VALUES ($1, $1, $1, $2, $3, 1, $4)
              ON CONFLICT (\"lock\") DO UPDATE SET \"replica\" = $1, \"start\" = $1, \"last\" = $1, \"owner\" = $2, \"ownerAddress\" = $3,
-               \"epoch\" = {state}.\"epoch\" + 1
+               \"home\" = $4, \"epoch\" = {state}.\"epoch\" + 1
              RETURNING \"epoch\""
         );
-        let transaction = timed(is_stuck, doing, client.transaction()).await?;
-        let replica = number(replica);
-        let values: [Param<'_>; 3] = [(&replica, Type::INT8), (&owner.id, Type::TEXT), (&owner.address, Type::TEXT)];
+        let begin = upstream::transaction(client, options.commits_locally);
+        let transaction = timed(is_stuck, doing, begin).await?;
+        let first = number(replica);
+        let values: [Param<'_>; 4] =
+            [(&first, Type::INT8), (&owner.id, Type::TEXT), (&owner.address, Type::TEXT), (home, Type::TEXT)];
         let row = timed(is_stuck, doing, transaction.query_typed_one(&sql, &values)).await?;
         // A statement of its own, so that it sees what the previous owner stored until just now.
         timed(is_stuck, doing, transaction.execute_typed(&format!("DELETE FROM {pages}"), &[])).await?;
         timed(is_stuck, doing, transaction.commit()).await?;
-        self.epoch = Some(row.get(0));
+        (self.epoch, self.stored) = (Some(row.get(0)), replica);
         Ok(())
     }
 
@@ -142,19 +156,24 @@ impl Log {
 
     async fn become_owner(&mut self, owner: &Owner, seen: Option<i64>) -> Result<Lineage> {
         let sql = format!(
-            "UPDATE {} SET \"owner\" = $1, \"ownerAddress\" = $2, \"epoch\" = \"epoch\" + 1
-             WHERE $3::int8 IS NULL OR \"epoch\" = $3
+            "UPDATE {} SET \"owner\" = $1, \"ownerAddress\" = $2, \"epoch\" = \"epoch\" + 1, \"home\" = $4
+             WHERE ($3::int8 IS NULL OR \"epoch\" = $3) AND coalesce(\"home\", $4) = $4
              RETURNING \"replica\", \"start\", \"last\", \"epoch\"",
             self.reader.tables.state
         );
-        let values: [Param<'_>; 3] = [(&owner.id, Type::TEXT), (&owner.address, Type::TEXT), (&seen, Type::INT8)];
+        let values: [Param<'_>; 4] = [
+            (&owner.id, Type::TEXT),
+            (&owner.address, Type::TEXT),
+            (&seen, Type::INT8),
+            (&self.reader.home, Type::TEXT),
+        ];
         let row = match self.reader.query_opt("take the change log over", &sql, &values).await? {
             Some(row) => row,
             None if seen.is_some() => return Err(Error::NotOwner),
             None => return Err(Error::Empty),
         };
         let epoch = row.get(3);
-        self.epoch = Some(epoch);
+        (self.epoch, self.stored) = (Some(epoch), version(row.get(2)));
         Ok(Lineage {
             replica: version(row.get(0)),
             start: version(row.get(1)),
@@ -209,21 +228,30 @@ impl Log {
     /// unknown can be repeated.
     pub async fn append_batch(&mut self, batch: &Batch) -> Result<()> {
         let epoch = self.epoch.ok_or(Error::NotOwner)?;
-        if self.try_append(epoch, batch).await? {
-            return Ok(());
+        if !self.try_append(epoch, batch).await? {
+            // Not the owner, or a repetition, or the log has lost its end.
+            self.check_ownership().await?;
+            let last = self.last().await?;
+            if last < self.stored {
+                return Err(Error::SetBack { stored: self.stored, last });
+            }
+            if !self.try_append(epoch, &batch.after(last)?).await? {
+                return Err(Error::NotOwner);
+            }
         }
-        // Not the owner, or a repetition.
-        self.check_ownership().await?;
-        let last = self.last().await?;
-        if self.try_append(epoch, &batch.after(last)?).await? { Ok(()) } else { Err(Error::NotOwner) }
+        self.stored = batch.range().map_or(self.stored, |(_, last)| last.max(self.stored));
+        Ok(())
     }
 
-    /// `false` if we are not the owner or the log is at the first of these versions already.
+    /// `false` if we are not the owner, the log is at the first of these versions already, or it ends before what was stored.
     async fn try_append(&mut self, epoch: i64, batch: &Batch) -> Result<bool> {
         let Some((first, last)) = batch.range() else { return Ok(true) };
+        let stored = number(self.stored);
         let doing = "store transactions";
         let Tables { pages: table, state, .. } = &self.reader.tables;
-        let claim = format!("UPDATE {state} SET \"last\" = $2 WHERE \"epoch\" = $1 AND \"last\" < $3 RETURNING 1");
+        let claim = format!(
+            "UPDATE {state} SET \"last\" = $2 WHERE \"epoch\" = $1 AND \"last\" < $3 AND \"last\" >= {stored} RETURNING 1"
+        );
         let insert = |from: &str| {
             format!(
                 "INSERT INTO {table} (\"first\", \"last\", \"part\", \"bytes\", \"body\")
@@ -242,8 +270,9 @@ impl Log {
             return Ok(row.get::<_, i64>(0) == 1);
         }
         let insert = (1..=5).fold(insert(""), |sql, n| sql.replace(&format!("${}", n + 3), &format!("${n}")));
-        let Reader { client, is_stuck, .. } = &mut self.reader;
-        let transaction = timed(is_stuck, doing, client.transaction()).await?;
+        let Reader { client, options, is_stuck, .. } = &mut self.reader;
+        let begin = upstream::transaction(client, options.commits_locally);
+        let transaction = timed(is_stuck, doing, begin).await?;
         if timed(is_stuck, doing, transaction.query_typed_opt(&claim, &claim_values)).await?.is_none() {
             return Ok(false);
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rows::{Transaction, Version};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
-use upstream::{Address, App, connect, quote_identifier};
+use upstream::{Address, App, connect_pooled, home, quote_identifier};
 
 use crate::error::{Error, Result, failed};
 use crate::page::{PAGE_BYTES, Page, decode_all};
@@ -23,6 +23,15 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Options {
     pub address: Address,
     pub app: App,
+    /// Commits do not wait for the server's synchronous standbys: right where the log is lost together with what it is a log of.
+    pub commits_locally: bool,
+}
+
+impl Options {
+    #[must_use]
+    pub fn new(address: Address, app: App) -> Options {
+        Options { address, app, commits_locally: false }
+    }
 }
 
 /// Who writes the log, for readers and successors to see.
@@ -48,6 +57,8 @@ pub struct Lineage {
 /// The columns that [`lineage`] reads, of the state as `s`.
 const LINEAGE: &str =
     "s.\"replica\", s.\"start\", s.\"last\", s.\"owner\", coalesce(s.\"ownerAddress\", ''), s.\"epoch\"";
+/// The database that the state was written in; null if that was not noted. The column may be missing: a reader creates nothing.
+const HOME: &str = "to_jsonb(s) ->> 'home'";
 
 fn lineage(row: &Row) -> Lineage {
     Lineage {
@@ -116,9 +127,11 @@ impl Tables {
 
 /// A connection that only reads, and creates nothing.
 pub struct Reader {
-    options: Options,
+    pub(crate) options: Options,
     pub(crate) client: Client,
     pub(crate) tables: Tables,
+    /// The database that this is a connection to; see [`upstream::home`].
+    pub(crate) home: String,
     /// A statement got no answer: what comes next on this connection would wait behind it.
     pub(crate) is_stuck: AtomicBool,
 }
@@ -130,9 +143,10 @@ pub async fn discover(options: &Options) -> Result<Option<Owner>> {
 
 impl Reader {
     pub async fn open(options: &Options) -> Result<Reader> {
-        let client = connect(&options.address, "zero-change-streamer").await?;
+        let client = connect_pooled(&options.address, "zero-change-streamer").await?;
         Ok(Reader {
             options: options.clone(),
+            home: home(&client).await?,
             client,
             tables: Tables::of(&options.app),
             is_stuck: AtomicBool::new(false),
@@ -148,16 +162,17 @@ impl Reader {
     /// Connects anew if the connection is broken.
     pub async fn reconnect(&mut self) -> Result<()> {
         if self.is_broken() {
-            self.client = connect(&self.options.address, "zero-change-streamer").await?;
+            let client = connect_pooled(&self.options.address, "zero-change-streamer").await?;
+            (self.home, self.client) = (home(&client).await?, client);
             self.is_stuck.store(false, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// What the log holds; `None` if there is none.
+    /// What the log holds; `None` if there is none of this database.
     pub async fn lineage(&self) -> Result<Option<Lineage>> {
-        let sql = format!("SELECT {LINEAGE} FROM {} s", self.tables.state);
-        match self.query_opt("read the change log's state", &sql, &[]).await {
+        let sql = format!("SELECT {LINEAGE} FROM {} s WHERE coalesce({HOME}, $1) = $1", self.tables.state);
+        match self.query_opt("read the change log's state", &sql, &[(&self.home, Type::TEXT)]).await {
             Ok(row) => Ok(row.map(|row| lineage(&row))),
             Err(Error::Empty) => Ok(None),
             Err(error) => Err(error),
@@ -248,12 +263,34 @@ impl Reader {
         Ok(transactions)
     }
 
+    /// When the transaction that is stored last was committed. `None` if there is none, or if it would have to be read in parts.
+    pub async fn last_commit_time_us(&self) -> Result<Option<i64>> {
+        let Lineage { start, last, .. } = self.lineage().await?.ok_or(Error::Empty)?;
+        if last <= start {
+            return Ok(None);
+        }
+        let mut cursor = Cursor::after(Version::new(last.as_u64() - 1));
+        let pages = self.pages(&mut cursor, 1).await?.pages;
+        if pages.first().is_none_or(|page| page.part > 0 || !page.is_end) {
+            return Ok(None);
+        }
+        let stored = decode_all(&pages)?;
+        Ok(stored.iter().find(|transaction| transaction.version == last).map(|transaction| transaction.commit_time_us))
+    }
+
     pub(crate) async fn query(&self, doing: &'static str, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
-        timed(&self.is_stuck, doing, self.client.query_typed(sql, params)).await
+        timed(&self.is_stuck, doing, self.isolated(self.client.query_typed(sql, params))).await
     }
 
     pub(crate) async fn query_opt(&self, doing: &'static str, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>> {
-        timed(&self.is_stuck, doing, self.client.query_typed_opt(sql, params)).await
+        timed(&self.is_stuck, doing, self.isolated(self.client.query_typed_opt(sql, params))).await
+    }
+
+    async fn isolated<T>(
+        &self,
+        statement: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+    ) -> std::result::Result<T, tokio_postgres::Error> {
+        upstream::isolated(&self.client, self.options.commits_locally, statement).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
 
+mod identity;
 mod owners;
 mod pages;
 
@@ -22,7 +23,7 @@ struct Fixture {
 
 fn start() -> Fixture {
     let postgres = Postgres::start(Server::V15).unwrap();
-    let options = Options { address: postgres.url("postgres").parse().unwrap(), app: App::new("zero", 0).unwrap() };
+    let options = Options::new(postgres.url("postgres").parse().unwrap(), App::new("zero", 0).unwrap());
     Fixture { postgres, options }
 }
 

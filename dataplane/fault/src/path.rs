@@ -74,6 +74,13 @@ pub const CHANGES_TOO_OLD: Entry = Entry::new(
     NewCopy,
     "the replica is fetched anew",
 );
+pub const CHANGES_SET_BACK: Entry = Entry::new(
+    "changes::Error::SetBack",
+    "the change database has lost what it had stored",
+    NewCopy,
+    NewCopy,
+    "another copy is made; with ZERO_AUTO_RESET=false, allow that",
+);
 pub const CHANGES_EMPTY: Entry =
     Entry::new("changes::Error::Empty", "the change database holds no log", NewCopy, NewCopy, "another copy is made");
 pub const CHANGES_OUT_OF_ORDER: Entry =
@@ -131,6 +138,7 @@ pub const ERRORS: &[Entry] = &[
     CHANGES_STATEMENT,
     CHANGES_NOT_OWNER,
     CHANGES_TOO_OLD,
+    CHANGES_SET_BACK,
     CHANGES_EMPTY,
     CHANGES_OUT_OF_ORDER,
     CHANGES_UNREADABLE,

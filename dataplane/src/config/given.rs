@@ -183,6 +183,23 @@ impl Given {
         None
     }
 
+    /// A URL of Postgres, in all the forms that providers print. What cannot be obeyed is a problem here, not at the first connect.
+    pub fn postgres(&mut self, variable: &'static str) -> Option<SecretUrl> {
+        let text = self.text(variable)?;
+        let text = text.trim();
+        if !["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme)) {
+            return self.url(variable, &["postgres", "postgresql"], POSTGRES_EXAMPLE);
+        }
+        match text.parse::<upstream::Address>() {
+            Ok(_) => Some(SecretUrl::of_postgres(text)),
+            Err(error) => {
+                let remedy = format!("give a URL such as {POSTGRES_EXAMPLE}, with special characters percent-encoded");
+                self.problem(variable, error.to_string(), remedy);
+                None
+            }
+        }
+    }
+
     fn setting(&mut self, variable: &'static str) -> &'static Setting {
         self.read.insert(variable);
         settings::all()
@@ -190,6 +207,8 @@ impl Given {
             .expect("every variable that is read is in the table")
     }
 }
+
+pub(super) const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
 
 /// The command line, derived from the table.
 fn command() -> Command {

@@ -15,8 +15,6 @@ use super::{
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
-const POSTGRES: &[&str] = &["postgres", "postgresql"];
-const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
 /// A day is as good as for ever.
 const SHUTDOWN_GRACE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(86_400);
 /// Postgres cuts longer names off.
@@ -60,8 +58,8 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let role = role(given, source.as_ref());
     let app = app(given);
     let upstream_db = upstream_db(given);
-    let change_db = given.url("ZERO_CHANGE_DB", POSTGRES, POSTGRES_EXAMPLE).or_else(|| upstream_db.clone());
-    let cvr_db = given.url("ZERO_CVR_DB", POSTGRES, POSTGRES_EXAMPLE).or_else(|| upstream_db.clone());
+    let change_db = given.postgres("ZERO_CHANGE_DB").or_else(|| upstream_db.clone());
+    let cvr_db = given.postgres("ZERO_CVR_DB").or_else(|| upstream_db.clone());
     let mutate = mutate(given);
     let query = query(given);
     let auth = auth(given);
@@ -81,13 +79,19 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let task_id = given.text("ZERO_TASK_ID").unwrap_or_else(random_task_id);
     let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let replication_slot_failover = given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER");
+    let inbound_timeout = given.duration("ZERO_UPSTREAM_PG_STREAM_INBOUND_TIMEOUT_MS", MILLISECOND);
     let initial_sync_table_copy_workers = whole(given, "ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS");
     let cvr_connections_max = whole(given, "ZERO_CVR_MAX_CONNS");
     let inactivity_threshold = span(given, "ZERO_CVR_GARBAGE_COLLECTION_INACTIVITY_THRESHOLD_HOURS", HOUR);
     Some(Config {
         role,
         app,
-        upstream: Upstream { db: upstream_db?, replication_slot_failover, initial_sync_table_copy_workers },
+        upstream: Upstream {
+            db: upstream_db?,
+            inbound_timeout,
+            replication_slot_failover,
+            initial_sync_table_copy_workers,
+        },
         change_db: change_db?,
         cvr: Cvr { db: cvr_db?, connections_max: cvr_connections_max, inactivity_threshold },
         mutate,
@@ -192,10 +196,10 @@ fn upstream_db(given: &mut Given) -> Option<SecretUrl> {
         given.problem(
             "ZERO_UPSTREAM_DB",
             "it is required and not set",
-            format!("give a URL such as {POSTGRES_EXAMPLE}"),
+            format!("give a URL such as {}", given::POSTGRES_EXAMPLE),
         );
     }
-    given.url("ZERO_UPSTREAM_DB", POSTGRES, POSTGRES_EXAMPLE)
+    given.postgres("ZERO_UPSTREAM_DB")
 }
 
 /// Old spellings are consulted field by field, and the URL's old spelling comes first.

@@ -91,6 +91,8 @@ pub struct App {
 #[derive(Clone, Debug)]
 pub struct Upstream {
     pub db: SecretUrl,
+    /// Silence that ends the replication stream; zero is never.
+    pub inbound_timeout: Option<Duration>,
     pub replication_slot_failover: bool,
     pub initial_sync_table_copy_workers: usize,
 }
@@ -214,6 +216,8 @@ pub struct BackupSettings {
 pub struct Backup {
     /// `s3://bucket/path`; `None`: there is no backup, or, on a view-syncer, the replication-manager names it.
     pub url: Option<String>,
+    /// A key and its secret.
+    pub key: Option<(String, Secret)>,
     pub endpoint: Option<String>,
     pub region: Option<String>,
     pub interval: Duration,

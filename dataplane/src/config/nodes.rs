@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::given::Given;
 use super::load::{span, whole};
-use super::{Backup, CertificateFiles, ChangeStream, StreamSource};
+use super::{Backup, CertificateFiles, ChangeStream, Secret, StreamSource};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -70,6 +70,7 @@ pub(super) fn backup(given: &mut Given) -> Backup {
     }
     Backup {
         url,
+        key: key(given),
         endpoint: given
             .url("ZERO_LITESTREAM_ENDPOINT", &["https", "http"], "https://storage.example.com")
             .map(|url| url.expose().to_owned()),
@@ -81,6 +82,19 @@ pub(super) fn backup(given: &mut Given) -> Backup {
         multipart_bytes: whole(given, "ZERO_LITESTREAM_MULTIPART_SIZE"),
         multipart_concurrency: whole(given, "ZERO_LITESTREAM_MULTIPART_CONCURRENCY"),
     }
+}
+
+/// As Litestream is given it.
+fn key(given: &mut Given) -> Option<(String, Secret)> {
+    let (id, secret) = ("LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY");
+    let (missing, present) = match (given.text(id), given.secret(secret)) {
+        (Some(id), Some(secret)) => return Some((id, secret)),
+        (None, None) => return None,
+        (Some(_), None) => (secret, id),
+        (None, Some(_)) => (id, secret),
+    };
+    given.problem(missing, format!("it is not set, but {present} is"), "give both, or neither");
+    None
 }
 
 fn bucket(text: &str) -> Result<(), String> {

@@ -42,6 +42,18 @@ impl SecretUrl {
         Ok(SecretUrl { text: text.to_owned(), masked: mask(url) })
     }
 
+    /// A URL of Postgres may name several hosts, which is no URL to others.
+    pub fn of_postgres(text: &str) -> Self {
+        let shown = || {
+            let (rest, query) = text.split_once('?').unwrap_or((text, ""));
+            let names: Vec<&str> = query.split('&').filter_map(|pair| pair.split('=').next()).collect();
+            let rest = mask_text(rest);
+            if query.is_empty() { rest } else { format!("{rest}?{}", names.join("&")) }
+        };
+        let masked = Url::parse(text).map_or_else(|_| shown(), mask);
+        SecretUrl { text: text.to_owned(), masked }
+    }
+
     /// The whole URL, for the one place that connects to it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -106,6 +118,8 @@ mod tests {
             assert_eq!(format!("{url:?}"), shown);
             assert_eq!(url.expose(), given);
         }
+        let several = SecretUrl::of_postgres("postgres://u:hunter2@a:1,b:2/zero?password=hunter2&max=1");
+        assert_eq!(format!("{several:?}"), "postgres://***@a:1,b:2/zero?password&max");
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
         assert_eq!(mask_text("https://u:hunter2@*.example.com/push/:id"), "https://***@*.example.com/push/:id");
         assert_eq!(mask_text("https://example.com/a@b"), "https://example.com/a@b");

@@ -55,8 +55,7 @@ const UPSTREAM: &[Setting] = &[
         "ZERO_UPSTREAM_PG_STREAM_INBOUND_TIMEOUT_MS",
         "silence after which the replication stream is torn down; 0 is never",
     )
-    .derived("twice the server's `wal_sender_timeout`")
-    .inert("always derived from the server's `wal_sender_timeout`"),
+    .derived("twice the server's `wal_sender_timeout`, else two minutes"),
 ];
 
 const API_SERVERS: &[Setting] = &[
@@ -366,6 +365,8 @@ const LITESTREAM_SETTINGS: &[Setting] = &[
     ),
     text("ZERO_LITESTREAM_ENDPOINT", "endpoint of an S3-compatible store").derived("that of AWS"),
     text("ZERO_LITESTREAM_REGION", "region of the store").derived("that of the `AWS_*` environment, else `us-east-1`"),
+    text("LITESTREAM_ACCESS_KEY_ID", "key for the store").derived("what `AWS_*`, files or the role of the node say"),
+    text("LITESTREAM_SECRET_ACCESS_KEY", "secret of that key").secret(),
     text("ZERO_LITESTREAM_EXECUTABLE", "path of litestream 0.3").inert(LITESTREAM),
     text("ZERO_LITESTREAM_EXECUTABLE_V5", "path of litestream 0.5").inert(LITESTREAM),
     boolean("ZERO_LITESTREAM_RESTORE_USING_V5", "restore with litestream 0.5").default("true").inert(LITESTREAM),

@@ -72,12 +72,43 @@ fn defaults() {
     assert_eq!(config.notices, super::Notices::default());
 }
 
+/// What providers and their tools print is read here, or refused before any port is opened.
+#[test]
+fn urls_of_postgres() {
+    let given = config(&[
+        ("ZERO_CHANGE_DB", " \n postgresql://u:p%40@h/zero?statement_timeout=5&supa=x&max=3\n"),
+        ("ZERO_CVR_DB", "postgres://u:hunter2@a:1,b:2/zero?target_session_attrs=read-write"),
+    ]);
+    assert_eq!(given.change_db.expose(), "postgresql://u:p%40@h/zero?statement_timeout=5&supa=x&max=3");
+    assert!(!format!("{given:?}").contains("hunter2"));
+    for (url, part) in [
+        ("postgres://u:hunter2@db/zero?sslmod=verify-full", "sslmod"),
+        ("postgres://u:hunter2@db/zero?sslmode=verify-full&sslrootcert=/nowhere.pem", "/nowhere.pem"),
+        ("postgres://u:hunter2@db/zero?gssencmode=require", "gssencmode"),
+        ("postgres://db/zero", "no user"),
+        ("mysql://u:hunter2@db/zero", "scheme"),
+    ] {
+        check_refused(&[("ZERO_CVR_DB", url)], &["ZERO_CVR_DB", part]);
+        assert!(!problems(&[("ZERO_CVR_DB", url)])[0].contains("hunter2"));
+    }
+}
+
+#[test]
+fn the_key_of_the_store_as_litestream_is_given_it() {
+    let key = ("LITESTREAM_ACCESS_KEY_ID", "id");
+    let given = config(&[key, ("LITESTREAM_SECRET_ACCESS_KEY", "hunter2")]);
+    assert_eq!(given.backup.key.as_ref().map(|(id, secret)| (id.as_str(), secret.expose())), Some(("id", "hunter2")));
+    assert!(!format!("{given:?}").contains("hunter2"));
+    assert_eq!(config(&[]).backup.key, None);
+    check_refused(&[key], &["LITESTREAM_SECRET_ACCESS_KEY", "LITESTREAM_ACCESS_KEY_ID is"]);
+}
+
 #[test]
 fn values_given() {
     let config = config(&[
         ("ZERO_APP_ID", "my_app2"),
         ("ZERO_APP_PUBLICATIONS", "one, two,one"),
-        ("ZERO_CVR_DB", "postgresql://cvr/zero"),
+        ("ZERO_CVR_DB", "postgresql://u@cvr/zero"),
         ("ZERO_PORT", "5000"),
         ("ZERO_ADMIN_PORT", "4852"),
         ("ZERO_ALLOWED_ORIGINS", "https://app.example.com, https://*.example.org:8443"),
@@ -97,7 +128,7 @@ fn values_given() {
     ]);
     assert_eq!(config.app.id, "my_app2");
     assert_eq!(config.app.publications, ["one", "two"]);
-    assert_eq!(config.cvr.db.expose(), "postgresql://cvr/zero");
+    assert_eq!(config.cvr.db.expose(), "postgresql://u@cvr/zero");
     assert_eq!(config.network.admin_port, Some(4852));
     assert_eq!(config.network.allowed_origins, ["https://app.example.com", "https://*.example.org:8443"]);
     assert_eq!(config.network.unverified_per_address_max, None);
@@ -306,11 +337,12 @@ fn the_table_says_what_is_read() {
 fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
     for setting in settings::all() {
         let value = match setting.kind {
-            super::option::Kind::Text if setting.variable.ends_with("_DB") => "postgres://db/zero",
+            super::option::Kind::Text if setting.variable.ends_with("_DB") => "postgres://u@db/zero",
             super::option::Kind::Text => match setting.variable {
                 "ZERO_CHANGE_STREAMER_URI" | "ZERO_SHARD_ID" => continue,
                 // Only both together.
                 "ZERO_CHANGE_STREAMER_TLS_CERT_FILE" | "ZERO_CHANGE_STREAMER_TLS_KEY_FILE" => continue,
+                "LITESTREAM_ACCESS_KEY_ID" | "LITESTREAM_SECRET_ACCESS_KEY" => continue,
                 "ZERO_APP_ID" => "zero",
                 "ZERO_LITESTREAM_BACKUP_URL" => "s3://bucket/path",
                 "ZERO_AUTH_JWK" | "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
@@ -344,6 +376,9 @@ fn secrets_are_never_shown() {
                 .into_iter()
                 .filter(|(name, _)| *name != setting.variable)
                 .chain([(setting.variable, good)])
+                .chain(
+                    (setting.variable == "LITESTREAM_SECRET_ACCESS_KEY").then_some(("LITESTREAM_ACCESS_KEY_ID", "id")),
+                )
                 .collect();
         let config = load(&[], &environment(&pairs)).unwrap();
         assert!(config.given.iter().any(|(name, _)| *name == setting.variable), "{} is not shown", setting.variable);

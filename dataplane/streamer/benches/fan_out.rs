@@ -77,8 +77,7 @@ async fn follow(options: Options, end: Version) -> Vec<(Version, Instant)> {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let postgres = Postgres::start(PostgresVersion::V15).unwrap();
-    let log_options =
-        changes::Options { address: postgres.url("postgres").parse().unwrap(), app: App::new("zero", 0).unwrap() };
+    let log_options = changes::Options::new(postgres.url("postgres").parse().unwrap(), App::new("zero", 0).unwrap());
     let mut log = Log::open(&log_options).await.unwrap();
     log.begin(Version::new(10), &Owner { id: "bench".to_owned(), address: String::new() }).await.unwrap();
     let lineage = log.lineage().await.unwrap().unwrap();

@@ -24,7 +24,7 @@ pub async fn database(test: &str) -> Database<'static> {
 }
 
 pub fn log_options(database: &Database<'_>) -> changes::Options {
-    changes::Options { address: database.url().parse().unwrap(), app: App::new("zero", 0).unwrap() }
+    changes::Options::new(database.url().parse().unwrap(), App::new("zero", 0).unwrap())
 }
 
 pub fn owner_row(id: &str) -> changes::Owner {

@@ -123,7 +123,34 @@ impl Postgres {
         let _ = fs::remove_dir_all(&folder);
         run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(&template).arg(&folder))
             .context("copy the template")?;
-        let mut postgres = Postgres { home, folder, options, user, port: 0, guard: Mutex::new(None) };
+        Postgres { home, folder, options, user, port: 0, guard: Mutex::new(None) }.launched()
+    }
+
+    /// Another server over a copy of this one's files as they are now: what a restored snapshot is. This server must be stopped.
+    /// `files` are put into the copy's data folder first.
+    pub fn copy(&self, options: Options, files: &[(&str, &str)]) -> Result<Postgres> {
+        self.ensure_stopped()?;
+        let folder = std::env::temp_dir().join(format!(
+            "zero-testkit-pg-{}-{}",
+            std::process::id(),
+            INSTANCES.fetch_add(1, Ordering::Relaxed)
+        ));
+        let _ = fs::remove_dir_all(&folder);
+        run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(&self.folder).arg(&folder))
+            .context("copy the server's files")?;
+        for (name, text) in files {
+            let path = folder.join("data").join(name);
+            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            if let Some(user) = self.user {
+                user.own(&path)?;
+            }
+        }
+        Postgres { home: self.home.clone(), folder, options, user: self.user, port: 0, guard: Mutex::new(None) }
+            .launched()
+    }
+
+    fn launched(self) -> Result<Postgres> {
+        let mut postgres = self;
         let mut last = None;
         for _ in 0..5 {
             postgres.port = free_ports(1)?;
@@ -200,7 +227,7 @@ impl Postgres {
     /// The eighth line of `postmaster.pid` says when connections are accepted.
     fn is_ready(&self) -> bool {
         fs::read_to_string(self.data().join("postmaster.pid"))
-            .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+            .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| ["ready", "standby"].contains(&line.trim())))
     }
 
     /// The guard outlives the server, so a failed start shows only in the log.
@@ -212,6 +239,12 @@ impl Postgres {
 
     fn data(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// Gives a file to the user that the server runs as, and to nobody else.
+    pub fn own(&self, path: &Path) -> Result<()> {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        self.user.map_or(Ok(()), |user| user.own(path))
     }
 
     #[must_use]
@@ -302,6 +335,28 @@ impl Postgres {
             sleep(Duration::from_millis(100));
         }
         Err(last.context("attempts were made")?)
+    }
+
+    /// Keeps the files of this stopped server as they are now, for [`Postgres::set_back`].
+    pub fn keep(&self) -> Result<()> {
+        self.ensure_stopped()?;
+        let kept = self.folder.join("kept");
+        let _ = fs::remove_dir_all(&kept);
+        run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(self.data()).arg(kept)).context("keep the files")
+    }
+
+    /// Puts back what was kept into this stopped server: a snapshot is restored.
+    pub fn set_back(&self) -> Result<()> {
+        self.ensure_stopped()?;
+        fs::remove_dir_all(self.data()).context("remove the files")?;
+        let kept = self.folder.join("kept");
+        run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(kept).arg(self.data())).context("put files back")
+    }
+
+    fn ensure_stopped(&self) -> Result<()> {
+        let is_stopped = self.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_none();
+        ensure!(is_stopped, "the files of a running server are not consistent");
+        Ok(())
     }
 
     pub fn restart(&self) -> Result<()> {

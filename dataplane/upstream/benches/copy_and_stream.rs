@@ -61,7 +61,7 @@ async fn run() {
         client.batch_execute(&rows_sql(from, from + 999)).await.expect("rows");
     }
     let begin = Instant::now();
-    let resume = Resume { replica: plan.version, after: plan.version, confirmed: plan.version };
+    let resume = Resume { replica: plan.version, after: plan.version, confirmed: plan.version, time_us: None };
     let mut stream = Stream::start(&options, resume).await.expect("a stream");
     let mut changes = 0;
     let mut last = Version::ZERO;

@@ -25,7 +25,7 @@ use crate::copy_decode::{Pages, TableCopy};
 use crate::options::Options;
 use crate::slot::Created;
 use crate::wire::Connection;
-use crate::{Error, Result, requirements, set_up, shard, slot};
+use crate::{Error, Result, identity, requirements, set_up, shard, slot, waits};
 
 /// Tables above twice this size are read in ranges, so that all workers can share one large table.
 const RANGE_PAGES: u64 = 4096;
@@ -58,11 +58,14 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
     let mut client = connect(&options.address, "zero-initial-sync").await?;
     let server = requirements::check(&client).await?;
     lock(&client, options).await?;
-    set_up::ensure(&mut client, options).await?;
+    let pid = waits::backend(&client).await?;
+    waits::attend(&options.address, pid, "set the shard up", set_up::ensure(&mut client, options)).await?;
+    let home = identity::home(&client).await?;
+    forget_foreign(&client, options, &home).await?;
     forget_unfinished(&client, options).await?;
     let created = slot::create(&client, options, server).await?;
     let name = created.name.clone();
-    match copy_under(&client, options, created, sink).await {
+    match copy_under(&client, options, &home, created, sink).await {
         Ok(plan) => Ok(plan),
         Err(error) => {
             // Best effort: the next attempt does the same.
@@ -93,6 +96,19 @@ async fn lock(client: &Client, options: &Options) -> Result<()> {
     )))
 }
 
+/// Rows that were written in another database and came here with a dump of it. Their slots are that database's.
+async fn forget_foreign(client: &Client, options: &Options, home: &str) -> Result<()> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    let forgotten = client
+        .execute(&format!("DELETE FROM {schema}.\"replicas\" WHERE \"home\" <> $1"), &[&home])
+        .await
+        .map_err(|e| Error::statement("forget the replicas of another database", e))?;
+    if forgotten > 0 {
+        tracing::info!("this database is a copy of another one that is replicated: a replica of its own is made");
+    }
+    Ok(())
+}
+
 async fn forget_unfinished(client: &Client, options: &Options) -> Result<()> {
     let schema = quote_identifier(&options.app.shard_schema());
     let forgotten = client
@@ -108,6 +124,7 @@ async fn forget_unfinished(client: &Client, options: &Options) -> Result<()> {
 async fn copy_under(
     client: &Client,
     options: &Options,
+    home: &str,
     created: Created,
     sink: mpsc::Sender<CopyMessage>,
 ) -> Result<CopyPlan> {
@@ -124,8 +141,9 @@ async fn copy_under(
         tracing::warn!("{warning}");
     }
     let tables: Vec<Published> = catalog.tables.values().cloned().collect();
+    check_policies(&reader, &tables).await?;
     let sizes = sizes(&reader, &tables).await?;
-    let replica_id = register(client, options, &created, &json).await?;
+    let replica_id = register(client, options, home, &created, &json).await?;
     let plan = CopyPlan { slot: created.name.clone(), replica_id, version, tables: catalog.specs() };
     tracing::info!(slot = plan.slot, version = %version, tables = tables.len(), "initial copy begins");
     deliver(&sink, CopyMessage::Plan(plan.clone())).await?;
@@ -153,11 +171,7 @@ async fn copy_under(
 }
 
 fn import_snapshot(snapshot: &str) -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-         SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
-        quote_literal(snapshot)
-    )
+    format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))
 }
 
 async fn schema_json(client: &Client, options: &Options) -> Result<String> {
@@ -167,6 +181,24 @@ async fn schema_json(client: &Client, options: &Options) -> Result<String> {
         .await
         .map_err(|e| Error::statement("read the published schema", e))?;
     Ok(row.get(0))
+}
+
+/// Row-level security that this role is subject to would hide rows from the copy, and show them when they change.
+async fn check_policies(client: &Client, tables: &[Published]) -> Result<()> {
+    let oids: Vec<i64> = tables.iter().map(|t| i64::from(t.spec.oid)).collect();
+    let row = client
+        .query_one(
+            "SELECT string_agg(o.oid::oid::regclass::text, ', ' ORDER BY o.oid), current_user::text
+             FROM unnest($1::int8[]) o(oid) WHERE row_security_active(o.oid::oid)",
+            &[&oids],
+        )
+        .await
+        .map_err(|e| Error::statement("look for row-level security", e))?;
+    let Some(hidden) = row.get::<_, Option<&str>>(0) else { return Ok(()) };
+    let role: &str = row.get(1);
+    Err(Error::configuration(format!(
+        "row-level security hides rows of {hidden} from the role {role}, and a replica needs all of them: run ALTER ROLE {role} BYPASSRLS, connect as the owner of the tables, or leave them out of the publication"
+    )))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -284,17 +316,17 @@ fn progress(work: &Work, elapsed: Duration) {
     );
 }
 
-async fn register(client: &Client, options: &Options, created: &Created, json: &str) -> Result<String> {
+async fn register(client: &Client, options: &Options, home: &str, created: &Created, json: &str) -> Result<String> {
     let schema = quote_identifier(&options.app.shard_schema());
     let doing = |e| Error::statement("register the new replica", e);
     let version = created.version_before().to_string();
     let row = client
         .query_one(
             &format!(
-                "INSERT INTO {schema}.\"replicas\" (\"id\", \"slot\", \"version\", \"initialSchema\")
-                 VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::int8::text, $1, $2, $3::text::json) RETURNING \"id\""
+                "INSERT INTO {schema}.\"replicas\" (\"id\", \"slot\", \"version\", \"initialSchema\", \"home\")
+                 VALUES ((extract(epoch FROM clock_timestamp()) * 1000000)::int8::text, $1, $2, $3::text::json, $4) RETURNING \"id\""
             ),
-            &[&created.name, &version, &json],
+            &[&created.name, &version, &json, &home],
         )
         .await
         .map_err(doing)?;

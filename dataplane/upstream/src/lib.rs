@@ -9,23 +9,30 @@
 //! - Values of one column are decoded to equal cells by the initial copy and by the stream.
 //! - The catalog used for a transaction is the catalog as of that transaction: it comes from the events in the stream, never
 //!   from a look at the present schema.
+//! - The stream continues the very history that is stored here, or fails before anything of it is handed out.
 //! - A table or a message that cannot be represented is named; nothing is skipped silently.
 //! - Contents that must be read anew are read beside the stream, which waits for nothing; see [`withheld`].
 
+mod address;
 mod backfill;
+mod binding;
 mod catalog;
 mod connect;
+mod continuity;
 mod copy;
 mod copy_decode;
 mod ddl;
 mod decode;
+mod dial;
 mod diff;
 mod error;
+mod identity;
 mod options;
 mod pgoutput;
 mod reader;
 mod requirements;
 mod schema;
+mod session;
 mod set_up;
 mod shard;
 mod slot;
@@ -33,13 +40,18 @@ mod stream;
 mod telling;
 mod tls;
 mod transaction;
+mod waits;
 mod wire;
 mod withheld;
 
-pub use connect::{Address, connect, quote_identifier, quote_literal};
+pub use address::Address;
+pub use connect::{connect, connect_pooled, quote_identifier, quote_literal};
 pub use copy::{CopyMessage, CopyPlan, initial_copy};
 pub use error::Error;
+pub use identity::home;
 pub use options::{App, Options};
+pub use requirements::{Encodings, check_encoding};
+pub use session::{begin, isolated, transaction};
 pub use shard::decommission;
 pub use slot::is_streamed;
 pub use stream::{Acks, Event, Resume, Stream};

@@ -1,8 +1,10 @@
 //! What a caller decides.
 
+use std::time::Duration;
+
 use rows::Version;
 
-use crate::connect::Address;
+use crate::address::Address;
 use crate::{Error, Result};
 
 /// The application and shard whose objects are used upstream.
@@ -65,6 +67,8 @@ pub struct Options {
     pub task_id: String,
     /// Terminate another process's stream from our slot instead of failing with [`Error::SlotInUse`].
     pub take_over: bool,
+    /// Silence of Postgres after which the replication stream counts as broken; twice its `wal_sender_timeout` if not given.
+    pub inbound_timeout: Option<Duration>,
     /// A transaction with more cell bytes than this is reported in the log. It is assembled all the same, because a
     /// transaction is applied wholly or not at all; the process needs the memory.
     pub transaction_bytes_warn: usize,
@@ -85,6 +89,7 @@ impl Options {
             copy_workers: 5,
             task_id: String::new(),
             take_over: true,
+            inbound_timeout: None,
             transaction_bytes_warn: 256 << 20,
             queue_bytes_max: 64 << 20,
             backfill_bytes_max: 512 << 20,

@@ -42,7 +42,37 @@ pub(crate) async fn check(client: &Client) -> Result<Server> {
             "the role {role} may not replicate: run ALTER ROLE {role} WITH REPLICATION"
         )));
     }
+    let encoding = check_encoding(client, "ZERO_UPSTREAM_DB", Encodings::Known).await?;
+    if encoding != "UTF8" {
+        tracing::info!(encoding, "the database is not UTF-8: Postgres converts all texts");
+    }
     Ok(Server { version })
+}
+
+/// What a database may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encodings {
+    /// Anything that can be converted to UTF-8.
+    Known,
+    /// Whatever users write: only UTF-8 will do.
+    All,
+}
+
+/// Refuses a database that cannot hold, or say, what texts are. Returns its encoding.
+pub async fn check_encoding(client: &Client, database: &str, needed: Encodings) -> Result<String> {
+    let sql = "SELECT pg_catalog.current_setting('server_encoding')";
+    let row = client.query_typed_one(sql, &[]).await;
+    let encoding: String = row.map_err(|e| Error::statement("read the encoding of the database", e))?.get(0);
+    let remedy = "create it with ENCODING 'UTF8' (TEMPLATE template0)";
+    match (encoding.as_str(), needed) {
+        ("SQL_ASCII", _) => Err(Error::configuration(format!(
+            "the encoding of the database {database} is SQL_ASCII, so nobody knows what its texts are: {remedy}"
+        ))),
+        ("UTF8", _) | (_, Encodings::Known) => Ok(encoding),
+        (_, Encodings::All) => Err(Error::configuration(format!(
+            "the encoding of the database {database} is {encoding}, which cannot hold every text: {remedy}"
+        ))),
+    }
 }
 
 /// Managed services grant replication through a role instead of the attribute.

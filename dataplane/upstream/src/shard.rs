@@ -90,6 +90,8 @@ CREATE TABLE IF NOT EXISTS {shard}."replicas" (
 );
 -- Nothing was published between these positions, so the slot may be at the second when the replica is at the first.
 ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "idleFrom" TEXT, ADD COLUMN IF NOT EXISTS "idleTo" TEXT;
+-- The database that the row was written in: a dump carries rows to where they mean nothing.
+ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "home" TEXT;
 -- Former releases and the reference know neither of these.
 ALTER TABLE {shard}."shardConfig" ADD COLUMN IF NOT EXISTS "functions" TEXT, ADD COLUMN IF NOT EXISTS "messagesUntil" TEXT;
 -- Each published table as it was described last, with its indexes and whatever is a part of it.
@@ -175,16 +177,17 @@ pub(crate) fn default_publication(app: &App) -> String {
     )
 }
 
-/// The newest finished initial copy.
-pub(crate) async fn newest_replica(client: &Client, app: &App) -> Result<Option<Replica>> {
+/// The newest finished initial copy of this database. A row without a home was written by a version that did not note it.
+pub(crate) async fn newest_replica(client: &Client, app: &App, home: &str) -> Result<Option<Replica>> {
     let schema = quote_identifier(&app.shard_schema());
     let row = client
         .query_opt(
             &format!(
-                "SELECT \"id\", \"slot\", \"version\", \"idleFrom\", \"idleTo\" FROM {schema}.\"replicas\"
-                 WHERE \"initialSyncContext\" IS NOT NULL ORDER BY \"rank\" DESC LIMIT 1"
+                "SELECT \"id\", \"slot\", \"version\", \"idleFrom\", \"idleTo\" FROM {schema}.\"replicas\" r
+                 WHERE \"initialSyncContext\" IS NOT NULL AND coalesce(to_jsonb(r) ->> 'home', $1) = $1
+                 ORDER BY \"rank\" DESC LIMIT 1"
             ),
-            &[],
+            &[&home],
         )
         .await
         .map_err(|e| Error::statement("read the replicas of the shard", e))?;

@@ -10,7 +10,7 @@ use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::requirements::Server;
 use crate::wire::Connection;
-use crate::{Error, Result, shard};
+use crate::{Error, Result, identity, shard, waits};
 
 /// Between two looks at a slot that is being released; clients wait as long for their changes.
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -18,6 +18,7 @@ const RELEASE_ATTEMPTS: u32 = 500;
 const NO_FREE_SLOT: &str = "53400";
 const NOT_PERMITTED: &str = "42501";
 const DUPLICATE_OBJECT: &str = "42710";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A slot that was just made. The snapshot lives until the next statement on `connection`.
 pub(crate) struct Created {
@@ -78,19 +79,25 @@ fn creation_failed(error: &ServerError) -> Error {
     Error::response("create a replication slot", error)
 }
 
+/// Creation waits for every transaction that writes, however long that is: who it is, is said meanwhile.
 async fn try_create(
     options: &Options,
     name: &str,
     failover: &str,
 ) -> Result<std::result::Result<Created, ServerError>> {
     let mut connection = Connection::open(&options.address, "zero-initial-sync", true).await?;
-    // Creation waits for every older transaction to end.
-    connection.run("SET lock_timeout = 29000", "limit the wait for a slot").await?;
+    let pid = connection.pid();
     let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput{failover}", quote_identifier(name));
-    let answer = tokio::time::timeout(Duration::from_secs(60), connection.query(&sql)).await.map_err(|_| {
-        Error::transient("creating a replication slot takes longer than 60 s: a long transaction upstream holds it up (see pg_stat_activity)")
-    })??;
-    let rows = match answer {
+    let creation = async {
+        loop {
+            match connection.query(&sql).await? {
+                // So that a server does not wait for long for one who has gone.
+                Err(error) if error.code == LOCK_NOT_AVAILABLE => {}
+                answer => return Ok::<_, Error>(answer),
+            }
+        }
+    };
+    let rows = match waits::attend(&options.address, pid, "create a replication slot", creation).await? {
         Ok(rows) => rows,
         Err(error) => return Ok(Err(error)),
     };
@@ -134,12 +141,13 @@ pub(crate) struct State {
     pub confirmed: Version,
 }
 
-/// The slot, if it can still be streamed from.
+/// The slot, if it can still be streamed from. One of this name that belongs to another database of the server is none of ours.
 pub(crate) async fn state(client: &Client, slot: &str) -> Result<State> {
     let row = client
         .query_opt(
             "SELECT s.active_pid, a.application_name, s.confirmed_flush_lsn::text, s.restart_lsn IS NULL, s.wal_status
-             FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
+             FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+             WHERE s.slot_name = $1 AND s.database = current_database()",
             &[&slot],
         )
         .await
@@ -166,7 +174,8 @@ pub async fn is_streamed(options: &Options) -> Result<bool> {
     if shard::configured_publications(&client, &options.app).await?.is_none() {
         return Ok(false);
     }
-    let Some(replica) = shard::newest_replica(&client, &options.app).await? else { return Ok(false) };
+    let home = identity::home(&client).await?;
+    let Some(replica) = shard::newest_replica(&client, &options.app, &home).await? else { return Ok(false) };
     match state(&client, &replica.slot).await {
         Ok(state) => Ok(state.active.is_some()),
         Err(Error::ResetRequired { .. }) => Ok(false),

@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 
 use crate::backfill::Readings;
 use crate::connect::{connect, quote_identifier, quote_literal};
+use crate::continuity::{Continuity, Look, set_back};
 use crate::options::{App, Options, lsn_text};
 use crate::pgoutput::POSTGRES_EPOCH_US;
 use crate::reader::Reader;
@@ -23,7 +24,7 @@ use crate::schema::{Entry, Schema};
 use crate::telling::Telling;
 use crate::transaction::{Assembler, Finished};
 use crate::wire::{Connection, parse_error};
-use crate::{Error, Result, copy, requirements, set_up, shard, slot};
+use crate::{Error, Result, copy, identity, requirements, set_up, shard, slot, waits};
 
 /// Where to continue.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,8 @@ pub struct Resume {
     /// The highest position that is known to have been passed to [`Acks::ack`]; `after` unless the caller remembers a higher
     /// one. Positions of keepalives are remembered upstream.
     pub confirmed: Version,
+    /// When the transaction `after` was committed, if that is known: two histories may have different transactions at one position.
+    pub time_us: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -91,6 +94,10 @@ const TICK: Duration = Duration::from_millis(100);
 const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
 const KEEPALIVE_PERIOD_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_BYTES: u64 = 1 << 20;
+/// Where commits wait for whoever has flushed them, which may be nobody but us.
+const KEEPALIVE_PERIOD_WAITED_FOR: Duration = Duration::from_secs(1);
+/// Where Postgres states no limit of its own.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two looks for truncated partitions.
 const PARTITIONS_PERIOD: Duration = Duration::from_secs(2);
 const OBJECT_IN_USE: &str = "55006";
@@ -114,14 +121,18 @@ impl Stream {
             }
             None => return Err(Error::reset("the shard's tables are gone from the upstream database")),
         }
-        let set_up = set_up::ensure(&mut client, options).await?;
-        let replica = shard::newest_replica(&client, &options.app)
+        let pid = waits::backend(&client).await?;
+        let ensuring = set_up::ensure(&mut client, options);
+        let set_up = waits::attend(&options.address, pid, "set the shard up", ensuring).await?;
+        let home = identity::home(&client).await?;
+        let replica = shard::newest_replica(&client, &options.app, &home)
             .await?
             .filter(|r| r.version == resume.replica)
             .ok_or_else(|| Error::reset("the upstream database knows no finished initial copy of this version"))?;
+        check_position(position(&client).await?, resume.after)?;
         let state = slot::release(&client, &replica.slot, options.take_over).await?;
         // Who was at work until now may have moved on.
-        let replica = shard::newest_replica(&client, &options.app).await?.unwrap_or(replica);
+        let replica = shard::newest_replica(&client, &options.app, &home).await?.unwrap_or(replica);
         let idle_to = replica.idle.filter(|(from, _)| *from <= resume.after).map(|(_, to)| to);
         let known = resume.confirmed.max(resume.after).max(idle_to.unwrap_or_default());
         // Whoever has everything up to a position needs what commits at the next one at the earliest.
@@ -134,10 +145,13 @@ impl Stream {
             )));
         }
         let goal = position(&client).await?;
-        let connection = start_replication(&client, options, &replica.slot, resume.after).await?;
+        let continuity = Continuity::to_prove(resume.after, resume.time_us, state.confirmed);
+        // Postgres repeats transactions that commit at or after the position asked for.
+        let from = if continuity.is_some() { resume.after } else { Version::new(resume.after.as_u64() + 1) };
+        let connection = start_replication(&client, options, &replica.slot, from).await?;
         // Nothing was published in an idle stretch, so the schema at its end is the one that the stream begins with.
         let begin = resume.after.max(idle_to.unwrap_or_default());
-        let (token, horizon) = register_subscriber(&client, options, &replica.id, begin).await?;
+        let (token, horizon) = register_subscriber(&client, options, (&replica.id, &home), begin).await?;
         let (schema, withheld) = schema_at(&client, options, &replica.id, begin).await?;
         copy::forget_older(&client, options, &replica.id).await?;
         tracing::info!(slot = replica.slot, after = %resume.after, "replication stream begins");
@@ -154,18 +168,21 @@ impl Stream {
             (replica.id, token),
             resume,
             (known, goal),
-            Assembler::new(telling, options.transaction_bytes_warn, schema, &withheld, horizon, resume.after)?,
+            (
+                continuity,
+                Assembler::new(telling, options.transaction_bytes_warn, schema, &withheld, horizon, resume.after)?,
+            ),
         ))
     }
 
     fn spawn(
         options: &Options,
         client: Client,
-        (connection, timeout): (Connection, Option<Duration>),
+        (connection, manners): (Connection, Manners),
         (replica, token): (String, String),
         resume: Resume,
         (known, goal): (Version, u64),
-        assembler: Assembler,
+        (continuity, assembler): (Option<Continuity>, Assembler),
     ) -> Stream {
         let (acked, acks) = watch::channel(known.as_u64());
         let (sender, events) = mpsc::channel(QUEUE_EVENTS);
@@ -180,13 +197,16 @@ impl Stream {
             options: options.clone(),
             readings,
             journal: Arc::clone(&journal),
+            continuity,
             assembler,
             delivered: resume.after,
             link: Link {
                 connection,
                 acks,
                 tick,
-                timeout,
+                limit: options.inbound_timeout.or(manners.timeout.map(|t| t * 2)).unwrap_or(SILENCE_MAX),
+                is_asked: false,
+                manners,
                 last_sent: now,
                 last_received: now,
                 journal,
@@ -243,6 +263,15 @@ impl Stream {
         }
         event
     }
+}
+
+/// A server that has not written so much yet cannot have sent it.
+fn check_position(present: u64, after: Version) -> Result<()> {
+    if present < after.as_u64() {
+        let (present, after) = (lsn_text(Version::new(present)), lsn_text(after));
+        return Err(set_back(&format!("it is at {present} and the replica is at {after}")));
+    }
+    Ok(())
 }
 
 /// Where upstream's log ends.
@@ -323,7 +352,7 @@ async fn watch_partitions(journal: Arc<Journal>) {
 async fn register_subscriber(
     client: &Client,
     options: &Options,
-    replica: &str,
+    (replica, home): (&str, &str),
     begin: Version,
 ) -> Result<(String, u64)> {
     let schema = quote_identifier(&options.app.shard_schema());
@@ -336,8 +365,8 @@ async fn register_subscriber(
         serde_json::json!({ "appID": options.app.id, "taskID": options.task_id, "stream": token }).to_string();
     client
         .execute(
-            &format!("UPDATE {schema}.\"replicas\" SET \"subscriberContext\" = $2::text::json WHERE \"id\" = $1"),
-            &[&replica, &context],
+            &format!("UPDATE {schema}.\"replicas\" SET \"subscriberContext\" = $2::text::json, \"home\" = $3 WHERE \"id\" = $1"),
+            &[&replica, &context, &home],
         )
         .await
         .map_err(doing)?;
@@ -358,17 +387,22 @@ async fn start_replication(
     client: &Client,
     options: &Options,
     slot: &str,
-    after: Version,
-) -> Result<(Connection, Option<Duration>)> {
+    from: Version,
+) -> Result<(Connection, Manners)> {
     let mut connection = Connection::open(&options.address, "zero-replicator", true).await?;
     let rows = connection
-        .run("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'", "read wal_sender_timeout")
+        .run(
+            "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'), current_setting('synchronous_standby_names')",
+            "read how Postgres treats those who replicate",
+        )
         .await?;
-    let timeout_ms: u64 =
-        rows.first().and_then(|r| r.first()).and_then(Option::as_deref).and_then(|t| t.parse().ok()).unwrap_or(0);
+    let setting = |column| rows.first().and_then(|row| row.get(column)).and_then(Option::as_deref).unwrap_or_default();
+    let timeout_ms: u64 = setting(0).parse().unwrap_or(0);
+    let manners = Manners {
+        timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
+        may_be_waited_for: !setting(1).is_empty(),
+    };
     let publications: Vec<String> = options.all_publications().iter().map(|p| quote_identifier(p)).collect();
-    // Postgres repeats transactions that commit at or after the position asked for.
-    let from = Version::new(after.as_u64() + 1);
     let sql = format!(
         "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')",
         quote_identifier(slot),
@@ -381,8 +415,7 @@ async fn start_replication(
             let frame = connection.frame().await?;
             match frame.tag {
                 b'W' => {
-                    let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
-                    return Ok((connection, timeout));
+                    return Ok((connection, manners));
                 }
                 b'E' => break parse_error(frame.body),
                 _ => {}
@@ -406,13 +439,25 @@ async fn start_replication(
     Err(Error::transient("replication could not be started"))
 }
 
+/// How Postgres treats those who replicate.
+#[derive(Clone, Copy, Debug)]
+struct Manners {
+    /// `wal_sender_timeout`, unless it is off.
+    timeout: Option<Duration>,
+    /// Commits wait for synchronous standbys, and a name may be one that everybody has.
+    may_be_waited_for: bool,
+}
+
 /// The connection with what keeps it alive.
 struct Link {
     connection: Connection,
     acks: watch::Receiver<u64>,
     tick: Interval,
-    /// `wal_sender_timeout`, unless it is off.
-    timeout: Option<Duration>,
+    manners: Manners,
+    /// Silence after which the connection counts as broken.
+    limit: Duration,
+    /// An answer was asked for since something arrived.
+    is_asked: bool,
     last_sent: Instant,
     last_received: Instant,
     journal: Arc<Journal>,
@@ -434,24 +479,33 @@ impl Link {
     async fn status_if_due(&mut self) -> Result<()> {
         let news = self.acks.has_changed().unwrap_or(false);
         // A quarter leaves three more attempts before the timeout.
-        let due = self.timeout.is_some_and(|t| self.last_sent.elapsed() >= t / 4);
-        if news || due { self.status().await } else { Ok(()) }
+        let due = self.manners.timeout.is_some_and(|t| self.last_sent.elapsed() >= t / 4);
+        let asks = !self.is_asked && self.last_received.elapsed() >= self.limit / 2;
+        if news || due || asks { self.status(asks).await } else { Ok(()) }
     }
 
-    async fn status(&mut self) -> Result<()> {
+    /// Tells what is durable, and asks for an answer if Postgres has been silent.
+    async fn status(&mut self, asks: bool) -> Result<()> {
         let position = *self.acks.borrow_and_update();
         self.remember_idle(position).await?;
         let now_us = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX));
-        let mut body = Vec::with_capacity(34);
-        body.push(b'r');
-        for _ in 0..3 {
-            body.extend_from_slice(&position.to_be_bytes());
-        }
-        body.extend_from_slice(&(now_us - POSTGRES_EPOCH_US).to_be_bytes());
-        body.push(0);
-        self.connection.queue_copy_data(&body);
+        let mut tell = |flushed: u64, asks: bool| {
+            let mut body = Vec::with_capacity(34);
+            body.push(b'r');
+            for position in [position, flushed, flushed] {
+                body.extend_from_slice(&position.to_be_bytes());
+            }
+            body.extend_from_slice(&(now_us - POSTGRES_EPOCH_US).to_be_bytes());
+            body.push(u8::from(asks));
+            self.connection.queue_copy_data(&body);
+        };
+        tell(position, false);
+        // The slot has moved. Whoever has flushed nothing is no synchronous standby, whatever `synchronous_standby_names` says, so
+        // that no commit waits for us in place of a server that is meant.
+        tell(0, asks);
+        self.is_asked |= asks;
         self.last_sent = Instant::now();
         self.connection.flush().await
     }
@@ -479,6 +533,10 @@ impl Link {
         Ok(())
     }
 
+    fn heard(&mut self) {
+        (self.last_received, self.is_asked) = (Instant::now(), false);
+    }
+
     /// Reads more bytes, for one tick at most, and sends a status if one is due.
     async fn fill(&mut self) -> Result<()> {
         let read = tokio::select! {
@@ -487,15 +545,13 @@ impl Link {
             _ = self.tick.tick() => None,
         };
         if let Some(result) = read {
-            self.last_received = Instant::now();
+            self.heard();
             result?;
         }
         // A long transaction may always have bytes ready, and statuses must not wait for its end.
         self.status_if_due().await?;
-        if let Some(timeout) = self.timeout
-            && self.last_received.elapsed() > timeout * 2
-        {
-            return Err(Error::transient(format!("Postgres sent nothing for {:?}", timeout * 2)));
+        if self.last_received.elapsed() > self.limit {
+            return Err(Error::transient(format!("Postgres sent nothing for {:?}", self.limit)));
         }
         Ok(())
     }
@@ -507,7 +563,7 @@ impl Link {
             tokio::select! {
                 biased;
                 value = &mut future => {
-                    self.last_received = Instant::now();
+                    self.heard();
                     return Ok(value);
                 }
                 _ = self.tick.tick() => self.status_if_due().await?,
@@ -521,6 +577,8 @@ struct Pump {
     options: Options,
     readings: Readings,
     journal: Arc<Journal>,
+    /// What is to be proven first.
+    continuity: Option<Continuity>,
     assembler: Assembler,
     /// The last transaction that was handed out.
     delivered: Version,
@@ -557,7 +615,14 @@ impl Pump {
                 continue;
             };
             let received = match frame.tag {
-                b'd' => receive(&mut self.assembler, frame.body)?,
+                b'd' => match self.continuity.as_mut().map(|to_prove| to_prove.look(frame.body)).transpose()? {
+                    None | Some(Look::Pass) => receive(&mut self.assembler, frame.body)?,
+                    Some(Look::Skip) => Received::Nothing,
+                    Some(Look::Proven) => {
+                        self.continuity = None;
+                        Received::Nothing
+                    }
+                },
                 b'E' => {
                     let error = parse_error(frame.body);
                     return Err(set_up::stream_failed(&self.journal.client, &self.options, &error).await);
@@ -611,7 +676,9 @@ impl Pump {
         }
         let since = self.last_keepalive.elapsed();
         let news = lsn.saturating_sub(self.reported);
-        let due = reply || since >= KEEPALIVE_PERIOD_IDLE || (since >= KEEPALIVE_PERIOD && news >= KEEPALIVE_BYTES);
+        let prompt = self.link.manners.may_be_waited_for && since >= KEEPALIVE_PERIOD_WAITED_FOR;
+        let due =
+            reply || prompt || since >= KEEPALIVE_PERIOD_IDLE || (since >= KEEPALIVE_PERIOD && news >= KEEPALIVE_BYTES);
         if due && news > 0 && self.assembler.is_idle() {
             // When the queue is full there is enough to acknowledge already.
             if self.events.try_send((Ok(Event::Keepalive { lsn: Version::new(lsn) }), None)).is_ok() {
@@ -620,7 +687,7 @@ impl Pump {
                 self.last_keepalive = Instant::now();
             }
         }
-        if reply { self.link.status().await } else { Ok(()) }
+        if reply { self.link.status(false).await } else { Ok(()) }
     }
 
     async fn deliver(&mut self, event: Event, bytes: usize) -> Result<()> {

@@ -5,21 +5,20 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::Host;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_postgres::config::ChannelBinding as Wish;
 
-use crate::connect::{Address, Tls};
+use crate::address::Address;
+use crate::dial::{Channel, Endpoint, Search, dial, failed};
 use crate::error::ServerError;
-use crate::{Error, Result};
+use crate::{Error, Result, session};
 
 /// Postgres itself limits a value to 1 GiB; a length beyond that is garbage.
 const MESSAGE_MAX: usize = 1 << 30;
@@ -27,12 +26,14 @@ const MESSAGE_MAX: usize = 1 << 30;
 const READ_BYTES: usize = 128 << 10;
 
 pub(crate) struct Connection {
-    socket: Socket,
+    socket: Channel,
     received: BytesMut,
     /// Bytes of `received` that the last lent message occupies; given back by the next read.
     lent: usize,
     out: BytesMut,
-    address: String,
+    address: Address,
+    /// The server's process, as it is named in `pg_stat_activity`.
+    pid: i32,
 }
 
 /// One message: its tag and body.
@@ -42,26 +43,43 @@ pub(crate) struct Frame<'a> {
 }
 
 impl Connection {
-    /// Connects, authenticates and waits until the server is ready. Values are printed in one fixed style on such connections.
+    /// Connects to the primary, authenticates and waits until the server is ready. Whatever a role or database sets is set to what
+    /// our statements depend on.
     pub(crate) async fn open(address: &Address, application_name: &str, replication: bool) -> Result<Connection> {
-        let timeout = address.config().get_connect_timeout().copied().unwrap_or(std::time::Duration::from_secs(10));
-        match tokio::time::timeout(timeout, Connection::start(address, application_name, replication)).await {
-            Ok(result) => result,
-            Err(_) => {
-                Err(Error::transient(format!("cannot connect to Postgres at {address}: no answer within {timeout:?}")))
+        let mut search = Search::begin(address).await?;
+        while let Some(endpoint) = search.next() {
+            let (is_choosy, standby) = (search.is_choosy(), search.standby());
+            let opening = async {
+                let mut connection = Connection::start(address, &endpoint, application_name, replication).await?;
+                if is_choosy {
+                    let rows = connection.run("SELECT pg_is_in_recovery()", "ask whether this is a standby").await?;
+                    if rows.first().and_then(|row| row.first()) != Some(&Some("f".to_owned())) {
+                        return Err(standby);
+                    }
+                }
+                connection.run(session::prepare(), "set a connection to Postgres up").await?;
+                Ok(connection)
+            };
+            if let Some(connection) = search.attempt(&endpoint, opening).await {
+                return Ok(connection);
             }
         }
+        Err(search.failure())
     }
 
-    async fn start(address: &Address, application_name: &str, replication: bool) -> Result<Connection> {
-        let fail = |e: io::Error| Error::transient_from(format!("cannot connect to Postgres at {address}: {e}"), e);
-        let socket = dial(address).await.map_err(fail)?;
+    async fn start(
+        address: &Address,
+        endpoint: &Endpoint,
+        application_name: &str,
+        replication: bool,
+    ) -> Result<Connection> {
         let mut connection = Connection {
-            socket,
+            socket: dial(address, endpoint, None).await?,
             received: BytesMut::with_capacity(READ_BYTES),
             lent: 0,
             out: BytesMut::with_capacity(256),
-            address: address.to_string(),
+            address: address.clone(),
+            pid: 0,
         };
         let config = address.config();
         let user = config.get_user().unwrap_or_default();
@@ -70,12 +88,6 @@ impl Connection {
             ("database", config.get_dbname().unwrap_or(user)),
             ("application_name", application_name),
             ("client_encoding", "UTF8"),
-            ("DateStyle", "ISO"),
-            ("IntervalStyle", "postgres"),
-            ("TimeZone", "UTC"),
-            ("extra_float_digits", "3"),
-            ("bytea_output", "hex"),
-            ("lc_monetary", "C"),
         ];
         if let Some(options) = config.get_options() {
             parameters.push(("options", options));
@@ -83,17 +95,23 @@ impl Connection {
         if replication {
             parameters.push(("replication", "database"));
         }
-        frontend::startup_message(parameters, &mut connection.out).map_err(fail)?;
+        frontend::startup_message(parameters, &mut connection.out).map_err(|e| failed(address, e))?;
         connection.flush().await?;
         connection.authenticate(user, config.get_password()).await?;
         loop {
             let frame = connection.frame().await?;
-            match frame.tag {
-                b'Z' => return Ok(connection),
-                b'E' => return Err(refused(address, frame.body)),
+            match (frame.tag, frame.body) {
+                (b'Z', _) => return Ok(connection),
+                (b'E', body) => return Err(refused(address, body)),
+                (b'K', &[a, b, c, d, ..]) => connection.pid = i32::from_be_bytes([a, b, c, d]),
                 _ => {}
             }
         }
+    }
+
+    /// The server's process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
     }
 
     async fn authenticate(&mut self, user: &str, password: Option<&[u8]>) -> Result<()> {
@@ -101,12 +119,11 @@ impl Connection {
         let required = || Error::configuration("Postgres asks for a password, and the connection string has none");
         let mut scram: Option<ScramSha256> = None;
         loop {
-            let address = self.address.clone();
             let message = {
+                let address = self.address.clone();
                 let frame = self.frame().await?;
                 if frame.tag == b'E' {
-                    let error = parse_error(frame.body);
-                    return Err(Error::response(&format!("connect to Postgres at {address}"), &error));
+                    return Err(refused(&address, frame.body));
                 }
                 if frame.tag != b'R' {
                     return Err(Error::transient("Postgres did not follow the protocol while authenticating"));
@@ -123,14 +140,10 @@ impl Connection {
                     frontend::password_message(hash.as_bytes(), &mut self.out).map_err(garbled)?;
                 }
                 Message::AuthenticationSasl(body) => {
-                    if !offers_scram(&body) {
-                        return Err(Error::configuration(
-                            "Postgres asks for a kind of SASL authentication that is not known here",
-                        ));
-                    }
-                    let exchange = ScramSha256::new(password.ok_or_else(required)?, ChannelBinding::unsupported());
-                    frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), &mut self.out)
-                        .map_err(garbled)?;
+                    let (mechanism, binding) =
+                        mechanism(&body, self.socket.binding(), self.address.config().get_channel_binding())?;
+                    let exchange = ScramSha256::new(password.ok_or_else(required)?, binding);
+                    frontend::sasl_initial_response(mechanism, exchange.message(), &mut self.out).map_err(garbled)?;
                     scram = Some(exchange);
                 }
                 Message::AuthenticationSaslContinue(body) => {
@@ -154,13 +167,23 @@ impl Connection {
         }
     }
 
-    /// The next message. Dropping the future loses nothing.
+    /// The next message, which is due. A server that is silent is looked at now and then. Dropping the future loses nothing.
     pub(crate) async fn frame(&mut self) -> Result<Frame<'_>> {
         loop {
             if let Some(length) = self.buffered()? {
                 return Ok(self.lend(length));
             }
-            self.fill().await?;
+            if let Ok(filled) = tokio::time::timeout(self.address.patience(), self.fill()).await {
+                filled?;
+                continue;
+            }
+            if !is_served(self.address.clone(), self.pid).await {
+                return Err(Error::transient(format!(
+                    "the connection to Postgres at {} is broken: nothing came for {:?}",
+                    self.address,
+                    self.address.patience()
+                )));
+            }
         }
     }
 
@@ -262,18 +285,54 @@ impl Connection {
     }
 }
 
+/// Whether the server still works for the connection of its process `pid`, by what it says on another one. That it waits to be read
+/// from, while nothing arrives here, means that something between swallows it. Boxed, for it waits for messages itself.
+fn is_served(address: Address, pid: i32) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+    Box::pin(async move {
+        let sql = format!("SELECT wait_event IS DISTINCT FROM 'ClientWrite' FROM pg_stat_activity WHERE pid = {pid}");
+        let asking = async {
+            let mut other = Connection::open(&address, "zero-change-source", false).await?;
+            other.run(&sql, "look at a silent connection").await
+        };
+        // Bounded by what an attempt to connect and one answer may take.
+        match tokio::time::timeout(address.connect_timeout() * 2, asking).await {
+            Ok(Ok(rows)) => rows.first().and_then(|row| row.first()) == Some(&Some("t".to_owned())),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot look at a silent connection");
+                false
+            }
+            Err(_) => false,
+        }
+    })
+}
+
 fn refused(address: &Address, body: &[u8]) -> Error {
     Error::response(&format!("connect to Postgres at {address}"), &parse_error(body))
 }
 
-fn offers_scram(body: &AuthenticationSaslBody) -> bool {
+/// How to prove to know the password: so that it counts for this very server, where both sides can.
+fn mechanism(
+    body: &AuthenticationSaslBody,
+    binding: Option<&[u8]>,
+    wish: Wish,
+) -> Result<(&'static str, ChannelBinding)> {
+    let (mut is_plain_offered, mut is_bound_offered) = (false, false);
     let mut mechanisms = body.mechanisms();
     while let Ok(Some(mechanism)) = mechanisms.next() {
-        if mechanism == SCRAM_SHA_256 {
-            return true;
-        }
+        is_plain_offered |= mechanism == SCRAM_SHA_256;
+        is_bound_offered |= mechanism == SCRAM_SHA_256_PLUS;
     }
-    false
+    match binding.filter(|_| wish != Wish::Disable) {
+        Some(binding) if is_bound_offered => {
+            Ok((SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(binding.to_vec())))
+        }
+        _ if wish == Wish::Require => Err(Error::configuration(
+            "the connection string has channel_binding=require, and there is none between this server and Postgres",
+        )),
+        Some(_) if is_plain_offered => Ok((SCRAM_SHA_256, ChannelBinding::unrequested())),
+        None if is_plain_offered => Ok((SCRAM_SHA_256, ChannelBinding::unsupported())),
+        _ => Err(Error::configuration("Postgres asks for a kind of SASL authentication that is not known here")),
+    }
 }
 
 /// Rebuilds the message for the crate's parser; only used while authenticating.
@@ -323,86 +382,6 @@ fn parse_data_row(body: &[u8]) -> Result<Vec<Option<String>>> {
         });
     }
     Ok(row)
-}
-
-/// Tries each host of the connection string in turn.
-async fn dial(address: &Address) -> io::Result<Socket> {
-    let config = address.config();
-    let ports = config.get_ports();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the connection string names no host");
-    for (i, host) in config.get_hosts().iter().enumerate() {
-        let port = ports.get(i).or_else(|| ports.first()).copied().unwrap_or(5432);
-        let attempt = match host {
-            Host::Unix(path) => UnixStream::connect(path.join(format!(".s.PGSQL.{port}"))).await.map(Socket::Unix),
-            Host::Tcp(name) => dial_tcp(address, name, port).await,
-        };
-        match attempt {
-            Ok(socket) => return Ok(socket),
-            Err(e) => last = e,
-        }
-    }
-    Err(last)
-}
-
-async fn dial_tcp(address: &Address, name: &str, port: u16) -> io::Result<Socket> {
-    let mut tcp = TcpStream::connect((name, port)).await?;
-    tcp.set_nodelay(true)?;
-    let Some(tls) = address.tls_config() else { return Ok(Socket::Tcp(tcp)) };
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    tcp.write_all(&request).await?;
-    match (tcp.read_u8().await?, address.tls()) {
-        (b'S', _) => {
-            let server = rustls::pki_types::ServerName::try_from(name.to_owned())
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-            let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::clone(tls));
-            Ok(Socket::Tls(Box::new(connector.connect(server, tcp).await?)))
-        }
-        (_, Tls::Prefer) => Ok(Socket::Tcp(tcp)),
-        _ => Err(io::Error::other("the server does not offer TLS, and the connection string insists on it")),
-    }
-}
-
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Socket::Unix(s) => Pin::new(s).poll_read(cx, buf),
-            Socket::Tls(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Tcp(s) => Pin::new(s).poll_write(cx, buf),
-            Socket::Unix(s) => Pin::new(s).poll_write(cx, buf),
-            Socket::Tls(s) => Pin::new(s.as_mut()).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(s) => Pin::new(s).poll_flush(cx),
-            Socket::Unix(s) => Pin::new(s).poll_flush(cx),
-            Socket::Tls(s) => Pin::new(s.as_mut()).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(s) => Pin::new(s).poll_shutdown(cx),
-            Socket::Unix(s) => Pin::new(s).poll_shutdown(cx),
-            Socket::Tls(s) => Pin::new(s.as_mut()).poll_shutdown(cx),
-        }
-    }
 }
 
 #[cfg(test)]

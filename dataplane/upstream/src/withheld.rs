@@ -180,7 +180,12 @@ impl Withheld {
 
     /// Withholds a table from the schema change `change` on, or once more. `before` is what the table before it was read from.
     /// Returns what is to be said to the receivers at once: a name that changes hides the table.
-    pub(crate) fn withhold(&mut self, oid: u32, change: &SchemaChange, before: Option<&RawValue>) -> Option<SchemaChange> {
+    pub(crate) fn withhold(
+        &mut self,
+        oid: u32,
+        change: &SchemaChange,
+        before: Option<&RawValue>,
+    ) -> Option<SchemaChange> {
         self.changes.retain(|(of, ..)| *of != oid);
         let (old, new) = match change {
             SchemaChange::CreateTable { table, .. } => (None, table),
@@ -419,7 +424,10 @@ mod tests {
             withheld.committed(xid);
         }
         assert!(withheld.read(7, begun.generation, contents("21:23:21", 500, &[1, 3])));
-        assert!(withheld.complete(499, &new.catalog).0.is_empty(), "the snapshot sees what the stream has not brought yet");
+        assert!(
+            withheld.complete(499, &new.catalog).0.is_empty(),
+            "the snapshot sees what the stream has not brought yet"
+        );
         // One that the snapshot sees, and one that it does not.
         for (xid, n) in [(19, 0), (23, 4)] {
             withheld.keep(7, insert(&new, n), 8);
@@ -457,11 +465,11 @@ mod tests {
 
     #[test]
     fn what_is_withheld_is_remembered() {
-        let (old, new) =
-            (schema(&[(8, "x", "a"), (7, "t", "a")]), schema(&[(7, "t", "b"), (9, "n", "a")]));
+        let (old, new) = (schema(&[(8, "x", "a"), (7, "t", "a")]), schema(&[(7, "t", "b"), (9, "n", "a")]));
         let mut withheld = Withheld::default();
         withheld.withhold(7, &altered(&old, &new), old.text(7));
-        let create = SchemaChange::CreateTable { table: Arc::clone(&new.catalog.tables[&9].spec), rows: Backfill::None };
+        let create =
+            SchemaChange::CreateTable { table: Arc::clone(&new.catalog.tables[&9].spec), rows: Backfill::None };
         withheld.withhold(9, &create, None);
         let remembered = withheld.remembered();
         let mut again = Withheld::restore(&remembered, &new, 100).unwrap();

@@ -62,7 +62,12 @@ async fn a_transaction_from_before_the_stream_holds_up_the_table_only() {
     drop(stream);
     let holder = session(&fixture).await;
     holder.batch_execute("BEGIN; INSERT INTO held VALUES (1)").await.unwrap();
-    let at = upstream::Resume { replica: model.version, after: model.version, confirmed: model.version };
+    let at = upstream::Resume {
+        replica: model.version,
+        after: model.version,
+        confirmed: model.version,
+        time_us: model.commit_time_us,
+    };
     let mut stream = Stream::start(&fixture.options, at).await.unwrap();
     fixture.run("ALTER TABLE other ADD COLUMN r float8 DEFAULT random()").await;
     catch_up(&mut stream, &mut model, &fixture.client).await;
@@ -84,7 +89,12 @@ async fn a_lock_or_a_restart_delays_the_table_only() {
     catch_up(&mut stream, &mut model, &fixture.client).await;
     let is_early = columns(&model, "other") == 3;
     drop(stream);
-    let at = upstream::Resume { replica: initial, after: model.version, confirmed: model.version };
+    let at = upstream::Resume {
+        replica: initial,
+        after: model.version,
+        confirmed: model.version,
+        time_us: model.commit_time_us,
+    };
     let mut stream = Stream::start(&fixture.options, at).await.unwrap();
     fixture.run("INSERT INTO held VALUES (8)").await;
     catch_up(&mut stream, &mut model, &fixture.client).await;

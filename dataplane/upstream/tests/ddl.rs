@@ -109,7 +109,8 @@ async fn contents_that_the_stream_does_not_carry_are_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_lags_behind_reads_contents_once() {
     let (fixture, mut model, stream) = start("").await;
-    let resume_at = upstream::Resume { replica: model.version, after: model.version, confirmed: model.version };
+    let resume_at =
+        upstream::Resume { replica: model.version, after: model.version, confirmed: model.version, time_us: None };
     drop(stream);
     fixture
         .run(

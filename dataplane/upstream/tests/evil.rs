@@ -32,7 +32,12 @@ impl World {
     }
 
     async fn stream(&self) -> Stream {
-        let at = upstream::Resume { replica: self.initial(), after: self.model.version, confirmed: self.model.version };
+        let at = upstream::Resume {
+            replica: self.initial(),
+            after: self.model.version,
+            confirmed: self.model.version,
+            time_us: self.model.commit_time_us,
+        };
         Stream::start(&self.options, at).await.unwrap()
     }
 
@@ -258,8 +263,12 @@ async fn refused_statements_have_the_class_of_their_code() {
         world.evil.script(move |frame| {
             if frame.is_query(statement) { Verdict::Answer(error_response(code, "no")) } else { Verdict::Pass }
         });
-        let at =
-            upstream::Resume { replica: world.initial(), after: world.model.version, confirmed: world.model.version };
+        let at = upstream::Resume {
+            replica: world.initial(),
+            after: world.model.version,
+            confirmed: world.model.version,
+            time_us: world.model.commit_time_us,
+        };
         let error = Stream::start(&world.options, at).await.unwrap_err();
         assert_eq!(error.entry().class, class, "{code} at {statement}: {error}");
     }
@@ -279,7 +288,12 @@ async fn a_dropped_publication_needs_a_new_copy() {
     let (_, model) = copied(&world.options).await;
     world.model = model;
     world.fixture.run("DROP PUBLICATION _zero_public_0; INSERT INTO item VALUES (61, 'x', 1)").await;
-    let at = upstream::Resume { replica: world.initial(), after: world.model.version, confirmed: world.model.version };
+    let at = upstream::Resume {
+        replica: world.initial(),
+        after: world.model.version,
+        confirmed: world.model.version,
+        time_us: world.model.commit_time_us,
+    };
     let error = match Stream::start(&world.options, at).await {
         Ok(mut stream) => world.failure(&mut stream).await,
         Err(error) => error,

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
 
 mod beside;
+mod connect;
 mod ddl;
 mod evil;
+mod identity;
 mod model;
 mod random;
 mod slots;

@@ -21,6 +21,8 @@ pub struct Model {
     pub initial: Version,
     /// Rows may have been left out, so a change may be the first that is heard of one.
     pub lacks_rows: bool,
+    /// Of the transaction at `version`.
+    pub commit_time_us: Option<i64>,
 }
 
 /// A server with one database, and the options of an application in it.
@@ -91,8 +93,13 @@ fn owned(cell: CellRef<'_>) -> Cell {
     }
 }
 
+/// Where a model stands.
+pub fn resume_at(plan: &CopyPlan, model: &Model) -> Resume {
+    Resume { time_us: model.commit_time_us, ..resume(plan, model.version) }
+}
+
 pub fn resume(plan: &CopyPlan, after: Version) -> Resume {
-    Resume { replica: plan.version, after, confirmed: after }
+    Resume { replica: plan.version, after, confirmed: after, time_us: None }
 }
 
 impl Model {
@@ -126,6 +133,7 @@ impl Model {
     pub fn apply(&mut self, transaction: Transaction) {
         assert!(transaction.version > self.version, "versions ascend");
         self.version = transaction.version;
+        self.commit_time_us = Some(transaction.commit_time_us);
         for change in transaction.changes {
             self.apply_change(change);
         }

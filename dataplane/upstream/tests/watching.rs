@@ -175,7 +175,8 @@ async fn a_statement_among_many_tables_writes_little() {
     let before = model.version;
     drop(stream);
     fixture.run("ALTER TABLE t8 ADD COLUMN n int").await;
-    let resume = upstream::Resume { replica: fixture_version(&fixture).await, after: before, confirmed: before };
+    let resume =
+        upstream::Resume { replica: fixture_version(&fixture).await, after: before, confirmed: before, time_us: None };
     let mut stream = Stream::start(&fixture.options, resume).await.unwrap();
     fixture
         .run("INSERT INTO t5 (id, n) VALUES (1, 1); INSERT INTO t8 (id, n) VALUES (1, 1); INSERT INTO fresh VALUES (1)")
@@ -209,7 +210,9 @@ async fn a_schema_that_is_made_anew_is_published_again() {
         ))
         .await;
     let mut stream =
-        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after }).await.unwrap();
+        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after, time_us: None })
+            .await
+            .unwrap();
     catch_up(&mut stream, &mut model, &fixture.client).await;
     assert_eq!(model.row("inner_one"), &[Cell::Int(5)]);
     assert_equals_copy(&model, &fixture.postgres).await;
@@ -222,7 +225,9 @@ async fn a_schema_that_is_made_anew_is_published_again() {
         ))
         .await;
     let mut stream =
-        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after }).await.unwrap();
+        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after, time_us: None })
+            .await
+            .unwrap();
     // A mark that is set before would be among the contents that are read.
     apply_until(&mut stream, &mut model, |model| model.spec("inner_one").is_none() && model.spec("mark").is_some())
         .await;
@@ -282,7 +287,9 @@ async fn rows_of_a_truncated_partition_leave() {
     drop(stream);
     fixture.run("TRUNCATE part_b1; INSERT INTO part VALUES (3), (13)").await;
     let mut stream =
-        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after }).await.unwrap();
+        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after, time_us: None })
+            .await
+            .unwrap();
     for statement in [
         "INSERT INTO part VALUES (14)",
         "ALTER TABLE part DETACH PARTITION part_b",
@@ -320,7 +327,7 @@ async fn what_another_release_set_up_is_replaced() {
     catch_up(&mut stream, &mut model, &fixture.client).await;
     assert_equals_copy(&model, &fixture.postgres).await;
     let (replica, after) = (fixture_version(&fixture).await, model.version);
-    let resume = upstream::Resume { replica, after, confirmed: after };
+    let resume = upstream::Resume { replica, after, confirmed: after, time_us: None };
     drop(stream);
     // What is right stays, what somebody replaced does not.
     let functions = "SELECT array_agg(oid ORDER BY oid) FROM pg_proc WHERE pronamespace = 'zero_0'::regnamespace";
@@ -383,7 +390,9 @@ async fn forged_messages_have_no_effect() {
         )
         .await;
     let mut stream =
-        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after }).await.unwrap();
+        Stream::start(&fixture.options, upstream::Resume { replica, after, confirmed: after, time_us: None })
+            .await
+            .unwrap();
     // Nor does what the owner writes by hand end the stream.
     for event in [
         "{",

@@ -19,4 +19,5 @@ mod queries;
 mod random;
 mod records;
 mod schema;
+mod sessions;
 mod sync;
