@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result};
-use port::{Inside, Pages, StatusPage};
+use port::{Inside, Liveness, Pages, StatusPage};
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 use tracing::info;
@@ -22,12 +22,13 @@ impl AdminPort {
         registry: &Registry,
         status: &StatusPage,
         gate: &gateway::Gate,
+        liveness: &Liveness,
     ) -> Result<Option<AdminPort>> {
         let Some(number) = config.network.admin_port else { return Ok(None) };
         let (listener, address) =
             port::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, number))).await.context("ZERO_ADMIN_PORT")?;
         info!(%address, "listening for those who operate this node");
-        let pages = Pages::new(registry.clone(), status.clone(), Inside::Shown);
+        let pages = Pages::new(registry.clone(), status.clone(), Inside::Shown).with_liveness(liveness.clone());
         let gate = gate.clone();
         let serving = tokio::spawn(port::serve_pages(listener, pages, move || gate.health()));
         Ok(Some(AdminPort { serving }))

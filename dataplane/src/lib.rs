@@ -18,6 +18,7 @@ mod manager;
 mod memory;
 pub mod metrics;
 mod node;
+mod opening;
 mod options;
 mod origin;
 #[cfg(test)]
@@ -29,5 +30,7 @@ mod route;
 mod serving;
 mod standby;
 mod status;
+mod stop;
 mod stream_tls;
+pub mod supervision;
 mod vigil;

@@ -38,16 +38,10 @@ const LIBRARIES: &[&str] = &[
     "tungstenite",
 ];
 
-/// Starts logging for the process and sends panics there too. Fails when logging was started before.
+/// Starts logging for the process. Fails when logging was started before.
 pub fn start(logging: Logging) -> Result<(), SetGlobalDefaultError> {
     let colours = std::io::stdout().is_terminal();
-    tracing::subscriber::set_global_default(subscriber(logging, colours, std::io::stdout))?;
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let reason = panic.payload_as_str().unwrap_or("no reason given");
-        tracing::error!(place, reason, thread = std::thread::current().name(), "a part of the server panicked");
-    }));
-    Ok(())
+    tracing::subscriber::set_global_default(subscriber(logging, colours, std::io::stdout))
 }
 
 fn subscriber<W>(logging: Logging, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>

@@ -11,7 +11,11 @@ use upstream::{Address, App};
 
 use crate::config::{self, ApiServer, Config, TokenKey};
 use crate::node::Node;
+use crate::stop::Share;
 
+/// What the end of a node may take for its clients to be led away, and then for the nodes that follow it.
+const LEADING_AWAY: Share = Share { part: 2, at_most: Duration::from_secs(60) };
+const SENDING_ON: Share = Share { part: 10, at_most: Duration::from_secs(5) };
 /// Snapshots stay for so long after a newer one is due.
 const SNAPSHOT_GRACE: Duration = Duration::from_secs(6 * 3600);
 
@@ -45,6 +49,7 @@ pub fn gateway(config: &Config) -> gateway::Options {
         origins: config.network.allowed_origins.clone(),
         limits: Limits {
             strangers_per_address_max: config.network.unverified_per_address_max,
+            drain_timeout: LEADING_AWAY.of(config.network.shutdown_grace),
             ..Limits::for_memory(
                 crate::memory::limit().unwrap_or(MEMORY_UNKNOWN),
                 config.network.websocket_max_payload_bytes,
@@ -131,6 +136,7 @@ pub fn stream_port(
         node: config.task_id.clone(),
         token,
         stall_max: config.change_stream.slow_subscriber_grace,
+        drain_timeout: SENDING_ON.of(config.network.shutdown_grace),
         ..streamer::ServerOptions::default()
     }
 }

@@ -7,7 +7,6 @@
 //! application before the views have let it in; every byte that arrives counts in one budget, of which those who are not let in yet
 //! have a part of their own; no queue here grows without bound; tokens, cookies, passwords and API keys are never logged.
 
-mod addresses;
 pub mod api;
 pub mod auth;
 mod budget;

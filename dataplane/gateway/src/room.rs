@@ -73,10 +73,10 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use futures_util::FutureExt;
+    use port::Addresses;
     use prometheus::IntGauge;
 
     use super::*;
-    use crate::addresses::Addresses;
     use crate::budget::Budget;
 
     fn budget(bytes: usize) -> (Arc<Budget>, IntGauge) {

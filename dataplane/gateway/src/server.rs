@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use port::{BindError, HeadLimits, Pages, Tasks, websocket};
+use port::{Addresses, BindError, HeadLimits, Pages, Tasks, websocket};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use views::api::{Command, Transformer};
 
-use crate::addresses::Addresses;
 use crate::api::{Caller, Endpoint, EndpointError};
 use crate::auth::{AuthError, Verifier};
 use crate::budget::Budget;

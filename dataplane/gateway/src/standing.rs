@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
+use port::Guest;
 use tokio::sync::Notify;
 
-use crate::addresses::Guest;
 use crate::budget::{Lease, Purse};
 
 /// Shared by a socket's reader, the bytes below it, and the views' word.

@@ -7,6 +7,7 @@ use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus::Registry;
 
+use crate::liveness::Liveness;
 use crate::plain::{metrics, text};
 use crate::statz::{StatusPage, names_groups};
 
@@ -66,12 +67,27 @@ pub struct Pages {
     registry: Registry,
     status: StatusPage,
     inside: Inside,
+    liveness: Liveness,
 }
 
 impl Pages {
     #[must_use]
     pub fn new(registry: Registry, status: StatusPage, inside: Inside) -> Pages {
-        Pages { registry, status, inside }
+        Pages { registry, status, inside, liveness: Liveness::default() }
+    }
+
+    /// The same, with what `/livez` goes by.
+    #[must_use]
+    pub fn with_liveness(mut self, liveness: Liveness) -> Pages {
+        self.liveness = liveness;
+        self
+    }
+
+    fn lives(&self) -> Response<Full<Bytes>> {
+        match self.liveness.stuck() {
+            None => text(StatusCode::OK, "OK"),
+            Some(part) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{part} makes no progress")),
+        }
     }
 
     /// The answer and the path it is for, unless the request is for something else.
@@ -80,7 +96,7 @@ impl Pages {
     /// | --- | --- |
     /// | `/` | while the node takes work |
     /// | `/keepalive` | from when it first took work to the end of the process |
-    /// | `/livez` | from the beginning to the end of the process |
+    /// | `/livez` | from the beginning to the end of the process, unless a part of it is stuck |
     pub async fn answer<B>(
         &self,
         request: &Request<B>,
@@ -93,7 +109,7 @@ impl Pages {
         Some(match request.uri().path() {
             "/" => ("/", health.ready()),
             "/keepalive" => ("/keepalive", health.alive()),
-            "/livez" => ("/livez", text(StatusCode::OK, "OK")),
+            "/livez" => ("/livez", self.lives()),
             "/metrics" | "/statz" if self.inside == Inside::Hidden => return None,
             "/metrics" => ("/metrics", metrics(&self.registry)),
             "/statz" if self.inside == Inside::ShownWhenReady && health.is_starting() && !names_groups(request) => {

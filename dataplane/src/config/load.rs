@@ -17,6 +17,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const POSTGRES: &[&str] = &["postgres", "postgresql"];
 const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
+/// A day is as good as for ever.
+const SHUTDOWN_GRACE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(86_400);
 /// Postgres cuts longer names off.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 /// Leaves room for shard number and suffixes in names of slots, schemas and publications.
@@ -100,6 +102,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         engine,
         task_id,
         server_version,
+        given: given.masked(),
         notices,
     })
 }
@@ -305,6 +308,7 @@ fn network(given: &mut Given) -> Network {
         unverified_per_address_max: (unverified > 0).then_some(unverified as usize),
         websocket_max_payload_bytes,
         keepalive_timeout,
+        shutdown_grace: shutdown_grace(given),
     }
 }
 
@@ -336,6 +340,15 @@ fn check_ports(given: &mut Given, network: &Network, change_stream: u16) {
             given.problem("ZERO_ADMIN_PORT", format!("{admin} is {variable}'s as well"), "give it a port of its own");
         }
     }
+}
+
+fn shutdown_grace(given: &mut Given) -> Duration {
+    let variable = "ZERO_SHUTDOWN_GRACE_SECONDS";
+    let Some(grace) = given.duration(variable, SECOND) else { return Duration::default() };
+    if !SHUTDOWN_GRACE.contains(&grace) {
+        given.problem(variable, format!("{grace:?} is out of range"), "give from 2 to 86400 seconds");
+    }
+    grace
 }
 
 /// Not obeyed here, but a text that is not JSON is a mistake the original reports as well.

@@ -195,6 +195,11 @@ const NETWORK: &[Setting] = &[
     )
     .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set"),
     number(
+        "ZERO_SHUTDOWN_GRACE_SECONDS",
+        "from SIGTERM to the end of the process at most; what cannot be stored by then is given up and loses nothing. Not of the original",
+    )
+    .default("90"),
+    number(
         "ZERO_NUM_SYNC_WORKERS",
         "number of threads that run queries from scratch; 0 makes the node a replication-manager",
     )

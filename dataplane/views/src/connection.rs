@@ -49,6 +49,8 @@ pub struct Connection {
     pub validated: bool,
     /// Late validation answers for an older context are ignored.
     pub revision: u64,
+    /// While joining: the attempt to transform the group's queries with its own credentials.
+    pub transforming: Option<u64>,
     /// While joining: do not wait any longer for new queries after this.
     pub patience: Option<Instant>,
     /// Messages that came before the group was served here.

@@ -57,6 +57,7 @@ impl Core {
                 cookie,
                 validated: false,
                 revision,
+                transforming: None,
                 patience: None,
                 waiting: VecDeque::new(),
                 behind_since: is_behind.then(Instant::now),

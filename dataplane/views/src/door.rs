@@ -18,7 +18,7 @@ use tracing::info;
 use crate::api::{ClientMessage, Connect, ConnectionContext, ConnectionId, Credit, Frame, NamedQuery, Outbox};
 use crate::core::{Core, Event};
 use crate::ownership::rehome;
-use crate::transform::Answer;
+use crate::transform::{Answer, answer_of};
 
 /// Who connects to a node that is leaving may be routed to it again for a moment.
 const RETRY_WHILE_DRAINING: Duration = Duration::from_millis(250);
@@ -48,8 +48,8 @@ impl Core {
         }
         let cookie: Option<Cookie> = match connect.base_cookie.as_deref().map(str::parse).transpose() {
             Ok(cookie) => cookie,
-            // What is no cookie of ours will not become one: the client has to start over, not to come back with it.
             Err(error) => {
+                // The client drops what it has and begins anew; it would come with the same cookie for ever.
                 let kind = Kind::InvalidConnectionRequestBaseCookie;
                 return turn_away(&connect, &ErrorBody::new(kind, format!("baseCookie: {error}")));
             }
@@ -99,7 +99,7 @@ impl Core {
         let future = self.options.transformer.transform(context, Vec::new());
         let events = self.events.clone();
         self.runtime.spawn(async move {
-            let result = future.await.map(|_| ());
+            let result = answer_of(future).await.map(|_| ());
             let _ = events.send(Event::Answer(Answer::Validated { connection, revision, result }));
         });
     }

@@ -48,6 +48,8 @@ mod step;
 pub mod store;
 mod tidy;
 mod transform;
+mod turns;
 
 pub use crate::core::{Batches, Ending, Options, Started, start, start_within};
 pub use crate::indexes::Wanted;
+pub use crate::turns::Turns;

@@ -7,21 +7,26 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::attempts::network_of;
+
+/// The count of each.
 #[derive(Debug)]
-pub(crate) struct Addresses {
+pub struct Addresses {
     /// `None`: no limit.
     each_max: Option<usize>,
     guests: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Addresses {
-    pub(crate) fn new(each_max: Option<usize>) -> Arc<Addresses> {
+    #[must_use]
+    pub fn new(each_max: Option<usize>) -> Arc<Addresses> {
         Arc::new(Addresses { each_max, guests: Mutex::default() })
     }
 
     /// Counts a stranger from `address`, unless there are too many.
-    pub(crate) fn admit(self: &Arc<Addresses>, address: IpAddr) -> Option<Guest> {
-        let address = port::network_of(address);
+    #[must_use]
+    pub fn admit(self: &Arc<Addresses>, address: IpAddr) -> Option<Guest> {
+        let address = network_of(address);
         let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         let count = guests.entry(address).or_default();
         if self.each_max.is_some_and(|max| *count >= max) {
@@ -34,7 +39,7 @@ impl Addresses {
 
 /// Counts as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Guest {
+pub struct Guest {
     addresses: Arc<Addresses>,
     address: IpAddr,
 }
