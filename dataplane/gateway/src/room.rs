@@ -86,7 +86,7 @@ mod tests {
 
     fn standing(budget: &Arc<Budget>) -> Arc<Standing> {
         let guest = Addresses::new(None).admit(Ipv4Addr::LOCALHOST.into()).expect("no limit");
-        let standing = Standing::stranger(budget.purse(), guest);
+        let standing = Standing::stranger(budget.purse(), guest, 0).expect("there is room for nothing");
         standing.become_known();
         standing
     }

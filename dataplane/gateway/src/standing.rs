@@ -9,7 +9,7 @@ use futures_util::task::AtomicWaker;
 use port::Guest;
 use tokio::sync::Notify;
 
-use crate::budget::Purse;
+use crate::budget::{Lease, Purse};
 
 /// Shared by a socket's reader, the bytes below it, and the views' word.
 #[derive(Debug)]
@@ -18,29 +18,31 @@ pub(crate) struct Standing {
     /// It has said what it wants to be judged by: more of it can wait.
     has_introduced_itself: AtomicBool,
     pub(crate) purse: Purse,
-    /// Until it is known.
-    guest: Mutex<Option<Guest>>,
+    /// What counts until it is known.
+    counted: Mutex<Option<(Guest, Lease)>>,
     reader: Notify,
     bytes: AtomicWaker,
 }
 
 impl Standing {
-    pub(crate) fn stranger(purse: Purse, guest: Guest) -> Arc<Standing> {
-        Arc::new(Standing {
+    /// `kept_bytes` of its request are kept for as long as it lives. `None`: there is no room for them.
+    pub(crate) fn stranger(purse: Purse, guest: Guest, kept_bytes: usize) -> Option<Arc<Standing>> {
+        let kept = purse.take(kept_bytes)?;
+        Some(Arc::new(Standing {
             is_known: AtomicBool::new(false),
             has_introduced_itself: AtomicBool::new(false),
             purse,
-            guest: Mutex::new(Some(guest)),
+            counted: Mutex::new(Some((guest, kept))),
             reader: Notify::new(),
             bytes: AtomicWaker::new(),
-        })
+        }))
     }
 
     /// Its credentials are good, now and as long as the views let it live.
     pub(crate) fn become_known(&self) {
         self.purse.become_known();
         self.is_known.store(true, Ordering::Release);
-        self.guest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.reader.notify_one();
         self.bytes.wake();
     }

@@ -72,6 +72,9 @@ pub(crate) async fn accept(
     };
     let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
     let asked = ask(&request, offered.as_ref(), &shared.forwarded);
+    let Some(standing) = Standing::stranger(shared.budget.purse(), guest, kept_bytes(&request, &asked)) else {
+        return refuse("memory", StatusCode::SERVICE_UNAVAILABLE, "too many connections wait to be judged");
+    };
     let mut response = handshake.response();
     // Browsers abort a handshake that offered a subprotocol and got none.
     if let Some(echo) = offered.as_ref().and_then(first_offer) {
@@ -87,7 +90,6 @@ pub(crate) async fn accept(
             .max_write_buffer_size(64 * FRAGMENT_BYTES)
             .max_message_size(Some(shared.limits.payload_bytes_max))
             .max_frame_size(Some(shared.limits.payload_bytes_max));
-        let standing = Standing::stranger(shared.budget.purse(), guest);
         let meter = Meter::new(standing);
         let metered = |stream| Metered::new(stream, Arc::clone(&meter));
         let Some(stream) = websocket::upgraded(upgrading, config, metered).await else { return };
@@ -106,6 +108,14 @@ fn ask(request: &Request<Incoming>, offered: Option<&HeaderValue>, forwarded: &[
         .and_then(|value| value.to_str().ok())
         .ok_or_else(|| ConnectError::Header("the header is missing".to_owned()))?;
     Ok((params, ProtocolHeader::decode(offered)?, retained(request.headers(), forwarded)))
+}
+
+/// Of the request, what is kept as long as the socket: its parameters, token and headers, and for a moment its first message.
+fn kept_bytes(request: &Request<Incoming>, asked: &Asked) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let Ok((_, header, retained)) = asked else { return target };
+    let header = [&header.auth_token, &header.init_connection].into_iter().flatten().map(String::len).sum::<usize>();
+    target + header + retained.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
 }
 
 /// Headers of the request that may have to be forwarded to API servers. They are kept as long as the socket: the others are not.
