@@ -8,3 +8,4 @@ mod random;
 mod slots;
 mod start;
 mod types;
+mod watching;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Credit, Outbox};
+use crate::api::{Admission, ClientMessage, ConnectionContext, ConnectionId, Credit, Outbox};
 use crate::group::GroupId;
 use crate::row_id::RowId;
 use crate::store::LineageId;
@@ -38,6 +38,8 @@ pub struct Connection {
     pub profile_id: String,
     pub context: Arc<ConnectionContext>,
     pub outbox: Outbox,
+    /// Used when `initConnection` is applied.
+    pub admission: Admission,
     pub phase: Phase,
     /// Whether it ever was active.
     pub has_joined: bool,

@@ -51,6 +51,7 @@ impl Core {
                 profile_id: connect.profile_id,
                 context: connect.context,
                 outbox: connect.outbox,
+                admission: connect.admission,
                 phase: Phase::New,
                 has_joined: false,
                 cookie,

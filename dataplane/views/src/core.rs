@@ -29,6 +29,7 @@ use crate::mutations::Internal;
 use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
 use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
 use crate::transform::Answer;
+use crate::turns::Turns;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Events handled before a step is run, so that a flood of messages cannot delay pokes.
@@ -147,6 +148,8 @@ pub struct Started {
     /// Since when the oldest waits of what was handed to the CVR database and is not stored; `None` while everything is. Nobody
     /// is told anything new while it waits, so a node whose oldest grows old does not serve.
     pub unflushed_since: watch::Receiver<Option<Instant>>,
+    /// For those who watch that the thread goes on.
+    pub turns: Turns,
 }
 
 /// Prepares the CVR database and starts the thread.
@@ -213,17 +216,19 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
     let (ended_sender, ended) = tokio::sync::oneshot::channel();
     let (unflushed, unflushed_since) = watch::channel(None);
     let runtime = tokio::runtime::Handle::current();
+    let turns = Turns::new();
+    let seen = turns.clone();
     std::thread::Builder::new()
         .name("views".into())
         .spawn(move || {
             let materialisations = Materialisations::new(pool, node * LINEAGES_PER_NODE, options.metrics.clone());
             let around = Around { store, events, runtime, backlog, unflushed };
             let core = Core::new(options, limits, reader, materialisations, around);
-            let ending = core.run(&receiver);
+            let ending = core.run(&receiver, &seen);
             let _ = ended_sender.send(ending);
         })
         .map_err(|e| format!("start the views' thread: {e}"))?;
-    Ok(Started { handle: Handle { commands }, batches, ended, unflushed_since })
+    Ok(Started { handle: Handle { commands }, batches, ended, unflushed_since, turns })
 }
 
 /// What the thread talks to.
@@ -342,7 +347,7 @@ impl Core {
     }
 
     /// Runs until a drain has ended, or it cannot go on.
-    fn run(mut self, receiver: &Receiver<Event>) -> Ending {
+    fn run(mut self, receiver: &Receiver<Event>, turns: &Turns) -> Ending {
         match self.reader.begin() {
             Ok(version) => self.version = version,
             Err(error) => return Ending::Failed(error.to_string()),
@@ -350,6 +355,7 @@ impl Core {
         self.reader.end();
         let mut next_tick = Instant::now() + TICK;
         loop {
+            turns.turn();
             let wake = self.impatient_at.into_iter().chain(self.drain_at()).fold(next_tick, Instant::min);
             let wait = wake.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(wait) {

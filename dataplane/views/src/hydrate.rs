@@ -1,6 +1,9 @@
 //! Hydration apart from advancement: a fixed set of threads, each with a reader of its own, runs queries from scratch at the
 //! replica's newest version while the views go on.
 //!
+//! A replica that cannot be read for a moment (the process is out of descriptors, the disk is slow) is no fault of a query: its job
+//! waits and is done again, for [`PATIENCE`] at most.
+//!
 //! Invariant: an outcome's graph and payload show the replica at exactly `version`; bringing them to the views' version is the
 //! views' business.
 
@@ -13,12 +16,18 @@ use ivm::Graph;
 use ivm::query::Query;
 use replica::Reader;
 use rows::Version;
+use tracing::warn;
 
 use crate::convert::KeyChoice;
 use crate::encode;
 use crate::indexes::Wishes;
 use crate::materialisation::{MaterialisationId, Payload, PayloadBuilder};
 use crate::row_id::RowId;
+
+/// For a replica that cannot be read.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A query to run from scratch.
 #[derive(Debug)]
@@ -97,18 +106,31 @@ fn work(
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         let id = job.id;
-        // A job that panics concerns its query only; its clients would wait for ever for an answer that never comes.
-        let attempt = AssertUnwindSafe(|| match &mut reader {
-            Some(reader) => run(&job, wishes, reader),
-            None => match open() {
-                Ok(opened) => run(&job, wishes, reader.insert(opened)),
-                Err(error) => Err(Failure::Replica(error.to_string())),
-            },
-        });
-        let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
-            reader = None;
-            Err(Failure::Query("the server failed while it ran the query; its log says how".to_owned()))
-        });
+        let (started, mut pause) = (Instant::now(), RETRY_MIN);
+        let result = loop {
+            // A job that panics concerns its query only; its clients would wait for ever for an answer that never comes.
+            let attempt = AssertUnwindSafe(|| match &mut reader {
+                Some(reader) => run(&job, wishes, reader),
+                None => match open() {
+                    Ok(opened) => run(&job, wishes, reader.insert(opened)),
+                    Err(error) => Err(Failure::Replica(error.to_string())),
+                },
+            });
+            let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
+                reader = None;
+                Err(Failure::Query("the server failed while it ran the query; its log says how".to_owned()))
+            });
+            match result {
+                Err(Failure::Replica(reason)) if started.elapsed() < PATIENCE => {
+                    warn!(reason, retry_ms = pause.as_millis() as u64, "cannot read the replica for a query");
+                    // It may be the reader that is of no use.
+                    reader = None;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                result => break result,
+            }
+        };
         done(Outcome { id, result });
     }
 }

@@ -9,7 +9,7 @@ use protocol::up::{InitConnection, UpQueryOp};
 use rows::Cookie;
 use serde_json::json;
 
-use crate::api::{ConnectionContext, ConnectionId, Frame};
+use crate::api::{Admitted, ConnectionContext, ConnectionId, Frame};
 use crate::connection::{Connection, Phase};
 use crate::convert::{KeyChoice, check_client_schema};
 use crate::core::Core;
@@ -31,7 +31,7 @@ impl Core {
         body: InitConnection,
         context: Arc<ConnectionContext>,
     ) -> Result<(), ErrorBody> {
-        if self.is_foreign(id, &context) {
+        if self.is_foreign(id, &context) || !self.admit(id) {
             return Ok(());
         }
         let (version, now) = (self.version, Instant::now());
@@ -170,6 +170,16 @@ impl Core {
             self.reject_with(id, &ErrorBody::unauthorized(MESSAGE), Frame::Close(Some((3000, MESSAGE.into()))));
         }
         foreign
+    }
+
+    /// Lets a connection in, in place of an older one of its client. False: a newer one was let in before.
+    fn admit(&mut self, id: ConnectionId) -> bool {
+        match self.connections.get_mut(&id).map(|connection| connection.admission.admit()) {
+            Some(Admitted::InsteadOf(old)) => self.disconnect(old, Some("displaced")),
+            Some(Admitted::Alone) => {}
+            Some(Admitted::TooLate) | None => return false,
+        }
+        true
     }
 
     /// Looks again at connections that waited long enough for their new queries.

@@ -287,3 +287,16 @@ async fn many_small_deltas_become_few() {
         c.cut();
     }
 }
+
+#[tokio::test]
+async fn a_replica_that_cannot_be_read_for_a_moment_fails_no_query() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    // As when the process is out of descriptors.
+    world.unreadable.store(4, std::sync::atomic::Ordering::Relaxed);
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q") && s.rows.len() == 1).await;
+    assert_eq!(world.unreadable.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert!(!c.log.iter().any(|seen| matches!(seen, Seen::Message(tag, _) if tag == "transformError")), "{:?}", c.log);
+}

@@ -1,7 +1,7 @@
 //! Everything around the views: CVR database, replica and its writer, API server.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ use rows::{Batch, Change, Table, TableSpec, Transaction, Version};
 use serde_json::{Value as Json, json};
 use testkit::postgres::{self, Postgres};
 use views::api::{
-    Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture, Transformed, Transformer,
+    Admission, Admitted, Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture,
+    Transformed, Transformer,
 };
 use views::limits::Limits;
 use views::metrics::Metrics;
@@ -148,6 +149,10 @@ pub struct World {
     pub copy: Copy,
     /// Whether readers that are opened from now on panic.
     pub no_readers: Arc<AtomicBool>,
+    /// So many more readers of the replica cannot be opened.
+    pub unreadable: Arc<AtomicU64>,
+    /// Who was let in last, by group and client.
+    pub admitted: Arc<Mutex<BTreeMap<(String, String), ConnectionId>>>,
 }
 
 pub fn identity() -> Identity {
@@ -210,6 +215,8 @@ impl World {
             cvr_connections_max: 2,
             copy: Copy { id: copy.into(), version: Version::new(version) },
             no_readers: Arc::default(),
+            unreadable: Arc::default(),
+            admitted: Arc::default(),
         }
     }
 
@@ -218,6 +225,7 @@ impl World {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let (url, path, no_readers) = (self.cvr_url.clone(), self.path.clone(), Arc::clone(&self.no_readers));
+        let unreadable = Arc::clone(&self.unreadable);
         let options = Options {
             clients_table: CLIENTS.into(),
             mutations_table: MUTATIONS.into(),
@@ -234,7 +242,9 @@ impl World {
             hydrators: 2,
             open_reader: Arc::new(move || {
                 assert!(!no_readers.load(Ordering::Relaxed), "as the test wants it");
-                Reader::open(&path)
+                let one_less = |left: u64| left.checked_sub(1);
+                let fails = unreadable.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+                Reader::open(if fails { Path::new("/dev/null/replica.db") } else { &path })
             }),
             schema: self.writer.schema(),
             transformer: Arc::new(self.api.clone()),
@@ -424,6 +434,7 @@ impl World {
             accepted_at,
             context: context(user).into(),
             outbox,
+            admission: self.admission(group, client, connection),
         };
         handle.commands.send(Command::Connect(Box::new(connect))).unwrap();
         Client {
@@ -440,6 +451,15 @@ impl World {
             open_id: None,
             log: vec![],
         }
+    }
+
+    /// What the gateway does.
+    fn admission(&self, group: &str, client: &str, connection: ConnectionId) -> Admission {
+        let (admitted, key) = (Arc::clone(&self.admitted), (group.to_owned(), client.to_owned()));
+        Admission::new(move || match admitted.lock().unwrap().insert(key, connection) {
+            Some(old) => Admitted::InsteadOf(old),
+            None => Admitted::Alone,
+        })
     }
 
     /// The rows that these queries have now, computed from scratch.
