@@ -24,6 +24,8 @@ pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The time for an answer is doubled so often at most.
+const SILENCES_COUNTED_MAX: u32 = 4;
 /// Large statements may take longer, as over a slow network.
 const BYTES_PER_MS: u64 = 1_000;
 
@@ -44,6 +46,9 @@ pub(super) struct Connection {
     retry: Duration,
     /// How long an answer may take.
     answer: Duration,
+    /// Answers that did not come, one after the other. Each leaves a statement behind that the server may still be at, so the
+    /// next one is given twice the time.
+    silences: u32,
 }
 
 pub(super) struct Open {
@@ -93,7 +98,7 @@ impl Open {
 
 impl Connection {
     pub(super) fn new(connector: Connector, answer: Duration) -> Connection {
-        Connection { connector, open: Arc::default(), retry: RETRY_MIN, answer }
+        Connection { connector, open: Arc::default(), retry: RETRY_MIN, answer, silences: 0 }
     }
 
     /// Another user of the same connection.
@@ -103,6 +108,7 @@ impl Connection {
             open: Arc::clone(&self.open),
             retry: RETRY_MIN,
             answer: self.answer,
+            silences: 0,
         }
     }
 
@@ -149,13 +155,17 @@ impl Connection {
         parameters: &[Parameter<'_>],
         bytes: usize,
     ) -> Result<Vec<Row>, Fault> {
-        let within = self.answer + Duration::from_millis(bytes as u64 / BYTES_PER_MS);
+        let within = self.patience(bytes);
         let mut open = self.opened().await;
         let query = open.as_ref().expect("opened above").query(text, parameters);
         match tokio::time::timeout(within, query).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                self.silences = 0;
+                answer
+            }
             Err(_) => {
                 *open = None;
+                self.silences += 1;
                 Err(Fault::Silent(within))
             }
         }
@@ -163,7 +173,7 @@ impl Connection {
 
     /// Statements without parameters, as one transaction.
     pub(super) async fn run(&mut self, statements: &str) -> Result<(), Fault> {
-        let within = self.answer;
+        let within = self.patience(0);
         let mut open = self.opened().await;
         let opened = open.as_ref().expect("opened above");
         let text = format!("BEGIN; {} {statements}; COMMIT", opened.guard.as_deref().unwrap_or_default());
@@ -177,9 +187,16 @@ impl Connection {
             }
             Err(_) => {
                 *open = None;
+                self.silences += 1;
                 Err(Fault::Silent(within))
             }
         }
+    }
+
+    /// How long to wait for an answer to so many bytes, or with so many.
+    fn patience(&self, bytes: usize) -> Duration {
+        let once = self.answer + Duration::from_millis(bytes as u64 / BYTES_PER_MS);
+        once * (1 << self.silences.min(SILENCES_COUNTED_MAX))
     }
 
     pub(super) async fn broken(&mut self, what: &str, fault: &Fault) {
