@@ -20,11 +20,18 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// One turn of the views' thread that takes longer than this will never end. Large steps take seconds.
 const STUCK: Duration = Duration::from_secs(15 * 60);
+/// Nobody is told anything new while nothing is stored. A restart mends a connection that hangs, and costs nothing if the database
+/// is away for so long.
+const UNSTORED: Duration = Duration::from_secs(10 * 60);
 
-/// Watches that the views' thread goes on, while what is returned lives.
-pub fn watch(node: &Node<'_>, views: &views::Started) -> port::Watched {
-    let turns = views.turns.clone();
-    node.liveness.watch("the views", STUCK, move || Some(turns.age()))
+/// Watches that the views' thread goes on and that what it hands over is stored, while what is returned lives.
+pub fn watch(node: &Node<'_>, views: &views::Started) -> [port::Watched; 2] {
+    let (turns, unflushed) = (views.turns.clone(), views.unflushed_since.clone());
+    let age = move || unflushed.borrow().map(|since| since.elapsed());
+    [
+        node.liveness.watch("the views", STUCK, move || Some(turns.age())),
+        node.liveness.watch("the storing of client view records", UNSTORED, age),
+    ]
 }
 
 /// Starts the views. Clients are let in by the caller, by opening the gate.
