@@ -60,6 +60,8 @@ pub async fn run(config: Config) -> Result<Ending> {
     let stop = stop_signal().context("listen for signals")?;
     let tls = StreamTls::open(&config)?;
     folder::make(&config.replica.file)?;
+    // A node that follows only gets what the replication-manager has already.
+    folder::clear(&config.replica.file, config.replica.auto_reset || config.role == Role::ViewSyncer)?;
     let status = Status::default();
     let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);
     loop {

@@ -13,7 +13,7 @@ pub enum Error {
     /// The contents are unusable or no longer follow upstream: copy or restore anew.
     #[error("replica file {} must be replaced by a new copy: {reason}", path.display())]
     Resync { path: PathBuf, reason: String },
-    /// The disk or the operating system failed. The failed call left no trace; after a restart it can be repeated.
+    /// The disk, the memory or the operating system failed. The failed call left no trace and can be repeated.
     #[error("replica file {}: {action}: {cause}", path.display())]
     Storage { path: PathBuf, action: &'static str, cause: String },
     /// The caller of [`crate::Writer::apply_when`] decided against the commit; nothing changed.
@@ -59,7 +59,20 @@ impl Fault {
                     path,
                     reason: format!("{action}: {e}; the process must be able to write the file and its directory"),
                 },
-                _ => Error::Storage { path, action, cause: e.to_string() },
+                // Of the disk, of memory and of locks: nothing is wrong with what was to be written.
+                Some(
+                    ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::FileLockingProtocolFailed
+                    | ErrorCode::OperationInterrupted
+                    | ErrorCode::OperationAborted
+                    | ErrorCode::SchemaChanged,
+                ) => Error::Storage { path, action, cause: e.to_string() },
+                // SQLite refuses the contents, and would again: they do not follow from what is here.
+                _ => Error::Resync { path, reason: format!("{action}: {e}") },
             },
         }
     }

@@ -64,7 +64,7 @@ async fn attempt_all(options: &Options, wanted: &[Published]) -> Result<Option<(
                 check_size(&mut reader, options, table).await?;
                 tracing::info!(table = table.spec.wire_name(), "reading the table's contents anew");
                 skipped.insert(table.spec.oid, position);
-                read(&mut reader, table).await?
+                read(&mut reader, options, table).await?
             }
             Shape::Other => {
                 skipped.insert(table.spec.oid, UNTIL_NEXT_SHAPE);
@@ -155,8 +155,8 @@ async fn check_size(connection: &mut Connection, options: &Options, table: &Publ
     )))
 }
 
-async fn read(connection: &mut Connection, table: &Published) -> Result<Vec<Vec<Cell>>> {
-    let mut copy = TableCopy::start(connection, table, None).await?;
+async fn read(connection: &mut Connection, options: &Options, table: &Published) -> Result<Vec<Vec<Cell>>> {
+    let mut copy = TableCopy::start(connection, table, None, options.row_bytes_max).await?;
     let mut rows = Vec::new();
     while let Some(block) = copy.next().await? {
         rows.extend((0..block.row_count()).map(|row| owned(&block, row)));

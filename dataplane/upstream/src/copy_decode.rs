@@ -5,6 +5,7 @@ use rows::CopyBlock;
 use crate::catalog::Published;
 use crate::connect::quote_identifier;
 use crate::decode::{Kind, Scalar, binary};
+use crate::limit::Limit;
 use crate::reader::{Malformed, Reader};
 use crate::wire::{Connection, parse_error};
 use crate::{Error, Result};
@@ -71,12 +72,13 @@ impl<'a> TableCopy<'a> {
         connection: &'a mut Connection,
         table: &Published,
         pages: Option<Pages>,
+        row_bytes_max: usize,
     ) -> Result<TableCopy<'a>> {
         connection.send_query(&statement(table, pages)).await?;
         Ok(TableCopy {
             connection,
             table: format!("{}.{}", table.spec.schema, table.spec.name),
-            rows: RowDecoder::new(table),
+            rows: RowDecoder::new(table, row_bytes_max),
             ended: false,
         })
     }
@@ -112,6 +114,7 @@ impl<'a> TableCopy<'a> {
 struct RowDecoder {
     kinds: Vec<Kind>,
     names: Vec<String>,
+    limit: Limit,
     header_read: bool,
     scratch: Vec<u8>,
 }
@@ -119,10 +122,11 @@ struct RowDecoder {
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
 impl RowDecoder {
-    fn new(table: &Published) -> RowDecoder {
+    fn new(table: &Published, row_bytes_max: usize) -> RowDecoder {
         RowDecoder {
             kinds: table.columns.iter().map(|c| c.kind).collect(),
             names: table.spec.columns.iter().map(|c| c.name.clone()).collect(),
+            limit: Limit::new(table, row_bytes_max),
             header_read: false,
             scratch: Vec::new(),
         }
@@ -148,11 +152,16 @@ impl RowDecoder {
             if usize::try_from(count) != Ok(self.kinds.len()) {
                 return Err(Malformed::new(format!("a row has {count} columns instead of {}", self.kinds.len())));
             }
-            for (kind, name) in self.kinds.iter().zip(&self.names) {
+            let mut room = self.limit.row();
+            for (i, (kind, name)) in self.kinds.iter().zip(&self.names).enumerate() {
                 match usize::try_from(r.i32()?) {
                     Err(_) => block.push(rows::CellRef::Null),
                     Ok(length) => {
                         let bytes = r.bytes(length)?;
+                        if !room.takes(length) {
+                            block.push(self.limit.stand_in(i, length));
+                            continue;
+                        }
                         binary::value(*kind, bytes, &mut self.scratch, &mut |cell| block.push(cell))
                             .map_err(|e| e.within(format!("column {name}")))?;
                     }
@@ -206,7 +215,7 @@ mod tests {
     #[test]
     fn rows_are_read() {
         let mut block = CopyBlock::new(2);
-        RowDecoder::new(&table("null")).message(&message(), &mut block).unwrap();
+        RowDecoder::new(&table("null"), usize::MAX).message(&message(), &mut block).unwrap();
         assert_eq!(block.row_count(), 2);
         assert_eq!(block.cell(0, 0), CellRef::Int(9));
         assert_eq!(block.cell(0, 1), CellRef::Text("x"));
@@ -220,7 +229,7 @@ mod tests {
             let length = m.len();
             m[at % length] ^= b;
             m.truncate(end.min(length));
-            let _ = RowDecoder::new(&table("null")).message(&m, &mut CopyBlock::new(2));
+            let _ = RowDecoder::new(&table("null"), usize::MAX).message(&m, &mut CopyBlock::new(2));
         }
     }
 }

@@ -81,6 +81,7 @@ WITH exported AS (
         'element', CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc AND t.typtype = 'b' THEN
           json_build_object('oid', el.oid::int8, 'type', el.typname, 'class', el.typtype, 'delimiter', el.typdelim) END,
         'dimensions', a.attndims,
+        'modifier', a.atttypmod,
         'notNull', a.attnotnull,
         'filled', a.atthasdef OR a.attidentity <> '',
         'missing', CASE WHEN a.atthasmissing THEN a.attmissingval::text END,

@@ -135,7 +135,14 @@ impl Stream {
             replica.id,
             resume,
             known,
-            Assembler::new(options.app.ddl_prefix(), watching, options.transaction_bytes_warn, schema_json, skipped)?,
+            Assembler::new(
+                options.app.ddl_prefix(),
+                watching,
+                options.transaction_bytes_warn,
+                options.row_bytes_max,
+                schema_json,
+                skipped,
+            )?,
         ))
     }
 

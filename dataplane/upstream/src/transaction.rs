@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use crate::catalog::{Catalog, Published};
 use crate::decode::{self, Kind};
 use crate::diff::{Step, diff};
+use crate::limit::{Limit, Room};
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
 use crate::{Error, Result};
@@ -33,6 +34,7 @@ pub(crate) struct Assembler {
     /// Whether event triggers report schema changes.
     watching: bool,
     bytes_warn: usize,
+    row_bytes_max: usize,
     pub catalog: Catalog,
     /// What `catalog` was read from, to be remembered.
     pub schema_json: String,
@@ -70,6 +72,7 @@ pub(crate) struct Finished {
 struct Mapped {
     spec: Arc<TableSpec>,
     kinds: Vec<Kind>,
+    limit: Limit,
     /// Positions of the identity's columns in a tuple.
     identity: Vec<usize>,
 }
@@ -94,6 +97,7 @@ impl Assembler {
         ddl_prefix: String,
         watching: bool,
         bytes_warn: usize,
+        row_bytes_max: usize,
         schema_json: String,
         skipped: Skipped,
     ) -> Result<Assembler> {
@@ -103,6 +107,7 @@ impl Assembler {
             ddl_prefix,
             watching,
             bytes_warn,
+            row_bytes_max,
             catalog,
             schema_json,
             skipped,
@@ -265,7 +270,8 @@ impl Assembler {
             .iter()
             .map(|name| spec.columns.iter().position(|c| c.name == *name).expect("the catalog lists identity columns"))
             .collect();
-        Ok(Mapped { spec: Arc::clone(spec), kinds: table.columns.iter().map(|c| c.kind).collect(), identity })
+        let kinds = table.columns.iter().map(|c| c.kind).collect();
+        Ok(Mapped { spec: Arc::clone(spec), kinds, limit: Limit::new(table, self.row_bytes_max), identity })
     }
 
     fn ddl(&mut self, content: &[u8]) -> Result<()> {
@@ -451,8 +457,9 @@ impl Mapped {
         self.check(tuple)?;
         let mut data = tuple.data();
         let mut cells = Vec::with_capacity(self.kinds.len());
+        let mut room = self.limit.row();
         for (i, kind) in self.kinds.iter().enumerate() {
-            let cell = self.cell(i, *kind, data.next()?)?;
+            let cell = self.cell(i, *kind, data.next()?, &mut room)?;
             *size += cell_size(&cell);
             cells.push(cell);
         }
@@ -460,10 +467,17 @@ impl Mapped {
     }
 
     #[inline]
-    fn cell(&self, column: usize, kind: Kind, datum: Datum<'_>) -> std::result::Result<Cell, Malformed> {
+    fn cell(
+        &self,
+        column: usize,
+        kind: Kind,
+        datum: Datum<'_>,
+        room: &mut Room,
+    ) -> std::result::Result<Cell, Malformed> {
         match datum {
             Datum::Null => Ok(Cell::Null),
             Datum::Unchanged => Ok(Cell::Unchanged),
+            Datum::Text(bytes) if !room.takes(bytes.len()) => Ok(self.limit.stand_in(column, bytes.len()).into()),
             Datum::Text(bytes) => {
                 decode::text(kind, bytes).map_err(|e| e.within(format!("column {}", self.spec.columns[column].name)))
             }
@@ -474,11 +488,12 @@ impl Mapped {
     fn key(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, Malformed> {
         self.check(tuple)?;
         let mut data = tuple.data();
+        let mut room = self.limit.row();
         let mut key = vec![Cell::Null; self.identity.len()];
         for (i, kind) in self.kinds.iter().enumerate() {
             let datum = data.next()?;
             if let Some(position) = self.identity.iter().position(|&p| p == i) {
-                key[position] = self.cell(i, *kind, datum)?;
+                key[position] = self.cell(i, *kind, datum, &mut room)?;
                 *size += cell_size(&key[position]);
             }
         }
