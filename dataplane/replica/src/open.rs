@@ -122,7 +122,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
     }
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if number(68) != APPLICATION_ID {
-        let whose = former(path)?.map_or("an SQLite database of another program".to_owned(), |f| f.to_string());
+        let whose = former(path)?.map_or_else(|| "an SQLite database of another program".to_owned(), |f| f.to_string());
         return Err(refused(format!("it is {whose}; move it away or choose another path")));
     }
     let format = number(60);

@@ -23,7 +23,7 @@ fn views(path: &std::path::Path) -> BTreeMap<String, Vec<String>> {
     let names: Vec<String> = statement.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
     let columns = |name: &String| {
         let view = conn.prepare(&format!("SELECT * FROM \"{name}\"")).unwrap();
-        view.column_names().into_iter().map(str::to_owned).collect()
+        view.column_names().map(str::to_owned).collect()
     };
     names.iter().map(|name| (name.clone(), columns(name))).collect()
 }

@@ -10,7 +10,8 @@ use rows::{ColumnType, TableSpec};
 use serde::Deserialize;
 
 use crate::decode::{Kind, Scalar, TEXT_EXTENSIONS, builtin};
-use crate::{Error, Result, key};
+use crate::key::Blurred;
+use crate::{Error, Result};
 
 /// A table with what the wire shape cannot say.
 #[derive(Clone, Debug)]
@@ -174,12 +175,10 @@ impl RawTable {
         let table = format!("{}.{}", self.schema, self.name);
         let mut columns = Vec::with_capacity(self.columns.len());
         let mut details = Vec::with_capacity(self.columns.len());
-        let mut blurred: BTreeMap<String, &str> = BTreeMap::new();
+        let mut blurred = Blurred::default();
         for raw in self.columns {
             let (kind, ty) = raw.kind();
-            if let Some(reason) = key::blurred(kind, raw.modifier) {
-                blurred.insert(raw.name.clone(), reason);
-            }
+            blurred.note(&raw.name, kind, raw.modifier);
             let type_name = raw.written_type();
             if ty == ColumnType::Hidden {
                 warnings.push(format!(
@@ -213,9 +212,9 @@ impl RawTable {
             "i" => usable.iter().find(|i| i.identity).map(|i| names(i)).unwrap_or_default(),
             _ => primary_key.clone(),
         };
-        if let Some((column, reason)) = blurred.iter().find(|(column, _)| primary_key.contains(column)) {
+        if let Some(reason) = blurred.obstacle(&primary_key, &identity).filter(|_| !primary_key.is_empty()) {
             warnings.push(format!(
-                "the primary key of table {table} cannot identify rows for clients, because different values of its column {column} would look the same: {reason}; a unique index over other NOT NULL columns takes its place, and without one the table is not synced"
+                "the primary key of table {table} cannot identify rows for clients: {reason}; a unique index over other NOT NULL columns takes its place if it is made the replica identity (ALTER TABLE ... REPLICA IDENTITY USING INDEX ...), and without one the table is not synced"
             ));
             primary_key.clear();
         }
@@ -229,7 +228,7 @@ impl RawTable {
             .map(|i| IndexSpec {
                 name: i.name.clone(),
                 // For clients, that is: what differs upstream may be equal for them.
-                unique: i.unique && i.columns.iter().flatten().all(|(name, _)| !blurred.contains_key(name)),
+                unique: i.unique && blurred.obstacle(&names(i), &identity).is_none(),
                 columns: i.columns.clone().unwrap_or_default(),
             })
             .collect();

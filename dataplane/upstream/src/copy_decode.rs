@@ -158,7 +158,7 @@ impl RowDecoder {
                     Err(_) => block.push(rows::CellRef::Null),
                     Ok(length) => {
                         let bytes = r.bytes(length)?;
-                        if !room.takes(length) {
+                        if !self.limit.admits(&mut room, i, length) {
                             block.push(self.limit.stand_in(i, length));
                             continue;
                         }

@@ -1,7 +1,9 @@
 //! Which columns can identify rows for clients: those whose different values are still different as a client receives them.
 //!
-//! Must not know tables or indexes: it judges one column. Infinite values and numbers that are none are the replica's to leave out,
+//! Must not know the catalog: it judges columns, and lists of them. Infinite values and numbers that are none are the replica's to leave out,
 //! row by row.
+
+use std::collections::BTreeMap;
 
 use crate::decode::{Kind, Scalar};
 
@@ -13,9 +15,40 @@ const SCALE_MAX: i32 = 290;
 const MILLISECOND: i32 = 3;
 const NO_MODIFIER: i32 = -1;
 
+/// The columns of one table whose different values may look the same, with the reason.
+#[derive(Debug, Default)]
+pub(crate) struct Blurred(BTreeMap<String, &'static str>);
+
+impl Blurred {
+    pub(crate) fn note(&mut self, column: &str, kind: Kind, modifier: Option<i32>) {
+        if let Some(reason) = blurred(kind, modifier) {
+            self.0.insert(column.to_owned(), reason);
+        }
+    }
+
+    fn among(&self, columns: &[String]) -> Option<(&str, &'static str)> {
+        self.0.iter().find(|(column, _)| columns.contains(column)).map(|(column, reason)| (column.as_str(), *reason))
+    }
+
+    /// Why these columns cannot identify rows for clients. A change of a row says which one by the replica identity: where that is
+    /// blurred, only a key that is part of it finds the right row.
+    pub(crate) fn obstacle(&self, columns: &[String], identity: &[String]) -> Option<String> {
+        if let Some((column, reason)) = self.among(columns) {
+            return Some(format!("different values of column {column} would look the same, for {reason}"));
+        }
+        let (column, reason) = self.among(identity)?;
+        let is_part = columns.iter().all(|c| identity.contains(c));
+        (!is_part).then(|| {
+            format!(
+                "changes name their row by column {column}, where different values would look the same, for {reason}"
+            )
+        })
+    }
+}
+
 /// Why values of a column may coincide for a client, with the type that would do; `None` if they never do. `modifier` is
 /// `atttypmod`; absent in snapshots of releases that did not record it, whose keys were all taken.
-pub(crate) fn blurred(kind: Kind, modifier: Option<i32>) -> Option<&'static str> {
+fn blurred(kind: Kind, modifier: Option<i32>) -> Option<&'static str> {
     let modifier = modifier?;
     match kind {
         Kind::Scalar(Scalar::Numeric) => {
@@ -42,6 +75,23 @@ fn precision(modifier: i32) -> (i32, i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_is_found_by_what_its_changes_carry() {
+        let mut columns = Blurred::default();
+        columns.note("id", Kind::Scalar(Scalar::Numeric), Some(-1));
+        columns.note("code", Kind::Scalar(Scalar::Uuid), Some(-1));
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<String>>();
+        for (key, identity, fits) in [
+            (&["id"][..], &["id"][..], false),
+            (&["code"], &["id"], false),
+            (&["code"], &["code"], true),
+            (&["code"], &["id", "code"], true),
+            (&["other"], &["code"], true),
+        ] {
+            assert_eq!(columns.obstacle(&names(key), &names(identity)).is_none(), fits, "{key:?} {identity:?}");
+        }
+    }
 
     #[test]
     fn only_what_stays_apart_is_a_key() {

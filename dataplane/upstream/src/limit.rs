@@ -19,8 +19,11 @@ pub(crate) struct Limit {
     told: Vec<Arc<AtomicBool>>,
 }
 
-/// What the values of one row may still hold.
-pub(crate) struct Room(usize);
+/// What the values of one row may still hold. Hidden columns take nothing from those that clients see.
+pub(crate) struct Room {
+    visible: usize,
+    hidden: usize,
+}
 
 impl Limit {
     pub(crate) fn new(table: &Published, row_bytes_max: usize) -> Limit {
@@ -29,7 +32,19 @@ impl Limit {
     }
 
     pub(crate) fn row(&self) -> Room {
-        Room(self.row_bytes_max)
+        Room { visible: self.row_bytes_max, hidden: self.row_bytes_max }
+    }
+
+    /// Whether a value of so many bytes fits into what is left; it is then taken.
+    #[inline]
+    pub(crate) fn admits(&self, room: &mut Room, column: usize, bytes: usize) -> bool {
+        let is_hidden = self.table.columns[column].ty == ColumnType::Hidden;
+        let left = if is_hidden { &mut room.hidden } else { &mut room.visible };
+        let is_enough = bytes <= *left;
+        if is_enough {
+            *left -= bytes;
+        }
+        is_enough
     }
 
     /// What stands for a value that does not fit: null, or the emptiest value where there must be one.
@@ -41,23 +56,10 @@ impl Limit {
                 column = spec.name,
                 mebibytes = bytes >> 20,
                 limit_mebibytes = self.row_bytes_max >> 20,
-                "a value is left out, here and wherever it occurs in this column, because its row is larger than a row may be; clients see null or nothing in its place"
+                "a value is left out, here and wherever it occurs in this column, because its row is larger than a row may be; null or nothing stands in its place"
             );
         }
         emptiest(spec)
-    }
-}
-
-impl Room {
-    /// Whether so many bytes fit; they are then taken.
-    pub(crate) fn takes(&mut self, bytes: usize) -> bool {
-        match self.0.checked_sub(bytes) {
-            Some(left) => {
-                self.0 = left;
-                true
-            }
-            None => false,
-        }
     }
 }
 

@@ -477,7 +477,9 @@ impl Mapped {
         match datum {
             Datum::Null => Ok(Cell::Null),
             Datum::Unchanged => Ok(Cell::Unchanged),
-            Datum::Text(bytes) if !room.takes(bytes.len()) => Ok(self.limit.stand_in(column, bytes.len()).into()),
+            Datum::Text(bytes) if !self.limit.admits(room, column, bytes.len()) => {
+                Ok(self.limit.stand_in(column, bytes.len()).into())
+            }
             Datum::Text(bytes) => {
                 decode::text(kind, bytes).map_err(|e| e.within(format!("column {}", self.spec.columns[column].name)))
             }

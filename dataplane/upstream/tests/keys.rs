@@ -10,6 +10,10 @@ CREATE TABLE n (id numeric(20) PRIMARY KEY, v text);
 CREATE TABLE unbounded (id numeric PRIMARY KEY);
 CREATE TABLE short (id numeric(15, 2) PRIMARY KEY);
 CREATE TABLE other (id numeric(20) PRIMARY KEY, code uuid NOT NULL UNIQUE);
+CREATE TABLE by_code (id numeric(20) PRIMARY KEY, code uuid NOT NULL CONSTRAINT by_code_code UNIQUE);
+ALTER TABLE by_code REPLICA IDENTITY USING INDEX by_code_code;
+CREATE TABLE whole (id numeric(20) PRIMARY KEY, code uuid NOT NULL UNIQUE);
+ALTER TABLE whole REPLICA IDENTITY FULL;
 CREATE TABLE times (at time PRIMARY KEY);
 CREATE TABLE milliseconds (at time(3) PRIMARY KEY);
 CREATE TABLE zoned (at timetz(3), id int, PRIMARY KEY (id, at));
@@ -29,7 +33,10 @@ fn check(model: &Model) {
         ("n", None),
         ("unbounded", None),
         ("short", Some("id")),
-        ("other", Some("code")),
+        // Its changes name rows by the number.
+        ("other", None),
+        ("by_code", Some("code")),
+        ("whole", Some("code")),
         ("times", None),
         ("milliseconds", Some("at")),
         ("zoned", None),
@@ -51,14 +58,20 @@ async fn a_key_tells_rows_apart() {
     check(&model);
     let mut stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
     // The same, made later; a key that becomes too wide, and one that becomes narrow enough.
-    fixture.run(&TABLES.replace("TABLE ", "TABLE later_")).await;
+    fixture.run(&TABLES.replace("TABLE ", "TABLE later_").replace("by_code_code", "later_by_code_code")).await;
     fixture.run("ALTER TABLE later_short ALTER id TYPE numeric(20, 2); ALTER TABLE later_n ALTER id TYPE int8").await;
-    fixture.run("ALTER TABLE later_times ADD COLUMN id bigserial UNIQUE; INSERT INTO later_n VALUES (1, 'c')").await;
+    fixture
+        .run(
+            "ALTER TABLE later_times ADD COLUMN id bigserial UNIQUE;
+             ALTER TABLE later_times REPLICA IDENTITY USING INDEX later_times_id_key; INSERT INTO later_n VALUES (1, 'c')",
+        )
+        .await;
     catch_up(&mut stream, &mut model, &fixture.client).await;
     assert_eq!(key(&model, "later_short"), None);
     assert_eq!(key(&model, "later_n").as_deref(), Some("id"));
     assert_eq!(key(&model, "later_times").as_deref(), Some("id"));
-    assert_eq!(key(&model, "later_other").as_deref(), Some("code"));
+    assert_eq!(key(&model, "later_other"), None);
+    assert_eq!(key(&model, "later_whole").as_deref(), Some("code"));
     assert_equals_copy(&model, &fixture.postgres).await;
 }
 
