@@ -13,6 +13,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
+/// Orders that may wait for the log.
+const ORDERS_QUEUED: usize = 2;
 /// What is kept for readers that come back, beyond what is known to be needed; older pages are purged.
 const BYTES_KEPT: u64 = 256 << 20;
 const PURGE_PERIOD: Duration = Duration::from_secs(30);
@@ -28,6 +30,13 @@ pub enum Order {
     Append { transactions: Arc<Vec<Transaction>>, stored: oneshot::Sender<()> },
     /// Answered with whether this node still owns the log, once the database says so.
     CheckOwnership(oneshot::Sender<bool>),
+    /// Answered with the epoch of this node's ownership, which is above the given number from then on.
+    RaiseEpoch { above: u64, raised: oneshot::Sender<u64> },
+}
+
+/// The queue of orders, and its sender.
+pub fn orders() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
+    mpsc::channel(ORDERS_QUEUED)
 }
 
 /// How the task ended without a failure.
@@ -82,6 +91,11 @@ pub async fn run(
                     return Ok(Ended::SteppedDown);
                 }
             }
+            Some(Order::RaiseEpoch { above, raised }) => {
+                let Some(epoch) = raise(&mut log, above).await? else { return Ok(Ended::SteppedDown) };
+                fanout.raised(epoch);
+                let _ = raised.send(epoch);
+            }
         }
     }
 }
@@ -129,6 +143,20 @@ async fn check(log: &mut Log) -> Result<bool> {
             Err(Error::NotOwner) => return Ok(false),
             Err(error @ Error::Empty) => return Err(error).context("change database"),
             Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot read who owns the change log"),
+        }
+        reconnect(log, &mut pause).await;
+    }
+}
+
+/// `None`: another process owns the log.
+async fn raise(log: &mut Log, above: u64) -> Result<Option<u64>> {
+    let mut pause = RETRY_MIN;
+    loop {
+        match log.raise_epoch(above).await {
+            Ok(epoch) => return Ok(Some(epoch)),
+            Err(Error::NotOwner) => return Ok(None),
+            Err(error @ Error::Empty) => return Err(error).context("change database"),
+            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "cannot raise the owner's epoch"),
         }
         reconnect(log, &mut pause).await;
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use replica::Writer;
@@ -14,10 +15,17 @@ use tracing::{info, warn};
 use views::Batches;
 
 use crate::metrics::Metrics;
+use crate::node::Node;
 use crate::status::Status;
+use crate::stop::{Share, Stop};
 
 /// Changes collected for one commit.
 pub const CHANGES_PER_COMMIT_MAX: usize = 10_000;
+/// One commit that takes longer than this will never end. The largest transactions take minutes.
+const STUCK: Duration = Duration::from_secs(30 * 60);
+/// What is left to do when a node stops may take so long: applying what is stored, and folding it into the file.
+const APPLYING: Share = Share { part: 4, at_most: Duration::from_secs(20) };
+const FOLDING: Share = Share { part: 6, at_most: Duration::from_secs(10) };
 /// Collected commits that may wait for the thread.
 const COMMITS_QUEUED: usize = 2;
 
@@ -48,6 +56,7 @@ pub struct Feed {
     pub applied: Applied,
     /// Absent once it has ended.
     thread: Option<JoinHandle<Result<Ended>>>,
+    _watched: port::Watched,
 }
 
 /// How the thread ended without a failure.
@@ -60,7 +69,12 @@ enum Ended {
 
 impl Feed {
     /// `batches` is absent on a node without views.
-    pub fn start(writer: Writer, batches: Option<Batches>, metrics: Metrics, status: Status) -> Feed {
+    pub fn start(node: &Node<'_>, writer: Writer, batches: Option<Batches>) -> Feed {
+        let (metrics, status, pulse) = (node.metrics.clone(), node.status.clone(), port::Pulse::default());
+        let watched = {
+            let pulse = pulse.clone();
+            node.liveness.watch("the replica's writer", STUCK, move || pulse.age())
+        };
         status.at(writer.version());
         let (commits, queue) = mpsc::channel(COMMITS_QUEUED);
         let applied = Applied(Arc::new(AtomicU64::new(writer.version().as_u64())));
@@ -68,10 +82,11 @@ impl Feed {
         let thread = {
             let applied = applied.clone();
             tokio::task::spawn_blocking(move || {
-                apply(writer, queue, batches.as_ref(), &runtime, &applied, &metrics, &status)
+                let around = Around { batches, runtime, applied, metrics, status, pulse };
+                apply(writer, queue, &around)
             })
         };
-        Feed { commits, applied, thread: Some(thread) }
+        Feed { commits, applied, thread: Some(thread), _watched: watched }
     }
 
     /// Why the replica cannot be continued; `None` if a commit could not be stored. Dropping the future loses nothing.
@@ -85,25 +100,23 @@ impl Feed {
         }
     }
 
-    /// Applies what is queued. The writer, unless the thread has failed.
-    pub async fn finish(self) -> Result<Option<Writer>> {
+    /// Applies what is queued. The writer, unless the thread has failed or is not waited for.
+    pub async fn finish(self, stop: &Stop) -> Result<Option<Writer>> {
         drop(self.commits);
-        match self.thread {
-            Some(thread) => match thread.await.context("the thread that applies changes failed")?? {
-                Ended::Idle(writer) => Ok(Some(*writer)),
-                Ended::Unusable(_) => Ok(None),
-            },
-            None => Ok(None),
+        let Some(thread) = self.thread else { return Ok(None) };
+        let Some(ended) = stop.within("applying changes", APPLYING, thread).await else { return Ok(None) };
+        match ended.context("the thread that applies changes failed")?? {
+            Ended::Idle(writer) => Ok(Some(*writer)),
+            Ended::Unusable(_) => Ok(None),
         }
     }
 }
 
 /// Folds the write-ahead log into the replica's file and closes it.
-pub async fn close(mut writer: Writer) -> Result<()> {
-    tokio::task::spawn_blocking(move || writer.checkpoint())
-        .await
-        .context("the thread that closes the replica failed")?
-        .context("fold the write-ahead log into the replica")
+pub async fn close(stop: &Stop, mut writer: Writer) -> Result<()> {
+    let folding = tokio::task::spawn_blocking(move || writer.checkpoint());
+    let Some(folded) = stop.within("folding the write-ahead log", FOLDING, folding).await else { return Ok(()) };
+    folded.context("the thread that closes the replica failed")?.context("fold the write-ahead log into the replica")
 }
 
 /// The next commit. In between, makes the indexes that queries wish for.
@@ -133,25 +146,37 @@ fn next(
     }
 }
 
-fn apply(
-    mut writer: Writer,
-    mut commits: mpsc::Receiver<Commit>,
-    batches: Option<&Batches>,
-    runtime: &tokio::runtime::Handle,
-    applied: &Applied,
-    metrics: &Metrics,
-    status: &Status,
-) -> Result<Ended> {
-    while let Some(commit) = next(&mut writer, &mut commits, batches, runtime) {
+/// What the thread works with beside the replica.
+struct Around {
+    batches: Option<Batches>,
+    runtime: tokio::runtime::Handle,
+    applied: Applied,
+    metrics: Metrics,
+    status: Status,
+    pulse: port::Pulse,
+}
+
+fn apply(mut writer: Writer, mut commits: mpsc::Receiver<Commit>, around: &Around) -> Result<Ended> {
+    let Around { batches, runtime, applied, metrics, status, pulse } = around;
+    while let Some(commit) = next(&mut writer, &mut commits, batches.as_ref(), runtime) {
         let Commit { transactions, is_stored, acknowledge, bytes } = commit;
         let timer = metrics.apply.start_timer();
         // The sender is dropped when storing failed or the process ends.
-        let batch = match writer.apply_when(&transactions, || is_stored.blocking_recv().is_ok()) {
+        let wait = || {
+            // A change database that is away is no fault of this thread.
+            pulse.rest();
+            let is_stored = is_stored.blocking_recv().is_ok();
+            pulse.begin();
+            is_stored
+        };
+        pulse.begin();
+        let batch = match writer.apply_when(&transactions, wait) {
             Ok(batch) => batch,
             Err(replica::Error::Withheld) => break,
             Err(error @ replica::Error::Resync { .. }) => return Ok(Ended::Unusable(error.to_string())),
             Err(error) => return Err(error).context("apply changes to the replica"),
         };
+        pulse.rest();
         timer.observe_duration();
         metrics.transactions.inc_by(transactions.len() as u64);
         metrics.changes.inc_by(transactions.iter().map(|t| t.changes.len() as u64).sum());

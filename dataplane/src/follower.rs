@@ -16,16 +16,12 @@ use crate::node::{Anew, Life, Node, is_unusable, reset};
 use crate::origin::{self, Origin};
 use crate::route::Route;
 use crate::status::Status;
-use crate::{folder, serving};
+use crate::{opening, serving};
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A successor is there within this time, as a rule: for so long it is looked for at the same pace.
 const HAND_OVER: Duration = Duration::from_secs(2);
-/// A node with a replica serves what it has if the replication-manager cannot be reached for this long after the start.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at how far the replica is.
-const POLL: Duration = Duration::from_millis(5);
 
 /// Lives until everything is to be finished, or the replica must be made anew.
 pub async fn live(node: &Node<'_>) -> Result<Life> {
@@ -38,8 +34,9 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
     let Origin { writer, copy, reservation } = prepared;
     let Some(views) = node.unless_finishing(serving::start(node, &writer, &copy)).await else { return Ok(Life::Over) };
     let views = views?;
+    let _watched = serving::watch(node, &views);
     let version = writer.version();
-    let mut feed = Feed::start(writer, Some(views.batches), node.metrics.clone(), node.status.clone());
+    let mut feed = Feed::start(node, writer, Some(views.batches));
     let (connected, head) = watch::channel(None);
     let mut follower = Follower {
         route,
@@ -54,7 +51,7 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
         pause: RETRY_MIN,
         heard: Instant::now(),
     };
-    let opening = open(node, views.handle, feed.applied.clone(), head);
+    let opening = opening::open(node, Some(views.handle), feed.applied.clone(), head);
     let life = {
         let following = follower.run();
         let failed = serving::failed(views.ended);
@@ -74,8 +71,8 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
         }
     };
     drop(follower);
-    if let Some(writer) = feed.finish().await? {
-        feed::close(writer).await?;
+    if let Some(writer) = feed.finish(&node.stop).await? {
+        feed::close(&node.stop, writer).await?;
     }
     Ok(life)
 }
@@ -85,28 +82,6 @@ async fn prepare(node: &Node<'_>, route: &mut Route) -> Result<Origin> {
         Some(found) => Ok(found),
         None => origin::for_follower(node, route).await,
     }
-}
-
-/// Lets clients in once the replica is where the log was when this node began to follow it.
-async fn open(
-    node: &Node<'_>,
-    views: views::api::Handle,
-    applied: Applied,
-    mut head: watch::Receiver<Option<Version>>,
-) {
-    let known = tokio::time::timeout(PATIENCE, head.wait_for(Option::is_some)).await;
-    match known.map(|head| head.ok().and_then(|head| *head)) {
-        Ok(Some(head)) => {
-            while applied.version() < head {
-                tokio::time::sleep(POLL).await;
-            }
-        }
-        Ok(None) => return,
-        Err(_) => warn!("the replication-manager cannot be reached; clients are served what is here"),
-    }
-    node.gate.open(Some(views));
-    info!(after_ms = node.started.elapsed().as_millis() as u64, version = %applied.version(), "ready");
-    folder::tidy(node);
 }
 
 struct Follower {

@@ -5,6 +5,7 @@
 
 mod address;
 pub mod admin;
+mod admin_port;
 mod change_log;
 pub mod command;
 pub mod config;
@@ -17,6 +18,7 @@ mod manager;
 mod memory;
 pub mod metrics;
 mod node;
+mod opening;
 mod options;
 mod origin;
 #[cfg(test)]
@@ -28,5 +30,7 @@ mod route;
 mod serving;
 mod standby;
 mod status;
+mod stop;
 mod stream_tls;
+pub mod supervision;
 mod vigil;

@@ -1,14 +1,19 @@
 //! `zero-cache`: syncs the results of ZQL queries from Postgres to many clients, live.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use dataplane::config::{self, Config, exit};
 use dataplane::root::{self, Ending};
-use dataplane::{command, logging};
+use dataplane::{command, logging, supervision};
 
 /// SQLite's allocations go through it as well, so that memory of a large copy or sort returns to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// For threads that still do something when everything has ended. What they have not done by then is not waited for: files and
+/// databases are as after a crash at that moment, which loses nothing.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
@@ -62,6 +67,7 @@ fn start(config: Config) -> u8 {
         eprintln!("cannot start logging: {error}");
         return exit::ERROR;
     }
+    supervision::start();
     use_one_tls();
     // Returns freed memory to the system without waiting for the next allocation.
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
@@ -75,7 +81,9 @@ fn start(config: Config) -> u8 {
             return exit::ERROR;
         }
     };
-    match runtime.block_on(root::run(config)) {
+    let ending = runtime.block_on(root::run(config));
+    runtime.shutdown_timeout(LAST_THREADS);
+    match ending {
         Ok(Ending::Stopped) => exit::OK,
         Ok(Ending::SteppedDown) => exit::STOPPED,
         Err(error) => {

@@ -5,24 +5,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use backup::{Progress, Running, Target};
+use backup::{Ownership, Progress, Running, Target};
 use changes::Log;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use replica::Writer;
 use rows::Version;
 use streamer::{Backup, Fanout, FanoutOptions, Gate, Role, SnapshotBytes, SnapshotInfo, SnapshotSource};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::change_log::{self, Order};
 use crate::feed::{self, Feed};
 use crate::node::{Anew, Life, Node, await_database, is_passing, is_unusable, reset, stale};
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
-use crate::{folder, options, origin, serving, status, vigil};
+use crate::stop::{Share, Stop};
+use crate::{opening, options, origin, serving, status, vigil};
 
-/// For the last increment of the backup when the node stops.
-const LAST_BACKUP_MAX: Duration = Duration::from_secs(20);
+/// What the last steps of a node that stops may take.
+const RESIGNING: Share = Share { part: 10, at_most: Duration::from_secs(3) };
+const LAST_BACKUP: Share = Share { part: 3, at_most: Duration::from_secs(20) };
+/// To learn who has taken over.
+const SUCCESSOR_MAX: Duration = Duration::from_secs(3);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Lives until everything is to be finished, or it cannot go on.
@@ -57,9 +63,13 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         FanoutOptions { snapshots: Some(snapshots), ..FanoutOptions::new(changes.clone(), lineage.clone()) },
         node.stream_metrics.clone(),
     );
+    let orders = change_log::orders();
     let backing_up = match target {
         None => None,
-        Some(target) => Some(BackingUp::start(node, target, &mut writer, lineage.epoch, initial, fanout.clone())?),
+        Some(target) => {
+            let ownership = Ownership { epoch: lineage.epoch, claim: claim(&orders.0) };
+            Some(BackingUp::start(node, target, &mut writer, ownership, initial, fanout.clone())?)
+        }
     };
     let views = if serves_clients {
         match node.unless_finishing(serving::start(node, &writer, &copy)).await {
@@ -69,28 +79,35 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
     } else {
         None
     };
+    let _watched = views.as_ref().map(|views| serving::watch(node, views));
     let (batches, handle, ended) = match views {
         Some(views) => (Some(views.batches), Some(views.handle), Some(views.ended)),
         None => (None, None, None),
     };
-    let version = writer.version();
-    let feed = Feed::start(writer, batches, node.metrics.clone(), node.status.clone());
+    let (reached, goal) = watch::channel(None);
+    let feed = Feed::start(node, writer, batches);
+    let applied = feed.applied.clone();
     let start = Start {
         source,
         initial,
         log,
+        orders,
         stored,
+        reached,
         fanout: fanout.clone(),
         metrics: node.metrics.clone(),
         status: node.status.clone(),
     };
     let mut replication = Replication::start(start, feed);
+    gate.set_behind(true);
     gate.set(Role::Owner(fanout));
-    node.gate.open(handle);
-    info!(after_ms = node.started.elapsed().as_millis() as u64, %version, "ready");
-    folder::tidy(node);
+    let opening = async {
+        opening::open(node, handle, applied, goal).await;
+        std::future::pending::<Life>().await
+    };
 
     let life = tokio::select! {
+        life = opening => life,
         ended = replication.run() => match ended? {
             Ended::Reset(reason, anew) => reset(&reason, anew),
             Ended::SteppedDown => {
@@ -102,16 +119,20 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         reason = views_failed(ended) => bail!("the views ended: {reason}"),
         () = node.finishing() => Life::Over,
     };
-    finish(replication, backing_up, life).await?;
+    finish(&node.stop, replication, backing_up, life).await?;
     Ok(life)
 }
 
 /// Where those who follow this node find the one that has taken over; empty if that cannot be learned.
 async fn successor(changes: &changes::Options) -> String {
-    match changes::discover(changes).await {
-        Ok(owner) => owner.map(|owner| owner.address).unwrap_or_default(),
-        Err(error) => {
+    match tokio::time::timeout(SUCCESSOR_MAX, changes::discover(changes)).await {
+        Ok(Ok(owner)) => owner.map(|owner| owner.address).unwrap_or_default(),
+        Ok(Err(error)) => {
             warn!(%error, "cannot read who owns the change log");
+            String::new()
+        }
+        Err(_) => {
+            warn!("cannot read who owns the change log: no answer");
             String::new()
         }
     }
@@ -165,23 +186,24 @@ async fn views_failed(ended: Option<tokio::sync::oneshot::Receiver<views::Ending
     }
 }
 
-async fn finish(replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
-    let (log, writer) = replication.finish().await?;
+async fn finish(stop: &Stop, replication: Replication, backing_up: Option<BackingUp>, life: Life) -> Result<()> {
+    let (log, writer) = replication.finish(stop).await?;
     // Before the backup is completed: nothing more is stored, and a successor begins a backup of its own. A fault of this replica
     // alone is none of a successor's.
     if let Some(mut log) = log.filter(|_| matches!(life, Life::Over | Life::Reset(Anew::Any))) {
-        resign(&mut log).await;
+        // A successor that finds an owner that does not answer waits a moment longer.
+        stop.within("giving up the change log", RESIGNING, resign(&mut log)).await;
     }
     if let Some(backing_up) = backing_up {
         // A successor has begun a chain of its own: nobody would read what is added to this one.
         if life == Life::Over {
-            backing_up.stop().await;
+            backing_up.stop(stop).await;
         } else {
             backing_up.telling.abort();
         }
     }
     if let Some(writer) = writer {
-        feed::close(writer).await?;
+        feed::close(stop, writer).await?;
     }
     Ok(())
 }
@@ -191,6 +213,19 @@ async fn resign(log: &mut Log) {
     if let Err(error) = log.resign().await {
         warn!(%error, "cannot give the change log up; a successor may have to wait");
     }
+}
+
+/// Asks the task that owns the log, for as long as it does.
+fn claim(orders: &mpsc::Sender<Order>) -> backup::Claim {
+    let orders = orders.downgrade();
+    Arc::new(move |above| {
+        let orders = orders.clone();
+        Box::pin(async move {
+            let (raised, answer) = oneshot::channel();
+            orders.upgrade()?.send(Order::RaiseEpoch { above, raised }).await.ok()?;
+            answer.await.ok()
+        })
+    })
 }
 
 /// The backup, and what tells the followers how far it is.
@@ -204,14 +239,14 @@ impl BackingUp {
         node: &Node<'_>,
         target: Target,
         writer: &mut Writer,
-        epoch: u64,
+        ownership: Ownership,
         initial: Version,
         fanout: Fanout,
     ) -> Result<BackingUp> {
         let url = target.location();
         let identity = node.identity();
         let lineage = backup::Lineage { app: identity.app, shard: identity.shard, initial };
-        let running = backup::start(target, writer, epoch, lineage, node.backup_metrics.clone())
+        let running = backup::start(target, writer, ownership, lineage, node.backup_metrics.clone())
             .context("ZERO_LITESTREAM_BACKUP_URL")?;
         let (mut progress, status) = (running.progress.clone(), node.status.clone());
         let telling = tokio::spawn(async move {
@@ -230,12 +265,12 @@ impl BackingUp {
         Ok(BackingUp { running, telling })
     }
 
-    async fn stop(self) {
+    async fn stop(self, stop: &Stop) {
         self.telling.abort();
-        match tokio::time::timeout(LAST_BACKUP_MAX, self.running.stop()).await {
-            Ok(Ok(())) => info!("the backup is complete"),
-            Ok(Err(error)) => warn!(%error, "the backup lacks the last changes; the change log has them"),
-            Err(_) => warn!("the backup took too long to complete and lacks the last changes; the change log has them"),
+        match stop.within("completing the backup", LAST_BACKUP, self.running.stop()).await {
+            Some(Ok(())) => info!("the backup is complete"),
+            Some(Err(error)) => warn!(%error, "the backup lacks the last changes; the change log has them"),
+            None => {}
         }
     }
 }

@@ -12,6 +12,7 @@ use upstream::Address;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::status::Status;
+use crate::stop::Stop;
 
 /// How a life of the parts ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,10 @@ pub struct Node<'a> {
     pub anew: Anew,
     /// Becomes true when clients are gone and everything is to be finished.
     pub finish: watch::Receiver<bool>,
+    /// What `/livez` goes by.
+    pub liveness: port::Liveness,
+    /// Limits what is still done then.
+    pub stop: Stop,
     pub started: Instant,
 }
 

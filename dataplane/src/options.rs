@@ -5,14 +5,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gateway::{ApiOptions, AuthOptions, Limits, Secret};
+use port::Inside;
+use prometheus::{IntCounter, Registry};
 use upstream::{Address, App};
 
 use crate::config::{self, ApiServer, Config, TokenKey};
 use crate::memory;
 use crate::node::Node;
+use crate::stop::Share;
 
+/// What the end of a node may take for its clients to be led away, and then for the nodes that follow it.
+const LEADING_AWAY: Share = Share { part: 2, at_most: Duration::from_secs(60) };
+const SENDING_ON: Share = Share { part: 10, at_most: Duration::from_secs(5) };
 /// Snapshots stay for so long after a newer one is due.
 const SNAPSHOT_GRACE: Duration = Duration::from_secs(6 * 3600);
+
+/// Where the system does not say what this process may use.
+const MEMORY_UNKNOWN: usize = 4 << 30;
 
 pub fn upstream(config: &Config) -> Result<upstream::Options> {
     let address: Address = config.upstream.db.expose().parse().context("ZERO_UPSTREAM_DB")?;
@@ -45,7 +54,15 @@ pub fn gateway(config: &Config) -> gateway::Options {
         mutate: api(&config.mutate),
         query: api(&config.query),
         auth: auth(config),
-        limits: Limits { payload_bytes_max: config.network.websocket_max_payload_bytes, ..Limits::default() },
+        origins: config.network.allowed_origins.clone(),
+        limits: Limits {
+            strangers_per_address_max: config.network.unverified_per_address_max,
+            drain_timeout: LEADING_AWAY.of(config.network.shutdown_grace),
+            ..Limits::for_memory(
+                crate::memory::limit().unwrap_or(MEMORY_UNKNOWN),
+                config.network.websocket_max_payload_bytes,
+            )
+        },
         ..gateway::Options::new(config.app.id.clone())
     }
 }
@@ -70,10 +87,16 @@ pub fn backup(settings: &config::Backup, url: &str) -> backup::Options {
     }
 }
 
-/// `/statz` of both ports.
-pub fn status_page(config: &Config, status: port::Status) -> port::StatusPage {
+/// `/statz` of all ports.
+pub fn status_page(config: &Config, status: port::Status, failed_logins: IntCounter) -> port::StatusPage {
     let password = config.admin.password.as_ref().map(config::Secret::expose);
-    port::StatusPage::new(status, password, config.admin.development)
+    port::StatusPage::new(status, password, config.admin.development, failed_logins)
+}
+
+/// What the port for clients answers over plain HTTP.
+pub fn client_pages(config: &Config, registry: Registry, status: port::StatusPage) -> port::Pages {
+    let inside = if config.network.admin_port.is_some() { Inside::Hidden } else { Inside::ShownWhenReady };
+    port::Pages::new(registry, status, inside)
 }
 
 /// What this node shows others and asks of them, with what it accepts as well; `None` only in development without a password. And
@@ -121,6 +144,7 @@ pub fn stream_port(
         node: config.task_id.clone(),
         token,
         stall_max: config.change_stream.slow_subscriber_grace,
+        drain_timeout: SENDING_ON.of(config.network.shutdown_grace),
         ..streamer::ServerOptions::default()
     }
 }

@@ -28,9 +28,10 @@ use crate::feed::{Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
 use crate::node::Anew;
 use crate::status::Status;
+use crate::stop::{Share, Stop};
 
-/// Orders that may wait for the log.
-const ORDERS_QUEUED: usize = 2;
+/// What the change database may take to store what is left when the node stops.
+const STORING: Share = Share { part: 6, at_most: Duration::from_secs(10) };
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -40,8 +41,12 @@ pub struct Start {
     /// Version of the copy that the replica descends from.
     pub initial: Version,
     pub log: Log,
+    /// What the log's task is asked for; others than replication hold the sender weakly.
+    pub orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
     /// The last version in the log. The replica may be ahead of it: what follows then comes again and is skipped there.
     pub stored: Version,
+    /// Told what must be applied to be where upstream was when the stream began.
+    pub reached: watch::Sender<Option<Version>>,
     pub fanout: Fanout,
     pub metrics: Metrics,
     pub status: Status,
@@ -63,8 +68,7 @@ pub struct Replication {
 
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
-        let Start { source, initial, log, stored, fanout, metrics, status } = start;
-        let (orders, queue) = mpsc::channel(ORDERS_QUEUED);
+        let Start { source, initial, log, orders: (orders, queue), stored, reached, fanout, metrics, status } = start;
         let (trouble, is_troubled) = watch::channel(false);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
         let follower = Follower {
@@ -75,6 +79,7 @@ impl Replication {
             commits: feed.commits.clone(),
             applied: feed.applied.clone(),
             is_troubled,
+            reached,
             metrics,
             status,
             pause: RETRY_MIN,
@@ -102,19 +107,31 @@ impl Replication {
         }
     }
 
-    /// Stores and applies what was collected. The log, unless another process owns it, and the writer, unless it has failed.
-    pub async fn finish(self) -> Result<(Option<Log>, Option<Writer>)> {
+    /// Stores and applies what was collected. The log, unless another process owns it or its database does not answer in time, and
+    /// the writer, unless it has failed or is not waited for.
+    pub async fn finish(self, stop: &Stop) -> Result<(Option<Log>, Option<Writer>)> {
         let Replication { follower, feed, storing } = self;
         drop(follower);
         let log = match storing {
-            Some(storing) => match storing.await.context("the task that stores changes failed")?? {
-                change_log::Ended::Idle(log) => Some(*log),
-                change_log::Ended::SteppedDown => None,
-            },
+            Some(storing) => finished(stop, storing).await?,
             None => None,
         };
-        Ok((log, feed.finish().await?))
+        Ok((log, feed.finish(stop).await?))
     }
+}
+
+/// The log, once what was ordered is stored. What cannot be stored in time is not acknowledged and comes again.
+async fn finished(stop: &Stop, mut storing: JoinHandle<Result<change_log::Ended>>) -> Result<Option<Log>> {
+    let Some(ended) = stop.within("storing changes", STORING, &mut storing).await else {
+        storing.abort();
+        // Its end tells the thread that applies changes not to wait for it.
+        let _ = storing.await;
+        return Ok(None);
+    };
+    Ok(match ended.context("the task that stores changes failed")?? {
+        change_log::Ended::Idle(log) => Some(*log),
+        change_log::Ended::SteppedDown => None,
+    })
 }
 
 /// How the task that stores changes ended while it was needed.
@@ -138,6 +155,7 @@ struct Follower {
     applied: Applied,
     /// The change log cannot be written at present.
     is_troubled: watch::Receiver<bool>,
+    reached: watch::Sender<Option<Version>>,
     metrics: Metrics,
     status: Status,
     pause: Duration,
@@ -193,7 +211,7 @@ impl Follower {
             Err(error) => return error,
         };
         let _streaming = self.status.streaming();
-        let acks = stream.acks();
+        let (acks, mut reached) = (stream.acks(), stream.reached());
         let acknowledge: Arc<dyn Fn(Version) + Send + Sync> = {
             let acks = acks.clone();
             Arc::new(move |version| acks.ack(version))
@@ -201,7 +219,13 @@ impl Follower {
         loop {
             let mut transactions = Vec::new();
             let mut changes = 0;
-            let mut next = Some(stream.next().await);
+            let mut next = tokio::select! {
+                event = stream.next() => Some(event),
+                Ok(goal) = reached.wait_for(Option::is_some), if self.reached.borrow().is_none() => {
+                    self.reached.send_replace(*goal);
+                    continue;
+                }
+            };
             while let Some(event) = next {
                 match event {
                     Ok(Event::Transaction(transaction)) => {

@@ -18,10 +18,12 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::Statz;
+use crate::admin_port::AdminPort;
 use crate::config::{Config, Role};
 use crate::metrics::Metrics;
 use crate::node::{Anew, Life, Node};
 use crate::status::Status;
+use crate::stop::Stop;
 use crate::stream_tls::StreamTls;
 use crate::{folder, follower, manager, options};
 
@@ -57,15 +59,22 @@ pub enum Ending {
 
 /// Runs until SIGTERM or SIGINT, or until another process takes over.
 pub async fn run(config: Config) -> Result<Ending> {
-    let stop = stop_signal().context("listen for signals")?;
-    let tls = StreamTls::open(&config)?;
+    let stop = Stop::listen(config.network.shutdown_grace).context("listen for signals")?;
+    let ending = lives(&config, &stop).await;
+    stop.tell();
+    ending
+}
+
+/// One life after the other, as long as a replica can be made anew.
+async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
+    let tls = StreamTls::open(config)?;
     folder::make(&config.replica.file)?;
     // A node that follows only gets what the replication-manager has already.
     folder::clear(&config.replica.file, config.replica.auto_reset || config.role == Role::ViewSyncer)?;
     let status = Status::default();
     let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);
     loop {
-        match live(&config, &tls, stop.clone(), &status, begin).await? {
+        match live(config, &tls, stop, &status, begin).await? {
             Life::Over => return Ok(Ending::Stopped),
             Life::SteppedDown => return Ok(Ending::SteppedDown),
             Life::Reset(anew) => {
@@ -78,7 +87,7 @@ pub async fn run(config: Config) -> Result<Ending> {
                 status.discarded();
                 if config.change_stream.stands_by {
                     // Another process may take over now, and then has what is needed here.
-                    wait(&stop, SUCCESSION).await;
+                    wait(stop, SUCCESSION).await;
                 }
                 // What was restored just now had the same fault: the backup has it as well.
                 let is_again = made_anew.is_some_and(|at| at.elapsed() < SETTLED);
@@ -91,7 +100,7 @@ pub async fn run(config: Config) -> Result<Ending> {
                 status.discarded();
                 if fetched.replace(Instant::now()).is_some_and(|at| at.elapsed() < SETTLED) {
                     // What was fetched did not do either: the other process is not to be worn out.
-                    wait(&stop, FETCH_PAUSE).await;
+                    wait(stop, FETCH_PAUSE).await;
                 }
                 begin = Begin::With(Anew::Any);
             }
@@ -100,24 +109,14 @@ pub async fn run(config: Config) -> Result<Ending> {
 }
 
 /// Ends early at the stop signal.
-async fn wait(stop: &watch::Receiver<bool>, pause: Duration) {
-    // Neither is a failure: the time is over, or nobody is left to give the signal.
-    let _ = tokio::time::timeout(pause, stop.clone().wait_for(|on| *on)).await;
+async fn wait(stop: &Stop, pause: Duration) {
+    // Neither is a failure.
+    let _ = tokio::time::timeout(pause, stop.asked()).await;
 }
 
 /// One life of all parts.
-async fn live(
-    config: &Config,
-    tls: &StreamTls,
-    stop: watch::Receiver<bool>,
-    status: &Status,
-    begin: Begin,
-) -> Result<Life> {
-    let role = match config.role {
-        Role::SingleNode => "single-node",
-        Role::ReplicationManager => "replication-manager",
-        Role::ViewSyncer => "view-syncer",
-    };
+async fn live(config: &Config, tls: &StreamTls, stop: &Stop, status: &Status, begin: Begin) -> Result<Life> {
+    let role = config.role.name();
     let metrics = Metrics::new(&config.server_version, role)?;
     let stream_metrics = streamer::Metrics::register(&metrics.registry)?;
     let (token, former_tokens) = options::tokens(config)?;
@@ -133,15 +132,19 @@ async fn live(
         config.replica.file.clone(),
         metrics.registry.clone(),
     );
-    let status_page = options::status_page(config, statz.into_status());
-    let clients =
-        gateway::Server::build(options::gateway(config), metrics.registry.clone(), status_page.clone()).await?;
+    let status_page = options::status_page(config, statz.into_status(), metrics.failed_logins.clone());
+    let liveness = port::Liveness::default();
+    let pages = options::client_pages(config, metrics.registry.clone(), status_page.clone());
+    let pages = pages.with_liveness(liveness.clone());
+    let clients = gateway::Server::build(options::gateway(config), &metrics.registry, pages).await?;
     let (client_gate, transformer) = (clients.gate(), clients.transformer());
+    let admin_port = AdminPort::open(config, &metrics.registry, &status_page, &client_gate, &liveness).await?;
     info!(address = %clients.address(), "listening; not ready yet");
     let followers = match config.role {
         Role::ViewSyncer => None,
         Role::SingleNode | Role::ReplicationManager => {
             let options = options::stream_port(config, token.clone(), tls.certificate.clone());
+            let options = streamer::ServerOptions { liveness: liveness.clone(), ..options };
             let registry = metrics.registry.clone();
             let server = streamer::Server::build(options, registry, stream_metrics.clone(), status_page).await?;
             info!(address = %server.address(), "listening for other nodes");
@@ -164,10 +167,18 @@ async fn live(
         authority: tls.authority.clone(),
         anew: if let Begin::With(anew) = begin { anew } else { Anew::Any },
         finish: finishing,
+        liveness,
+        stop: stop.clone(),
         started: Instant::now(),
     };
-    let ports =
-        Ports::open(clients, followers, &node.gate, node.stream.as_ref(), config.network.keepalive_timeout, stop);
+    let ports = Ports::open(
+        clients,
+        followers,
+        &node.gate,
+        node.stream.as_ref(),
+        config.network.keepalive_timeout,
+        stop.clone(),
+    );
     let ends = async {
         let life = match config.role {
             _ if begin == Begin::Never => Ok(idle(&node).await),
@@ -180,7 +191,11 @@ async fn live(
         }
         life
     };
-    ports.serve_until(ends, &finish).await
+    let life = ports.serve_until(ends, &finish).await;
+    if let Some(admin_port) = admin_port {
+        admin_port.close().await;
+    }
+    life
 }
 
 /// Waits for the stop signal with ports that answer and are never ready, so that whoever operates the node can see why.
@@ -200,6 +215,7 @@ async fn idle(node: &Node<'_>) -> Life {
 struct Ports {
     clients: JoinHandle<gateway::Outcome>,
     followers: Option<JoinHandle<streamer::Outcome>>,
+    stop: Stop,
     /// Sends clients away.
     leave: watch::Sender<bool>,
     /// Sends followers away.
@@ -213,16 +229,16 @@ impl Ports {
         gate: &gateway::Gate,
         stream: Option<&streamer::Gate>,
         keepalive_timeout: Option<Duration>,
-        mut stop: watch::Receiver<bool>,
+        stop: Stop,
     ) -> Ports {
         let (leave, mut leaving) = watch::channel(false);
         let (close, mut closing) = watch::channel(false);
-        let (gate, stream) = (gate.clone(), stream.cloned());
+        let (gate, stream, asked) = (gate.clone(), stream.cloned(), stop.clone());
         let clients = tokio::spawn(clients.run(async move {
             tokio::select! {
-                _ = stop.wait_for(|on| *on) => {}
+                () = asked.asked() => {}
                 _ = leaving.wait_for(|on| *on) => {}
-                () = silence(&gate, keepalive_timeout) => {}
+                () = silence(&gate, keepalive_timeout) => asked.ask(),
             }
             // Followers look for a successor while clients are still led away.
             if let Some(stream) = stream {
@@ -235,7 +251,7 @@ impl Ports {
                 let _ = closing.wait_for(|on| *on).await;
             }))
         });
-        Ports { clients, followers, leave, close }
+        Ports { clients, followers, stop, leave, close }
     }
 
     /// Serves while `life` lasts. When clients were sent away by the stop signal, it is told to finish.
@@ -261,7 +277,7 @@ impl Ports {
             followers.await.context("the task that serves other nodes failed")?;
         }
         if !outcome.is_graceful {
-            warn!("not every client could be sent away in time");
+            self.stop.give_up("leading clients away");
         }
         life
     }
@@ -292,27 +308,4 @@ fn discard(file: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Becomes true at SIGTERM or SIGINT.
-fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => info!("SIGTERM: draining"),
-            _ = interrupt.recv() => info!("SIGINT: draining"),
-        }
-        sender.send_replace(true);
-        // A second signal means now.
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        warn!("second signal: exiting at once");
-        std::process::exit(i32::from(crate::config::exit::ERROR));
-    });
-    Ok(receiver)
 }

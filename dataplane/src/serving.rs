@@ -18,6 +18,15 @@ use crate::node::{Node, await_database};
 const ATTEMPTS: u32 = 12;
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// One turn of the views' thread that takes longer than this will never end. Large steps take seconds.
+const STUCK: Duration = Duration::from_secs(15 * 60);
+
+/// Watches that the views' thread goes on, while what is returned lives.
+pub fn watch(node: &Node<'_>, views: &views::Started) -> port::Watched {
+    let turns = views.turns.clone();
+    node.liveness.watch("the views", STUCK, move || Some(turns.age()))
+}
+
 /// Starts the views. Clients are let in by the caller, by opening the gate.
 pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Result<views::Started> {
     let cvr: Address = node.config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;

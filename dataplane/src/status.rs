@@ -69,6 +69,10 @@ impl Status {
         self.underway(|state| &mut state.streaming)
     }
 
+    pub fn is_streaming(&self) -> bool {
+        self.state().streaming > 0
+    }
+
     /// The initial copy is made.
     pub fn copying(&self) -> Underway {
         self.underway(|state| &mut state.copying)

@@ -19,6 +19,7 @@ mod lost_backup;
 mod lost_replica;
 mod node_status;
 mod nodes;
+mod pause;
 mod rolling_upgrade;
 mod secrets;
 mod speed;

@@ -18,5 +18,6 @@ mod compose;
 mod restart;
 mod schema_change;
 mod sharing;
+mod stopping;
 mod sync;
 mod types;

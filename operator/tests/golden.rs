@@ -77,6 +77,22 @@ fn the_smallest_deployment() {
 }
 
 #[test]
+fn a_process_with_less_time_to_stop_than_it_takes_is_told() {
+    let node = json!({ "replicas": 2, "terminationGracePeriodSeconds": 60, "preStopDelaySeconds": 20 });
+    let world = World::new(resource(json!({ "viewSyncer": node }))).settle();
+    let documents = plan(world.cache(), &world.observe()).objects.unwrap().documents();
+    let told = documents.iter().filter_map(|it| {
+        let environment = it.pointer("/spec/template/spec/containers/0/env")?.as_array()?;
+        let grace = environment.iter().find(|it| it["name"] == json!("ZERO_SHUTDOWN_GRACE_SECONDS"));
+        Some((it["kind"].as_str()?.to_owned(), grace.map(|it| it["value"].clone())))
+    });
+    let mut told: Vec<_> = told.collect();
+    told.sort_by(|a, b| a.0.cmp(&b.0));
+    // The replication-manager has its ten minutes.
+    assert_eq!(told, [("Deployment".to_owned(), Some(json!("35"))), ("StatefulSet".to_owned(), None)]);
+}
+
+#[test]
 fn a_single_node() {
     check("single-node", json!({ "topology": "SingleNode", "adminPassword": null, "backup": null }));
 }

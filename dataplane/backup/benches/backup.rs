@@ -98,7 +98,7 @@ async fn start(options: &Options, writer: &mut Writer) -> (Target, Running) {
     let target = Target::open(options).await.unwrap();
     let lineage = Lineage { app: "zero".into(), shard: 0, initial: Version::new(1) };
     let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-    let running = backup::start(target.clone(), writer, 1, lineage, metrics).unwrap();
+    let running = backup::start(target.clone(), writer, backup::Ownership::fixed(1), lineage, metrics).unwrap();
     let mut progress = running.progress.clone();
     progress.wait_for(|p| p.is_complete).await.unwrap();
     (target, running)

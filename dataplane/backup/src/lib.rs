@@ -44,7 +44,7 @@ pub use error::Error;
 pub use inspect::{Listing, Report, list, verify};
 pub use name::{Name, SNAPSHOT, TOP, Txid};
 pub use restore::{Restored, restore};
-pub use service::{Failure, Progress, Running, start};
+pub use service::{Claim, Failure, Ownership, Progress, Running, start};
 pub use target::{Credentials, Lineage, Options, Pace, Target};
 pub use transfer::{SnapshotStream, restore_bytes, snapshot_bytes};
 

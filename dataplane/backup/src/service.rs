@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use replica::Writer;
 use rows::Version;
 use tokio::sync::{Notify, oneshot, watch};
@@ -106,19 +107,36 @@ impl Drop for Running {
     }
 }
 
-/// Starts to back up the file of `writer`, before it applies anything more. `epoch` is the number of this ownership: greater than
-/// that of every former owner.
+/// By which right this process writes to the path.
+#[derive(Clone)]
+pub struct Ownership {
+    /// Its number, greater than that of every former owner.
+    pub epoch: u64,
+    /// Asks for a number above the given one, which was found in the store. `None`: this process is not the owner any more. Whoever
+    /// counts may have begun again.
+    pub claim: Claim,
+}
+
+pub type Claim = Arc<dyn Fn(u64) -> BoxFuture<'static, Option<u64>> + Send + Sync>;
+
+impl Ownership {
+    /// Without a way to ask whether a greater number means another owner: it always does.
+    #[must_use]
+    pub fn fixed(epoch: u64) -> Ownership {
+        Ownership { epoch, claim: Arc::new(|_| Box::pin(std::future::ready(None))) }
+    }
+}
+
+/// Starts to back up the file of `writer`, before it applies anything more.
 pub fn start(
     target: Target,
     writer: &mut Writer,
-    epoch: u64,
+    ownership: Ownership,
     lineage: Lineage,
     metrics: Metrics,
 ) -> Result<Running, Error> {
-    if epoch >= Txid::EPOCH_END {
-        let reason = format!("epoch {epoch} is too large; epochs are less than {}", Txid::EPOCH_END);
-        return Err(Error::Refused { at: target.location(), reason });
-    }
+    let Ownership { epoch, claim } = ownership;
+    check(epoch, &target)?;
     let capture = Capture::new(writer.path(), writer.gate(), writer.wal_end());
     writer.keep_wal(capture.keeper())?;
     let due = Arc::new(Notify::new());
@@ -129,6 +147,7 @@ pub fn start(
         target,
         capture: Arc::clone(&capture),
         epoch,
+        claim,
         lineage,
         metrics,
         progress,
@@ -143,6 +162,15 @@ pub fn start(
     };
     let task = tokio::spawn(service.run(stopped));
     Ok(Running { progress: receiver, stop: Some(stop), task, capture })
+}
+
+/// Whether transactions can be numbered under it.
+fn check(epoch: u64, target: &Target) -> Result<(), Error> {
+    if epoch < Txid::EPOCH_END {
+        return Ok(());
+    }
+    let reason = format!("epoch {epoch} is too large; epochs are less than {}", Txid::EPOCH_END);
+    Err(Error::Refused { at: target.location(), reason })
 }
 
 /// The thread that empties the WAL.
@@ -202,6 +230,7 @@ struct Service {
     target: Target,
     capture: Arc<Capture>,
     epoch: u64,
+    claim: Claim,
     lineage: Lineage,
     metrics: Metrics,
     progress: watch::Sender<Progress>,
@@ -226,7 +255,15 @@ impl Service {
                 failure = self.follow() => failure,
                 _ = &mut stop => return self.finish().await,
             };
-            if let Error::Superseded { .. } = failure {
+            if let Error::Superseded { name, .. } = &failure {
+                let raised = tokio::select! {
+                    raised = (self.claim)(name.max.epoch()) => raised,
+                    _ = &mut stop => return self.finish().await,
+                };
+                if let Some(epoch) = raised {
+                    self.renumber(epoch, name)?;
+                    continue;
+                }
                 error!(error = %failure, "the backup ends");
                 self.capture.close();
                 self.fail(&failure);
@@ -241,6 +278,19 @@ impl Service {
                 _ = &mut stop => return self.finish().await,
             }
         }
+    }
+
+    /// Begins again under a number above what was found: the process that wrote it owns nothing any more.
+    fn renumber(&mut self, epoch: u64, found: &Name) -> Result<(), Error> {
+        check(epoch, &self.target).inspect_err(|error| self.fail(error))?;
+        warn!(%found, epoch, "the backup is of an owner whose log is gone; this one continues above its numbers");
+        self.capture.close();
+        self.maintenance.cancel();
+        (self.epoch, self.next) = (epoch, Txid::ZERO);
+        (self.chain, self.encoding, self.unsent) = (None, None, None);
+        // A restoration would find the other's until this one's first snapshot is complete.
+        self.progress.send_modify(|p| (p.restorable_version, p.is_complete) = (None, false));
+        Ok(())
     }
 
     fn fail(&self, failure: &Error) {

@@ -252,7 +252,7 @@ async fn the_later_owner_wins() {
     assert!(matches!(ended, Error::Superseded { .. }), "{ended}");
     running.stop().await.unwrap();
     // Nor can it come back.
-    let running = backup::start(target, &mut former, 4, lineage(), metrics()).unwrap();
+    let running = backup::start(target, &mut former, backup::Ownership::fixed(4), lineage(), metrics()).unwrap();
     let mut running = running;
     let ended = tokio::time::timeout(Duration::from_secs(20), running.ended()).await.unwrap();
     assert!(matches!(ended, Error::Superseded { .. }), "{ended}");
@@ -282,6 +282,38 @@ async fn a_lost_chain_begins_again() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         result = restore(&target, &restored).await;
     }
+    assert_eq!(contents(&restored), contents(&path));
+    running.stop().await.unwrap();
+}
+
+/// The numbers of owners began again, and the store holds what was written under higher ones: the owner continues above them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_numbers_began_again_is_no_former_one() {
+    let (_s3, options) = bucket("p").await;
+    let folder = tempfile::tempdir().unwrap();
+    let (former_path, path) = (folder.path().join("former.db"), folder.path().join("replica.db"));
+    let mut former = Source::new(11).create(&former_path);
+    let (target, former_running) = start(&options, &mut former, 7).await;
+    restorable(&former_running, former.version()).await;
+    former_running.stop().await.unwrap();
+    let mut source = Source::new(12);
+    let mut writer = source.create(&path);
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let told = std::sync::Arc::clone(&asked);
+    let claim: backup::Claim = std::sync::Arc::new(move |above| {
+        told.store(above, std::sync::atomic::Ordering::Release);
+        Box::pin(std::future::ready(Some(above + 1)))
+    });
+    let ownership = backup::Ownership { epoch: 1, claim };
+    let running = backup::start(target.clone(), &mut writer, ownership, lineage(), metrics()).unwrap();
+    for _ in 0..10 {
+        writer.apply(&[source.transaction(20)]).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    restorable(&running, writer.version()).await;
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Acquire), 7);
+    let restored = folder.path().join("restored.db");
+    restore(&target, &restored).await.unwrap();
     assert_eq!(contents(&restored), contents(&path));
     running.stop().await.unwrap();
 }

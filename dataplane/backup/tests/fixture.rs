@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup::metrics::Metrics;
-use backup::{Credentials, Lineage, Options, Pace, Running, Target};
+use backup::{Credentials, Lineage, Options, Ownership, Pace, Running, Target};
 use ivm::generators::Rng;
 use replica::{Description, Identity, Loader, Opened, Replica, Writer};
 use rows::schema::{ColumnSpec, IndexSpec};
@@ -217,7 +217,7 @@ pub fn metrics() -> Metrics {
 
 pub async fn start(options: &Options, writer: &mut Writer, epoch: u64) -> (Target, Running) {
     let target = Target::open(options).await.unwrap();
-    let running = backup::start(target.clone(), writer, epoch, lineage(), metrics()).unwrap();
+    let running = backup::start(target.clone(), writer, Ownership::fixed(epoch), lineage(), metrics()).unwrap();
     (target, running)
 }
 

@@ -176,6 +176,22 @@ impl Log {
         Ok(())
     }
 
+    /// Raises the fencing token of our ownership above another number, and says what it is then. For an owner that finds something
+    /// written under a higher one although it owns the log: the log was made anew since, so its numbers began again. Fails with
+    /// [`Error::NotOwner`] if it is another process that owns the log.
+    pub async fn raise_epoch(&mut self, above: u64) -> Result<u64> {
+        let epoch = self.epoch.ok_or(Error::NotOwner)?;
+        let sql = format!(
+            "UPDATE {} SET \"epoch\" = greatest(\"epoch\", $2) + 1 WHERE \"epoch\" = $1 RETURNING \"epoch\"",
+            self.reader.tables.state
+        );
+        let above = i64::try_from(above).unwrap_or(i64::MAX - 1);
+        let values: [Param<'_>; 2] = [(&epoch, Type::INT8), (&above, Type::INT8)];
+        let row = self.reader.query_opt("raise the owner's epoch", &sql, &values).await?.ok_or(Error::NotOwner)?;
+        self.epoch = Some(row.get(0));
+        Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+    }
+
     /// Fails with [`Error::NotOwner`] if another process has taken over: to be asked before connecting to the slot again.
     pub async fn check_ownership(&self) -> Result<()> {
         let epoch = self.epoch.ok_or(Error::NotOwner)?;

@@ -142,3 +142,22 @@ async fn a_successor_waits_for_what_is_under_way() {
     let other = reader.wait_for(Version::new(10), v(13), Duration::from_secs(5)).await;
     assert!(matches!(other, Err(Error::TooOld { .. })), "{other:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_raises_its_epoch_and_goes_on() {
+    let fixture = start();
+    let options = &fixture.options;
+    let mut log = Log::open(options).await.unwrap();
+    log.begin(v(10), &owner("a")).await.unwrap();
+    let mut other = Log::open(options).await.unwrap();
+    assert!(matches!(other.raise_epoch(5).await, Err(Error::NotOwner)), "it owns nothing");
+    assert_eq!(log.raise_epoch(41).await.unwrap(), 42);
+    assert_eq!((log.epoch(), log.lineage().await.unwrap().unwrap().epoch), (Some(42), 42));
+    // A lower one is as good as none.
+    assert_eq!(log.raise_epoch(7).await.unwrap(), 43);
+    log.append(&[transaction(&table(), 11, 1, "still the owner")]).await.unwrap();
+    log.check_ownership().await.unwrap();
+    assert_eq!(other.take_over(&owner("b")).await.unwrap().epoch, 44);
+    assert!(matches!(log.raise_epoch(100).await, Err(Error::NotOwner)));
+    assert_eq!(other.lineage().await.unwrap().unwrap().epoch, 44, "nothing was raised for a former owner");
+}

@@ -1,22 +1,19 @@
 //! Tokens: what they must be, and how one replaces another.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::jwk::{Jwk, JwkSet};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header};
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{DecodingKey, Validation, decode, decode_header};
 use protocol::error::ErrorBody;
 use serde_json::Value;
-use tokio::sync::Mutex;
 use url::Url;
 
-use crate::api::{Caller, Operation};
+use crate::api::Caller;
+use crate::keys::{Keys, family, usable};
 use crate::options::{AuthOptions, Secret};
 
-/// How long fetched keys are used without asking again.
-const KEYS_TTL: Duration = Duration::from_secs(600);
-/// Shortest time between two fetches, whatever tokens arrive.
-const KEYS_COOLDOWN: Duration = Duration::from_secs(30);
+/// A token that is good for longer than this is good for ever.
+const SECONDS_MAX: f64 = 1e11;
 
 /// Token options that contradict each other or cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +48,13 @@ impl Auth {
             Auth::None | Auth::Opaque(_) => None,
         }
     }
+
+    /// When it stops being good; `None` if it does not say, or nobody here can read it.
+    pub(crate) fn expires_at(&self) -> Option<SystemTime> {
+        let Auth::Jwt { claims, .. } = self else { return None };
+        let seconds = claims.get("exp")?.as_f64().filter(|seconds| (0.0..SECONDS_MAX).contains(seconds))?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs_f64(seconds))
+    }
 }
 
 /// Decides about tokens.
@@ -67,23 +71,17 @@ enum Mode {
     Refuse,
     Secret(Vec<u8>),
     Key(Box<Jwk>),
-    Keys(Box<Keys>),
-}
-
-struct Keys {
-    url: Url,
-    caller: Caller,
-    fetched: Mutex<Option<Fetched>>,
-}
-
-struct Fetched {
-    set: Arc<JwkSet>,
-    at: Instant,
+    Keys(Keys),
 }
 
 impl Verifier {
-    /// `has_api` says whether both a mutate and a query URL are configured.
-    pub(crate) fn build(options: &AuthOptions, caller: &Caller, has_api: bool) -> Result<Verifier, AuthError> {
+    /// `has_api` says whether both a mutate and a query URL are configured. A set of keys is fetched within `keys_timeout`.
+    pub(crate) fn build(
+        options: &AuthOptions,
+        caller: &Caller,
+        keys_timeout: Duration,
+        has_api: bool,
+    ) -> Result<Verifier, AuthError> {
         let mode = match (&options.jwk, &options.secret, &options.jwks_url) {
             (None, None, None) if has_api => Mode::Opaque,
             (None, None, None) => Mode::Refuse,
@@ -98,7 +96,9 @@ impl Verifier {
                 if !matches!(url.scheme(), "http" | "https") {
                     return Err(AuthError::JwksUrl);
                 }
-                Mode::Keys(Box::new(Keys { url, caller: caller.clone(), fetched: Mutex::new(None) }))
+                let keys = Keys::new(url, caller.clone(), keys_timeout);
+                keys.prepare();
+                Mode::Keys(keys)
             }
             _ => return Err(AuthError::TooMany),
         };
@@ -107,7 +107,13 @@ impl Verifier {
 
     /// The credentials of a new connection.
     pub(crate) async fn authenticate(&self, token: Option<&str>, user_id: Option<&str>) -> Result<Auth, ErrorBody> {
-        let Some(token) = token else { return Ok(Auth::None) };
+        let Some(token) = token else {
+            // Where tokens are verified here, nothing but a token says who somebody is; an API server may take the claim for granted.
+            return match user_id {
+                Some(_) if self.verifies() => Err(ErrorBody::unauthorized("a userID was given without a token")),
+                _ => Ok(Auth::None),
+            };
+        };
         let Some(user_id) = user_id else {
             return Err(ErrorBody::unauthorized("a token was given without a userID"));
         };
@@ -122,6 +128,11 @@ impl Verifier {
                 Ok(Auth::Jwt { token: token.to_owned(), claims })
             }
         }
+    }
+
+    /// Whether tokens are judged here, and not by an API server alone.
+    fn verifies(&self) -> bool {
+        matches!(self.mode, Mode::Secret(_) | Mode::Key(_) | Mode::Keys(_))
     }
 
     /// The credentials after `updateAuth`; `None` when nothing changes.
@@ -184,72 +195,6 @@ impl Verifier {
         }
         validation.set_required_spec_claims(&required);
         decode::<Value>(token, &key, &validation).map(|data| data.claims).map_err(|e| invalid(e.to_string()))
-    }
-}
-
-impl Keys {
-    async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Option<Jwk>, ErrorBody> {
-        let mut fetched = self.fetched.lock().await;
-        if let Some(known) = fetched.as_ref() {
-            let found = select(&known.set, kid, algorithm);
-            let age = known.at.elapsed();
-            if age < KEYS_COOLDOWN || (found.is_some() && age < KEYS_TTL) {
-                return Ok(found);
-            }
-        }
-        match self.fetch().await {
-            Ok(set) => {
-                let found = select(&set, kid, algorithm);
-                *fetched = Some(Fetched { set: Arc::new(set), at: Instant::now() });
-                Ok(found)
-            }
-            // Keys rarely change: yesterday's are better than refusing everybody.
-            Err(reason) => match fetched.as_ref().and_then(|known| select(&known.set, kid, algorithm)) {
-                Some(jwk) => Ok(Some(jwk)),
-                // Not the client's fault: it must come back, not ask for other credentials.
-                None => Err(ErrorBody::overloaded(
-                    format!("the keys for tokens cannot be fetched: {reason}"),
-                    5_000,
-                    30_000,
-                )),
-            },
-        }
-    }
-
-    async fn fetch(&self) -> Result<JwkSet, String> {
-        let body = self.caller.get(Operation::Keys, &self.url).await.map_err(|e| e.to_string())?;
-        let set: Value = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
-        let keys = set.get("keys").and_then(Value::as_array).ok_or("the key set has no \"keys\"")?;
-        // Keys of kinds that we do not know must not hide the others.
-        Ok(JwkSet { keys: keys.iter().filter_map(|key| serde_json::from_value(key.clone()).ok()).collect() })
-    }
-}
-
-/// The key with the token's id, or without an id the only one that fits.
-fn select(set: &JwkSet, kid: Option<&str>, algorithm: Algorithm) -> Option<Jwk> {
-    let mut fitting = set.keys.iter().filter(|jwk| usable(jwk, algorithm).is_ok());
-    match kid {
-        Some(kid) => fitting.find(|jwk| jwk.common.key_id.as_deref() == Some(kid)).cloned(),
-        None => fitting.next().filter(|_| fitting.next().is_none()).cloned(),
-    }
-}
-
-fn usable(jwk: &Jwk, algorithm: Algorithm) -> Result<DecodingKey, String> {
-    if let Some(named) = jwk.common.key_algorithm.as_ref().and_then(|a| a.to_string().parse::<Algorithm>().ok())
-        && named != algorithm
-    {
-        return Err("its algorithm is not the key's".to_owned());
-    }
-    let key = DecodingKey::from_jwk(jwk).map_err(|e| e.to_string())?;
-    if key.family() == family(algorithm) { Ok(key) } else { Err("its algorithm does not fit the key".to_owned()) }
-}
-
-fn family(algorithm: Algorithm) -> AlgorithmFamily {
-    match algorithm {
-        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => AlgorithmFamily::Hmac,
-        Algorithm::ES256 | Algorithm::ES384 => AlgorithmFamily::Ec,
-        Algorithm::EdDSA => AlgorithmFamily::Ed,
-        _ => AlgorithmFamily::Rsa,
     }
 }
 

@@ -17,6 +17,7 @@ pub struct Gate {
 struct Inner {
     /// `Some(None)`: ready, but a node without views (a replication-manager).
     views: OnceLock<Option<Handle>>,
+    is_open: watch::Sender<bool>,
     draining: watch::Sender<bool>,
     keepalive: Mutex<Option<Instant>>,
 }
@@ -26,6 +27,7 @@ impl Gate {
         Gate {
             inner: Arc::new(Inner {
                 views: OnceLock::new(),
+                is_open: watch::Sender::new(false),
                 draining: watch::Sender::new(false),
                 keepalive: Mutex::new(None),
             }),
@@ -35,6 +37,7 @@ impl Gate {
     /// Probes are answered 200 from now on, and sockets are accepted if there are views. Later calls change nothing.
     pub fn open(&self, views: Option<Handle>) {
         let _ = self.inner.views.set(views);
+        self.inner.is_open.send_replace(true);
     }
 
     #[must_use]
@@ -52,7 +55,9 @@ impl Gate {
         *self.inner.keepalive.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    pub(crate) fn health(&self) -> Health {
+    /// What probes are told.
+    #[must_use]
+    pub fn health(&self) -> Health {
         let was_ready = self.inner.views.get().is_some();
         match (self.is_draining(), was_ready) {
             (true, was_ready) => Health::Draining { was_ready },
@@ -73,6 +78,16 @@ impl Gate {
         let mut draining = self.inner.draining.subscribe();
         // The sender lives as long as self.
         let _ = draining.wait_for(|on| *on).await;
+    }
+
+    /// Returns when the node is ready, or will never be.
+    pub(crate) async fn opened(&self) {
+        let mut is_open = self.inner.is_open.subscribe();
+        tokio::select! {
+            // The sender lives as long as self.
+            _ = is_open.wait_for(|on| *on) => {}
+            () = self.draining() => {}
+        }
     }
 
     /// The views, once the node is ready; a node without views gives `None` for ever.

@@ -1,5 +1,7 @@
 //! Plain HTTP: probes, metrics, statistics.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONNECTION, HeaderValue};
@@ -8,9 +10,9 @@ use serde_json::json;
 
 use crate::server::Shared;
 
-pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
+pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>, peer: IpAddr) -> Response<Full<Bytes>> {
     let path = request.uri().path();
-    let page = shared.pages.answer(request, shared.gate.health()).await;
+    let page = shared.pages.answer(request, shared.gate.health(), peer).await;
     let (label, mut response) = page.unwrap_or_else(|| ("other", not_found(request.method(), path)));
     if label == "/keepalive" {
         shared.gate.saw_keepalive();

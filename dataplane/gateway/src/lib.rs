@@ -3,22 +3,31 @@
 //! Knows no SQLite, no Postgres, no query engine. It decides nothing about views: it accepts and authenticates sockets,
 //! parses and orders what they say, answers pings, forwards pushes, turns named queries into ASTs, and writes frames.
 //!
-//! Invariants: what a socket says reaches the views in order; a token is checked before it displaces anyone; no queue here
-//! grows without bound; tokens, cookies, passwords and API keys are never logged.
+//! Invariants: what a socket says reaches the views in order; a socket displaces nobody and nothing that it says reaches the
+//! application before the views have let it in; every byte that arrives counts in one budget, of which those who are not let in yet
+//! have a part of their own; no queue here grows without bound; tokens, cookies, passwords and API keys are never logged.
 
 pub mod api;
 pub mod auth;
+mod budget;
 mod control;
+mod expiry;
 mod gate;
+mod held;
 mod http;
+mod keys;
+mod meter;
 pub mod metrics;
 mod mutate;
 pub mod options;
+mod origins;
 mod query;
 mod registry;
 mod room;
 mod server;
+mod sharing;
 mod socket;
+mod standing;
 mod upgrade;
 mod writer;
 

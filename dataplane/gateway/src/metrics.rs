@@ -18,6 +18,7 @@ pub struct Metrics {
     pub connection_failures: IntCounterVec,
     pub disconnects: IntCounterVec,
     pub messages_received: IntCounterVec,
+    pub inbound_bytes: IntGauge,
     pub messages_sent: IntCounter,
     pub bytes_received: IntCounter,
     pub bytes_sent: IntCounter,
@@ -67,6 +68,11 @@ impl Metrics {
                 "zero_sync_messages_received_total",
                 "Messages of clients, by message",
                 &["tag"],
+                registry
+            )?,
+            inbound_bytes: gauge!(
+                "zero_sync_inbound_bytes",
+                "Memory for what clients have sent and nobody is done with, unfinished messages included",
                 registry
             )?,
             messages_sent: counter!("zero_sync_messages_sent_total", "Messages sent to clients", registry)?,

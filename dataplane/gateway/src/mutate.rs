@@ -1,12 +1,13 @@
 //! Custom mutations on their way to the application's API server.
 //!
 //! Per client group one request is in flight; what arrives meanwhile is combined into the next one per socket and
-//! credentials. Success says nothing to clients: they learn it from replication. Failure ends the sockets concerned, whose
-//! clients resend what is unacknowledged.
+//! credentials, as far as one request goes. Success says nothing to clients: they learn it from replication. Failure ends the
+//! sockets concerned, whose clients resend what is unacknowledged; what else such a socket had waiting is dropped, because it would
+//! arrive out of order.
 
 mod answer;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -17,7 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use views::api::{ConnectionContext, ConnectionId};
 
-use crate::api::{CallError, Caller, Endpoint, Operation};
+use crate::api::{CALL_BYTES, CALL_ITEMS, CallError, Caller, Endpoint, Operation};
+use crate::budget::Lease;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use answer::Answer;
@@ -37,6 +39,8 @@ struct Entry {
     context: Arc<PushContext>,
     push: Push,
     size: usize,
+    /// For its text, until the API server has answered.
+    _memory: Lease,
 }
 
 #[derive(Default)]
@@ -96,6 +100,7 @@ impl Pusher {
         connection: ConnectionId,
         context: &Arc<PushContext>,
         push: Push,
+        memory: Lease,
     ) -> Result<(), ErrorBody> {
         if push.client_group_id != group {
             return Err(ErrorBody::invalid_push("the push is for another client group than the connection"));
@@ -117,7 +122,8 @@ impl Pusher {
         self.inner.metrics.pushes.inc();
         self.inner.metrics.custom_mutations.inc_by(push.mutations.len() as u64);
         let size = push.size();
-        let entry = Entry { connection, client_id: client_id.to_owned(), context: Arc::clone(context), push, size };
+        let (client_id, context) = (client_id.to_owned(), Arc::clone(context));
+        let entry = Entry { connection, client_id, context, push, size, _memory: memory };
         self.enqueue(group, entry)
     }
 
@@ -140,17 +146,30 @@ impl Pusher {
     }
 
     /// Tells the API server that a client has seen its results up to a mutation.
-    pub(crate) fn clean_up(&self, group: &str, client_id: &str, up_to: i64, context: &Arc<PushContext>) {
+    pub(crate) fn clean_up(&self, group: &str, client_id: &str, up_to: i64, context: &Arc<PushContext>, memory: Lease) {
         let mutation =
             json!({"type": "single", "clientGroupID": group, "clientID": client_id, "upToMutationID": up_to});
-        self.spawn_clean_up(group, client_id, &format!("cleanup-{group}-{client_id}-{up_to}"), mutation, context);
+        let request_id = format!("cleanup-{group}-{client_id}-{up_to}");
+        self.spawn_clean_up(group, client_id, &request_id, mutation, context, Arc::new(memory));
     }
 
     /// Tells the API server that clients are gone for good.
-    pub(crate) fn clean_up_clients(&self, group: &str, client_ids: &[String], now_ms: u64, context: &Arc<PushContext>) {
-        if let Some(first) = client_ids.first() {
-            let mutation = json!({"type": "bulk", "clientGroupID": group, "clientIDs": client_ids});
-            self.spawn_clean_up(group, first, &format!("cleanup-bulk-{group}-{now_ms}"), mutation, context);
+    pub(crate) fn clean_up_clients(
+        &self,
+        group: &str,
+        client_ids: &[String],
+        now_ms: u64,
+        context: &Arc<PushContext>,
+        memory: Lease,
+    ) {
+        let memory = Arc::new(memory);
+        for (n, part) in client_ids.chunks(CALL_ITEMS).enumerate() {
+            let mutation = json!({"type": "bulk", "clientGroupID": group, "clientIDs": part});
+            let request_id = match n {
+                0 => format!("cleanup-bulk-{group}-{now_ms}"),
+                n => format!("cleanup-bulk-{group}-{now_ms}-{n}"),
+            };
+            self.spawn_clean_up(group, &part[0], &request_id, mutation, context, Arc::clone(&memory));
         }
     }
 
@@ -161,6 +180,7 @@ impl Pusher {
         request_id: &str,
         mutation: Value,
         context: &Arc<PushContext>,
+        memory: Arc<Lease>,
     ) {
         if self.inner.endpoint.is_none() {
             return;
@@ -185,7 +205,7 @@ impl Pusher {
         self.inner.tasks.spawn("clean-up", async move {
             // A failure is logged by the call; the next acknowledgement repeats the work.
             let _ = inner.call(Operation::Cleanup, &context, body.to_string().into()).await;
-            drop(permit);
+            drop((permit, memory));
         });
     }
 
@@ -208,9 +228,14 @@ impl Inner {
     }
 
     async fn work(&self, group: &str) {
+        // Sockets have numbers of their own, and nothing of one that failed comes after what it had waiting by then.
+        let mut failed = HashSet::new();
         while let Some(waiting) = self.take(group) {
             for batch in combine(waiting) {
-                self.forward(group, &batch).await;
+                let Some(connection) = batch.first().map(|entry| entry.connection) else { continue };
+                if !failed.contains(&connection) && !self.forward(group, &batch).await {
+                    failed.insert(connection);
+                }
             }
         }
     }
@@ -228,8 +253,9 @@ impl Inner {
         Some(std::mem::take(&mut queue.waiting))
     }
 
-    async fn forward(&self, group: &str, batch: &[Entry]) {
-        let Some(first) = batch.first() else { return };
+    /// False: the socket that sent them was ended.
+    async fn forward(&self, group: &str, batch: &[Entry]) -> bool {
+        let Some(first) = batch.first() else { return true };
         let sent: Vec<MutationId> = batch
             .iter()
             .flat_map(|entry| &entry.push.mutations)
@@ -237,6 +263,10 @@ impl Inner {
             .collect();
         let body = first.push.combined_body(batch.iter().map(|entry| &entry.push));
         let failed = match self.call(Operation::Mutate, &first.context, body.into()).await {
+            Err(error) if let Some(later) = error.passes() => {
+                self.registry.fail(group, &first.client_id, &later);
+                return false;
+            }
             Err(error) => PushFailed {
                 failure: error.failure(),
                 message: format!("the mutate endpoint failed: {error}"),
@@ -261,18 +291,17 @@ impl Inner {
                             mutation_ids: sent,
                         }
                     } else {
-                        self.report_out_of_order(group, out_of_order);
-                        return;
+                        return self.report_out_of_order(group, first, out_of_order);
                     }
                 }
             },
         };
-        self.report(group, first, failed);
+        self.report(group, first, failed)
     }
 
     /// Each client that has a part in the failure hears of all of it. Refused credentials are their owner's alone: whoever else's
     /// mutations these were said to be must not be logged out by them.
-    fn report(&self, group: &str, pusher: &Entry, failed: PushFailed) {
+    fn report(&self, group: &str, pusher: &Entry, failed: PushFailed) -> bool {
         let mut clients: Vec<String> = match failed.failure.is_auth() {
             true => vec![pusher.client_id.clone()],
             false => failed.mutation_ids.iter().map(|id| id.client_id.clone()).collect(),
@@ -287,12 +316,15 @@ impl Inner {
             "push failed"
         );
         let error = ErrorBody::from(failed);
+        let goes_on = !clients.contains(&pusher.client_id);
         for client in clients {
             self.registry.fail(group, &client, &error);
         }
+        goes_on
     }
 
-    fn report_out_of_order(&self, group: &str, ids: Vec<MutationId>) {
+    fn report_out_of_order(&self, group: &str, pusher: &Entry, ids: Vec<MutationId>) -> bool {
+        let goes_on = ids.iter().all(|id| id.client_id != pusher.client_id);
         for id in ids {
             let client = id.client_id.clone();
             let failed = PushFailed {
@@ -303,20 +335,33 @@ impl Inner {
             };
             self.registry.fail(group, &client, &failed.into());
         }
+        goes_on
     }
 }
 
-/// One batch per socket and credentials, in the order of first appearance.
+/// Batches of one socket and its credentials, in the order of first appearance. What does not go into one request begins a new one,
+/// behind all others.
 fn combine(waiting: VecDeque<Entry>) -> Vec<Vec<Entry>> {
     let mut batches: Vec<Vec<Entry>> = Vec::new();
-    let mut index: HashMap<(ConnectionId, usize), usize> = HashMap::new();
+    /// The batch that takes more, and what is in it.
+    struct Open {
+        at: usize,
+        bytes: usize,
+        mutations: usize,
+    }
+    let mut open: HashMap<(ConnectionId, usize), Open> = HashMap::new();
     for entry in waiting {
         // Entries hold the context, so its address names it for as long as they live.
         let key = (entry.connection, Arc::as_ptr(&entry.context).addr());
-        match index.get(&key) {
-            Some(&at) => batches[at].push(entry),
-            None => {
-                index.insert(key, batches.len());
+        let (bytes, mutations) = (entry.size, entry.push.mutations.len());
+        match open.get_mut(&key) {
+            Some(open) if open.bytes + bytes <= CALL_BYTES && open.mutations + mutations <= CALL_ITEMS => {
+                open.bytes += bytes;
+                open.mutations += mutations;
+                batches[open.at].push(entry);
+            }
+            _ => {
+                open.insert(key, Open { at: batches.len(), bytes, mutations });
                 batches.push(vec![entry]);
             }
         }

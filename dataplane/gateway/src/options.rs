@@ -22,6 +22,8 @@ pub struct Options {
     pub mutate: ApiOptions,
     pub query: ApiOptions,
     pub auth: AuthOptions,
+    /// Origins of web pages that may connect, such as `https://app.example.com` or `https://*.example.com`. Empty: all.
+    pub origins: Vec<String>,
     pub limits: Limits,
 }
 
@@ -36,6 +38,7 @@ impl Options {
             mutate: ApiOptions::default(),
             query: ApiOptions::default(),
             auth: AuthOptions::default(),
+            origins: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -84,6 +87,11 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections that are no sockets, or not yet; further ones are closed at once.
     pub requests_max: usize,
+    /// Sockets from one address whose credentials are yet to be judged; further ones are answered 503. All clients behind a proxy
+    /// have the proxy's. `None`: as many as there are sockets.
+    pub strangers_per_address_max: Option<usize>,
+    /// How long a client that comes before the node takes clients is kept waiting; then it is answered 503.
+    pub start_timeout: Duration,
     /// From the TCP accept to the end of the request head, and again from there to the end of the token check.
     pub handshake_timeout: Duration,
     /// A socket whose client has not said what it wants by then is closed. It may be a lot to say over a slow line.
@@ -97,12 +105,15 @@ pub struct Limits {
     /// Memory of one message that the views handle, and of all those of one socket that they are not done with. A larger one ends
     /// the socket; for others to be handled it is read no further.
     pub message_memory_max: usize,
-    /// The same of all sockets together; who comes with more is told to come back later.
+    /// For everything that all sockets have sent, finished messages or not, until views and API server are done with it; who comes
+    /// with more is told to come back later. Three eighths are for sockets whose credentials are yet to be judged.
     pub inbound_memory_max: usize,
     /// Bytes of pushes waiting for one client group; beyond it the client is told to come back later.
     pub push_queue_bytes_max: usize,
     /// One call of an API server, retries included.
     pub api_timeout: Duration,
+    /// One fetch of the keys for tokens, retries included.
+    pub keys_timeout: Duration,
     /// A longer answer of an API server is refused.
     pub api_response_bytes_max: usize,
     /// How long a transformed query is reused for an identical request.
@@ -124,6 +135,9 @@ impl Default for Limits {
             outbox_bytes_max: 64 * 1024 * 1024,
             connections_max: 100_000,
             requests_max: 10_000,
+            strangers_per_address_max: Some(10_000),
+            // Clients give an attempt up after ten seconds, and try again only some time later.
+            start_timeout: Duration::from_secs(9),
             handshake_timeout: Duration::from_secs(10),
             init_timeout: Duration::from_secs(120),
             send_stall_timeout: Duration::from_secs(30),
@@ -133,11 +147,53 @@ impl Default for Limits {
             inbound_memory_max: 512 * 1024 * 1024,
             push_queue_bytes_max: 32 * 1024 * 1024,
             api_timeout: Duration::from_secs(300),
+            keys_timeout: Duration::from_secs(5),
             api_response_bytes_max: 32 * 1024 * 1024,
             transform_cache_ttl: Duration::from_secs(5),
             drain_lead: Duration::from_secs(2),
             drain_spread: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(60),
         }
+    }
+}
+
+impl Limits {
+    /// For messages of up to so many bytes, and the budgets for a process that may use so much memory: an eighth for what clients send
+    /// and at most a quarter for unfinished request heads, within sensible bounds.
+    #[must_use]
+    pub fn for_memory(bytes: usize, payload_bytes_max: usize) -> Limits {
+        let defaults = Limits::default();
+        // The largest message takes up to four times its length: as it comes, as it is read, and twice on its way to the API server.
+        let one = payload_bytes_max.saturating_mul(4) / 5 * 8;
+        let inbound_memory_max = (bytes / 8).clamp(32 << 20, 1 << 30).max(one);
+        Limits {
+            payload_bytes_max,
+            inbound_memory_max,
+            // One message must not be all that there is room for.
+            message_memory_max: defaults.message_memory_max.min(inbound_memory_max / 2),
+            requests_max: (bytes / 4 / defaults.header_bytes_max).clamp(500, defaults.requests_max),
+            ..defaults
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_follow_the_memory_within_bounds() {
+        let small = Limits::for_memory(0, 1 << 20);
+        assert_eq!((small.inbound_memory_max, small.message_memory_max, small.requests_max), (32 << 20, 16 << 20, 500));
+        let middle = Limits::for_memory(1 << 30, 10 << 20);
+        assert_eq!((middle.inbound_memory_max, middle.message_memory_max), (128 << 20, 64 << 20));
+        assert_eq!((middle.payload_bytes_max, middle.requests_max), (10 << 20, 8192));
+        let large = Limits::for_memory(usize::MAX, 10 << 20);
+        assert_eq!(
+            (large.inbound_memory_max, large.message_memory_max, large.requests_max),
+            (1 << 30, 64 << 20, 10_000)
+        );
+        // However little there is, the largest message is heard.
+        assert_eq!(Limits::for_memory(0, 10 << 20).inbound_memory_max, 64 << 20);
     }
 }

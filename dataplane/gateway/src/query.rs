@@ -1,22 +1,27 @@
 //! Named queries become ASTs: the views' `Transformer`, backed by the application's query endpoint.
 //!
-//! Many clients connect at once and ask for the same: identical requests on behalf of indistinguishable callers share one
-//! call while it is under way and its successful results for a short while after.
+//! Many clients connect at once and ask for the same: see [`crate::sharing`] for who shares whose call. What does not go into one
+//! request is asked in several.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use protocol::ast::Ast;
 use protocol::error::{CallReason, ErrorBody, Failure, TransformFailed, preview};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use views::api::{ConnectionContext, NamedQuery, TransformFuture, Transformed, Transformer};
 
-use crate::api::{Caller, Endpoint, Operation, Request};
+use crate::api::{CALL_BYTES, CALL_ITEMS, Caller, Endpoint, Operation, Request};
 use crate::metrics::Metrics;
+use crate::sharing::{Answer, Answers, Asked, Called, Key, Sharing};
+
+/// Requests that the queries of one question may be asked in at the same time.
+const CALLS_MAX: usize = 4;
 
 /// Transforms through the configured query endpoint.
 pub(crate) struct QueryTransformer {
@@ -26,43 +31,13 @@ pub(crate) struct QueryTransformer {
 struct Inner {
     endpoint: Option<Endpoint>,
     caller: Caller,
-    cache: Mutex<Cache>,
-    ttl: Duration,
+    sharing: Arc<Sharing>,
     metrics: Metrics,
-}
-
-#[derive(Default)]
-struct Cache {
-    slots: HashMap<Key, Slot>,
-    swept: Option<Instant>,
-}
-
-/// Everything that an answer may depend on. `None` is the validation of credentials.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
-    caller: Arc<str>,
-    query: Option<(String, String, String)>,
-}
-
-enum Slot {
-    UnderWay(Call),
-    Known { ast: Arc<Ast>, at: Instant },
-}
-
-type Call = Shared<BoxFuture<'static, Result<Arc<Answers>, ErrorBody>>>;
-
-/// By query id.
-type Answers = HashMap<String, Answer>;
-
-#[derive(Clone)]
-enum Answer {
-    Ast(Arc<Ast>),
-    Failed(Value),
 }
 
 impl QueryTransformer {
     pub(crate) fn new(endpoint: Option<Endpoint>, caller: Caller, ttl: Duration, metrics: Metrics) -> QueryTransformer {
-        QueryTransformer { inner: Arc::new(Inner { endpoint, caller, cache: Mutex::default(), ttl, metrics }) }
+        QueryTransformer { inner: Arc::new(Inner { endpoint, caller, sharing: Sharing::new(ttl), metrics }) }
     }
 }
 
@@ -77,6 +52,14 @@ impl Transformer for QueryTransformer {
     }
 }
 
+/// A query that has to be asked for.
+struct Open {
+    query: NamedQuery,
+    asked: Asked,
+    /// Of the query in the request.
+    bytes: usize,
+}
+
 impl Inner {
     async fn transform(
         self: Arc<Inner>,
@@ -88,23 +71,35 @@ impl Inner {
             Some(endpoint) => endpoint.request(context.user_query_url.as_deref(), &context.user_query_headers, context),
             None => return Err(ErrorBody::internal("no query URL is configured")),
         };
-        let request = request.map_err(|e| failed(e.failure(), e.to_string(), None, ids()))?;
-        let caller: Arc<str> = request.fingerprint(context.user_id.as_deref()).into();
-        let keys: Vec<Key> = if queries.is_empty() {
-            vec![Key { caller, query: None }]
-        } else {
-            queries.iter().map(|q| Key { caller: Arc::clone(&caller), query: Some(describe(q)) }).collect()
-        };
-
-        let (mut answers, calls) = self.plan(context, request, &queries, keys);
-        for call in calls {
-            answers.extend(call.await?.iter().map(|(id, answer)| (id.clone(), answer.clone())));
+        let request = Arc::new(request.map_err(|e| failed(e.failure(), e.to_string(), None, ids()))?);
+        let caller = request.fingerprint(context.user_id.as_deref());
+        let mut answers = Answers::new();
+        let mut open = Vec::new();
+        // An id that comes twice is asked for once.
+        let mut seen = HashSet::new();
+        for query in queries.iter().filter(|query| seen.insert(&query.id)) {
+            let args = query.args.to_string();
+            let key = Key::of([&caller, &query.id, &query.name, &args].map(|part| part.as_bytes()));
+            match self.sharing.known(&key) {
+                Some(ast) => {
+                    answers.insert(query.id.clone(), Answer::Ast(ast));
+                    self.metrics.query_transformations.with_label_values(&["cached"]).inc();
+                }
+                None => {
+                    let bytes = query.id.len() + query.name.len() + args.len();
+                    open.push(Open { query: query.clone(), asked: Asked { key, id: query.id.clone() }, bytes });
+                }
+            }
         }
-        // An answer for an id that was not asked for, or asked for by others in the same call, is none of ours.
+        let is_validation = queries.is_empty();
+        if is_validation || !open.is_empty() {
+            self.ask_all(context, &request, &caller, open, &mut answers).await?;
+        }
         let mut seen = HashSet::new();
         Ok(queries
             .into_iter()
             .filter(|query| seen.insert(query.id.clone()))
+            // An answer for an id that was not asked for is none of ours.
             .filter_map(|query| match answers.remove(&query.id)? {
                 Answer::Ast(ast) => Some(Transformed::Ast { id: query.id, ast: Box::new(Ast::clone(&ast)) }),
                 Answer::Failed(error) => Some(Transformed::Failed { id: query.id, error }),
@@ -112,106 +107,59 @@ impl Inner {
             .collect())
     }
 
-    /// Splits the queries into those whose answer is known, those that others are asking for, and the rest, for which one
-    /// call is started.
-    fn plan(
+    /// Asks for everything that is open, in as many calls as it takes. One that fails fails the question.
+    async fn ask_all(
         self: &Arc<Inner>,
         context: &Arc<ConnectionContext>,
-        request: Request,
-        queries: &[NamedQuery],
-        keys: Vec<Key>,
-    ) -> (Answers, Vec<Call>) {
-        let mut answers = Answers::new();
-        let mut calls: Vec<Call> = Vec::new();
-        let mut missing: Vec<NamedQuery> = Vec::new();
-        let mut missing_keys: Vec<Key> = Vec::new();
-        let now = Instant::now();
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        for (i, key) in keys.into_iter().enumerate() {
-            match cache.slots.get(&key) {
-                Some(Slot::Known { ast, at }) if now.duration_since(*at) < self.ttl => {
-                    answers.insert(queries[i].id.clone(), Answer::Ast(Arc::clone(ast)));
-                    self.metrics.query_transformations.with_label_values(&["cached"]).inc();
+        request: &Arc<Request>,
+        caller: &str,
+        open: Vec<Open>,
+        answers: &mut Answers,
+    ) -> Result<(), ErrorBody> {
+        let turns = Semaphore::new(CALLS_MAX);
+        let mut calls: FuturesUnordered<_> = split(open)
+            .into_iter()
+            .map(|part| {
+                let turns = &turns;
+                async move {
+                    // The semaphore is never closed.
+                    let _turn = turns.acquire().await;
+                    self.ask(context, request, caller, part).await
                 }
-                Some(Slot::UnderWay(call)) => {
-                    if !calls.iter().any(|c| c.ptr_eq(call)) {
-                        calls.push(call.clone());
-                    }
-                    self.metrics.query_transformations.with_label_values(&["shared"]).inc();
-                }
-                _ => {
-                    missing_keys.push(key);
-                    missing.extend(queries.get(i).cloned());
-                }
-            }
+            })
+            .collect();
+        while let Some(answered) = calls.next().await {
+            answers.extend(answered?.iter().map(|(id, answer)| (id.clone(), answer.clone())));
         }
-        if !missing_keys.is_empty() {
-            let call = self.start(Arc::clone(context), request, missing, missing_keys.clone());
-            for key in missing_keys {
-                cache.slots.insert(key, Slot::UnderWay(call.clone()));
-            }
-            calls.push(call);
-        }
-        (answers, calls)
+        Ok(())
     }
 
-    /// The call runs in a task of its own: those who asked first may go away, those who joined still wait.
-    fn start(
+    async fn ask(
         self: &Arc<Inner>,
-        context: Arc<ConnectionContext>,
-        request: Request,
-        queries: Vec<NamedQuery>,
-        keys: Vec<Key>,
-    ) -> Call {
-        let inner = Arc::clone(self);
-        let task = tokio::spawn(async move {
-            let call = std::panic::AssertUnwindSafe(inner.call(&context, &request, &queries)).catch_unwind();
-            let result = match call.await {
-                Ok(result) => result.map(Arc::new),
-                Err(_) => Err(ErrorBody::internal("the transformation of queries failed")),
-            };
-            inner.settle(&keys, &result);
-            result
-        });
-        task.map(|joined| {
-            joined.unwrap_or_else(|_| Err(ErrorBody::internal("the transformation of queries was interrupted")))
-        })
-        .boxed()
-        .shared()
+        context: &Arc<ConnectionContext>,
+        request: &Arc<Request>,
+        caller: &str,
+        part: Vec<Open>,
+    ) -> Result<Arc<Answers>, ErrorBody> {
+        let count = part.len() as u64;
+        let (queries, asked): (Vec<_>, Vec<_>) = part.into_iter().map(|open| (open.query, open.asked)).unzip();
+        let mut keys: Vec<Key> = asked.iter().map(|asked| asked.key).collect();
+        // Without queries it is the validation of the caller's credentials.
+        keys.push(Key::of([caller.as_bytes()]));
+        let queries = Arc::new(queries);
+        let call = || {
+            let (inner, context, request) = (Arc::clone(self), Arc::clone(context), Arc::clone(request));
+            let queries = Arc::clone(&queries);
+            async move { inner.call(&context, &request, &queries).await }
+        };
+        let (is_shared, outcome) = self.sharing.ask(Key::all(keys), asked, call).await;
+        if is_shared {
+            self.metrics.query_transformations.with_label_values(&["shared"]).inc_by(count);
+        }
+        outcome
     }
 
-    fn settle(&self, keys: &[Key], result: &Result<Arc<Answers>, ErrorBody>) {
-        let now = Instant::now();
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in keys {
-            let answer = match (result, &key.query) {
-                (Ok(answers), Some((id, ..))) => answers.get(id),
-                _ => None,
-            };
-            match answer {
-                Some(Answer::Ast(ast)) => {
-                    cache.slots.insert(key.clone(), Slot::Known { ast: Arc::clone(ast), at: now });
-                }
-                _ => {
-                    cache.slots.remove(key);
-                }
-            }
-        }
-        if cache.swept.is_none_or(|swept| now.duration_since(swept) > self.ttl) {
-            cache.swept = Some(now);
-            cache.slots.retain(|_, slot| match slot {
-                Slot::UnderWay(_) => true,
-                Slot::Known { at, .. } => now.duration_since(*at) < self.ttl,
-            });
-        }
-    }
-
-    async fn call(
-        &self,
-        context: &ConnectionContext,
-        request: &Request,
-        queries: &[NamedQuery],
-    ) -> Result<Answers, ErrorBody> {
+    async fn call(&self, context: &ConnectionContext, request: &Request, queries: &[NamedQuery]) -> Called {
         let ids = || queries.iter().map(|q| q.id.clone()).collect::<Vec<_>>();
         let asked: Vec<Value> = queries.iter().map(|q| json!({"id": q.id, "name": q.name, "args": q.args})).collect();
         let body = Bytes::from(json!(["transform", asked]).to_string());
@@ -221,16 +169,30 @@ impl Inner {
         };
         let body = self.caller.post(operation, request, body).await.map_err(|error| {
             count("error");
-            failed(error.failure(), format!("the query endpoint failed: {error}"), None, ids())
+            let told = || failed(error.failure(), format!("the query endpoint failed: {error}"), None, ids());
+            error.passes().unwrap_or_else(told)
         })?;
         let result = read_answer(&body, context.user_id.as_deref(), ids());
         count(if result.is_ok() { "success" } else { "error" });
-        result
+        result.map(|answers| (answers, body.len()))
     }
 }
 
-fn describe(query: &NamedQuery) -> (String, String, String) {
-    (query.id.clone(), query.name.clone(), query.args.to_string())
+/// Into calls of a size that servers take. Without queries there is one call.
+fn split(open: Vec<Open>) -> Vec<Vec<Open>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for one in open {
+        let part = parts.last_mut().expect("there is always one");
+        if !part.is_empty() && (bytes + one.bytes > CALL_BYTES || part.len() >= CALL_ITEMS) {
+            bytes = one.bytes;
+            parts.push(vec![one]);
+        } else {
+            bytes += one.bytes;
+            part.push(one);
+        }
+    }
+    parts
 }
 
 fn failed(failure: Failure, message: String, details: Option<Value>, query_ids: Vec<String>) -> ErrorBody {

@@ -5,21 +5,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
+use port::{Addresses, BindError, HeadLimits, Pages, Tasks, websocket};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use views::api::{Command, Transformer};
 
 use crate::api::{Caller, Endpoint, EndpointError};
 use crate::auth::{AuthError, Verifier};
+use crate::budget::Budget;
 use crate::control::Ending;
 use crate::gate::Gate;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::mutate::Pusher;
 use crate::options::{ApiOptions, Limits, Options};
+use crate::origins::Origins;
 use crate::query::QueryTransformer;
 use crate::registry::Registry;
 use crate::upgrade;
@@ -62,8 +64,12 @@ pub(crate) struct Shared {
     pub(crate) verifier: Verifier,
     pub(crate) pusher: Pusher,
     pub(crate) sockets: Tasks,
-    /// For messages of all sockets that the views are not done with, in bytes.
-    pub(crate) room: Arc<Semaphore>,
+    /// Web pages that may connect.
+    pub(crate) origins: Origins,
+    /// For what all sockets send, until everybody is done with it.
+    pub(crate) budget: Arc<Budget>,
+    /// Where sockets come from whose credentials are yet to be judged.
+    pub(crate) addresses: Arc<Addresses>,
 }
 
 /// A bound port. Probes are answered as soon as it runs; sockets are accepted once its gate is open.
@@ -76,19 +82,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the port and reads the configuration. `metrics` receives this crate's metrics and is what `/metrics` shows.
-    pub async fn build(
-        options: Options,
-        metrics: prometheus::Registry,
-        status_page: StatusPage,
-    ) -> Result<Server, BuildError> {
-        let prometheus = metrics;
-        let metrics = Metrics::register(&prometheus)?;
+    /// Binds the port and reads the configuration. `registry` receives this crate's metrics; `pages` are what the port answers over
+    /// plain HTTP.
+    pub async fn build(options: Options, registry: &prometheus::Registry, pages: Pages) -> Result<Server, BuildError> {
+        let metrics = Metrics::register(registry)?;
         let limits = options.limits;
         let caller = Caller::new(limits.api_timeout, limits.api_response_bytes_max, metrics.clone())?;
         let mutate = Endpoint::build(&options.mutate, &options.app_id, options.shard_num)?;
         let query = Endpoint::build(&options.query, &options.app_id, options.shard_num)?;
-        let verifier = Verifier::build(&options.auth, &caller, mutate.is_some() && query.is_some())?;
+        let has_api = mutate.is_some() && query.is_some();
+        let verifier = Verifier::build(&options.auth, &caller, limits.keys_timeout, has_api)?;
         let registry = Arc::new(Registry::default());
         let pusher =
             Pusher::new(mutate, caller.clone(), Arc::clone(&registry), limits.push_queue_bytes_max, metrics.clone());
@@ -96,18 +99,21 @@ impl Server {
             Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
         let (listener, address) = port::bind(options.listen).await?;
         let forwarded = [&options.mutate, &options.query].into_iter().flat_map(ApiOptions::forwarded).collect();
-        let room = Arc::new(Semaphore::new(limits.inbound_memory_max.min(Semaphore::MAX_PERMITS)));
+        let budget = Budget::new(limits.inbound_memory_max, &metrics.inbound_bytes);
+        let addresses = Addresses::new(limits.strangers_per_address_max);
         let shared = Arc::new(Shared {
             limits,
             metrics,
-            pages: Pages::new(prometheus, status_page),
+            pages,
             forwarded,
             gate: Gate::new(),
             registry,
             verifier,
             pusher,
             sockets: Tasks::default(),
-            room,
+            origins: Origins::new(&options.origins),
+            budget,
+            addresses,
         });
         Ok(Server { shared, listener, address, transformer, requests: Tasks::default() })
     }
@@ -165,6 +171,8 @@ fn prepare(stream: &TcpStream) {
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
+    // One that has none is gone.
+    let Ok(peer) = stream.peer_addr() else { return };
     let gate = &shared.gate;
     let limits = HeadLimits { timeout: shared.limits.handshake_timeout, bytes_max: shared.limits.header_bytes_max };
     // One that comes while the node drains is for one request, a probe most likely, and is closed after it.
@@ -177,9 +185,9 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     };
     let answer = async |request| {
         if websocket::is_upgrade(&request) {
-            upgrade::accept(&shared, request)
+            upgrade::accept(&shared, request, peer.ip()).await
         } else {
-            http::answer(&shared, &request).await
+            http::answer(&shared, &request, peer.ip()).await
         }
     };
     port::serve(stream, limits, draining, answer).await;

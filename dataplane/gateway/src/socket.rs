@@ -1,4 +1,7 @@
 //! One accepted socket: reads what the client says, in order, and hands it on.
+//!
+//! To the views at once: they judge whose it is. To the application only when they have found its credentials good; a stranger that
+//! says more than a little meanwhile is read no further.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use protocol::error::ErrorBody;
 use protocol::up::{InitConnection, UpMessage, UpdateAuth};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
@@ -18,9 +21,13 @@ use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Handle
 
 use crate::auth::Auth;
 use crate::control::{Control, Ending};
+use crate::expiry::Expiry;
+use crate::held::{Act, Held};
+use crate::meter::{Meter, Metered};
 use crate::mutate::{PushContext, unix_ms};
-use crate::room::Room;
+use crate::room::{Room, no_room};
 use crate::server::Shared;
+use crate::standing::Standing;
 use crate::writer::Writer;
 
 /// How long, and for how much, a closed socket is still read, so that what was sent last is not lost to a reset.
@@ -40,20 +47,25 @@ pub(crate) struct Session {
     pub(crate) auth: Auth,
     pub(crate) context: Arc<ConnectionContext>,
     pub(crate) push: Arc<PushContext>,
+    pub(crate) expiry: Expiry,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) room: Room,
+    pub(crate) held: Held,
     /// The views have had this socket's `initConnection`.
     pub(crate) initialized: bool,
 }
 
 /// Runs the socket to its end and returns why it ended, and the connection to linger on.
 pub(crate) async fn serve(
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Metered<TcpStream>>,
     mut outbox: OutboxReceiver,
     mut session: Session,
     first: Option<String>,
 ) -> (&'static str, Option<TcpStream>) {
     let shared = Arc::clone(&session.shared);
     let control = Arc::clone(&session.control);
+    let expiry = session.expiry.clone();
     let (sink, mut source) = stream.split();
     let mut writer = Writer {
         sink,
@@ -69,11 +81,12 @@ pub(crate) async fn serve(
     let reading = async {
         tokio::select! {
             () = control.ended() => {}
+            () = expiry.passed() => control.end(fail(ErrorBody::auth_invalidated("the token has expired"))),
             ending = session.read(&mut source, first) => control.end(ending),
         }
     };
     let (reason, ()) = tokio::join!(writing, reading);
-    (reason, source.reunite(writer.sink).ok().map(WebSocketStream::into_inner))
+    (reason, source.reunite(writer.sink).ok().map(|stream| stream.into_inner().into_inner()))
 }
 
 /// Waits for the peer to close first. Closing with unread data would reset the connection under the goodbye.
@@ -107,17 +120,22 @@ impl Session {
         }
         let mut pace = Pace::new(self.shared.limits.messages_per_second);
         let init_by = Instant::now() + self.shared.limits.init_timeout;
+        let standing = Arc::clone(&self.standing);
         loop {
-            let next = match self.initialized {
-                true => source.next().await,
-                false => match timeout_at(init_by, source.next()).await {
-                    Ok(next) => next,
-                    // Whoever comes back may do better.
-                    Err(_) => return Ending::Silent("no_init"),
-                },
+            let is_known = standing.is_known();
+            if is_known && let Err(error) = self.carry_out_held() {
+                return self.failed(error);
+            }
+            let next = tokio::select! {
+                biased;
+                () = standing.known(), if !is_known => continue,
+                next = source.next(), if is_known || !self.held.is_full() => next,
+                // Whoever comes back may do better.
+                () = sleep_until(init_by), if !self.initialized => return Ending::Silent("no_init"),
             };
             let message = match next {
                 Some(Ok(message)) => message,
+                Some(Err(_)) if self.meter.is_over() => return self.failed(no_room()),
                 Some(Err(error)) => return ending_of(&error, self.shared.limits.payload_bytes_max),
                 None => return Ending::Gone("client_closed"),
             };
@@ -136,6 +154,7 @@ impl Session {
                 return ending;
             }
             drop(message);
+            self.meter.settle();
             if let Some(pause) = pace.spend() {
                 tokio::time::sleep(pause).await;
             }
@@ -160,16 +179,13 @@ impl Session {
         metrics.messages_received.with_label_values(&[message.tag()]).inc();
         match self.handle(message, text).await {
             Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                tracing::warn!(
-                    connection = self.id.0,
-                    kind = error.kind_name(),
-                    error = error.message(),
-                    "client failed"
-                );
-                ControlFlow::Break(fail(error))
-            }
+            Err(error) => ControlFlow::Break(self.failed(error)),
         }
+    }
+
+    fn failed(&self, error: ErrorBody) -> Ending {
+        tracing::warn!(connection = self.id.0, kind = error.kind_name(), error = error.message(), "client failed");
+        fail(error)
     }
 
     async fn handle(&mut self, message: UpMessage, text: &str) -> Result<(), ErrorBody> {
@@ -181,22 +197,38 @@ impl Session {
             }
             UpMessage::DeleteClients(body) => {
                 if self.initialized {
-                    let group = &self.params.client_group_id;
-                    self.shared.pusher.clean_up_clients(group, &body.client_ids, unix_ms(), &self.push);
+                    self.act(Act::Forget(body.client_ids.clone()))?;
                 }
                 return self.forward(ClientMessage::DeleteClients(body), text).await;
             }
             UpMessage::Inspect(body) => return self.forward(ClientMessage::Inspect(body), text).await,
-            UpMessage::Push(push) => {
-                let (group, client) = (&self.params.client_group_id, &self.params.client_id);
-                return self.shared.pusher.push(group, client, self.id, &self.push, *push);
-            }
+            UpMessage::Push(push) => return self.act(Act::Push(push)),
             UpMessage::AckMutationResponses(ack) => {
-                self.shared.pusher.clean_up(&self.params.client_group_id, &ack.client_id, ack.id, &self.push);
+                return self.act(Act::Acknowledge { client_id: ack.client_id, up_to: ack.id });
             }
             UpMessage::UpdateAuth(update) => return self.update_auth(update, text).await,
             UpMessage::Pull | UpMessage::CloseConnection => {
                 tracing::debug!(connection = self.id.0, "ignored an obsolete message");
+            }
+        }
+        Ok(())
+    }
+
+    /// For the application: now, or when the views have let this socket in.
+    fn act(&mut self, act: Act) -> Result<(), ErrorBody> {
+        let lease = self.standing.purse.take(act.bytes()).ok_or_else(no_room)?;
+        self.held.keep(act, lease);
+        if self.standing.is_known() { self.carry_out_held() } else { Ok(()) }
+    }
+
+    fn carry_out_held(&mut self) -> Result<(), ErrorBody> {
+        let (group, client) = (&self.params.client_group_id, &self.params.client_id);
+        let pusher = &self.shared.pusher;
+        while let Some((act, lease)) = self.held.next() {
+            match act {
+                Act::Push(push) => pusher.push(group, client, self.id, &self.push, *push, lease)?,
+                Act::Acknowledge { client_id, up_to } => pusher.clean_up(group, &client_id, up_to, &self.push, lease),
+                Act::Forget(clients) => pusher.clean_up_clients(group, &clients, unix_ms(), &self.push, lease),
             }
         }
         Ok(())
@@ -217,7 +249,9 @@ impl Session {
             headers: body.user_push_headers.clone(),
             connection: Arc::clone(&self.context),
         });
-        self.forward(ClientMessage::InitConnection { body, context: Arc::clone(&self.context) }, text).await
+        self.forward(ClientMessage::InitConnection { body, context: Arc::clone(&self.context) }, text).await?;
+        self.standing.introduce();
+        Ok(())
     }
 
     async fn update_auth(&mut self, update: UpdateAuth, text: &str) -> Result<(), ErrorBody> {
@@ -230,6 +264,7 @@ impl Session {
             headers: self.push.headers.clone(),
             connection: Arc::clone(&self.context),
         });
+        self.expiry.set(auth.expires_at());
         self.auth = auth;
         // Before initConnection the views learn the new token with it.
         self.forward(ClientMessage::UpdateAuth(Arc::clone(&self.context)), text).await
@@ -237,9 +272,12 @@ impl Session {
 
     /// To the views. Before `initConnection` nothing is, and nothing after a newer socket of this client took over. Waits while
     /// the views hold too much of this socket.
-    async fn forward(&self, message: ClientMessage, text: &str) -> Result<(), ErrorBody> {
+    async fn forward(&mut self, message: ClientMessage, text: &str) -> Result<(), ErrorBody> {
         if !self.initialized {
             return Ok(());
+        }
+        if !self.standing.is_known() {
+            self.held.count(text.len());
         }
         let credit = self.room.take(text).await?;
         if !self.control.has_ended() {

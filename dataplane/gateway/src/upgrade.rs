@@ -3,12 +3,13 @@
 //! A request that is no proper WebSocket handshake is refused over HTTP. Everything else is upgraded first and told what is
 //! wrong over the socket, because browsers hide the HTTP answer from the client.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{HeaderMap, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{Request, Response, StatusCode};
 use port::text;
 use port::websocket::{self, Handshake};
@@ -19,16 +20,20 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use views::api::{Command, Connect, ConnectionContext, Frame, Handle, Outbox};
+use views::api::{Admission, Admitted, Command, Connect, ConnectionContext, ConnectionId, Frame, Handle, Outbox};
 
 use bytes::Bytes;
 
 use crate::auth::Auth;
 use crate::control::{Control, Ending};
+use crate::expiry::Expiry;
+use crate::held::Held;
+use crate::meter::{Meter, Metered};
 use crate::mutate::{PushContext, unix_ms};
 use crate::room::Room;
 use crate::server::Shared;
 use crate::socket::{self, Session, linger};
+use crate::standing::Standing;
 use crate::writer::{FRAGMENT_BYTES, Writer};
 
 /// Bytes read from a socket at once. Every idle socket holds a buffer of this size.
@@ -37,22 +42,34 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 const RETRY_WHILE_DRAINING_MS: u64 = 250;
 
 /// Answers an upgrade request; the socket itself goes on in a task of its own.
-pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(crate) async fn accept(
+    shared: &Arc<Shared>,
+    mut request: Request<Incoming>,
+    peer: IpAddr,
+) -> Response<Full<Bytes>> {
     shared.metrics.connection_attempts.inc();
-    let refuse = |status, reason: &str| {
-        shared.metrics.connection_failures.with_label_values(&["http"]).inc();
+    let refuse = |label: &str, status, reason: &str| {
+        shared.metrics.connection_failures.with_label_values(&[label]).inc();
         text(status, reason)
     };
     let handshake = match Handshake::check(&request) {
         Ok(handshake) => handshake,
-        Err(refusal) => return refuse(refusal.status, refusal.reason),
+        Err(refusal) => return refuse("http", refusal.status, refusal.reason),
     };
+    if !shared.origins.admits(request.headers().get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default())) {
+        return refuse("origin", StatusCode::FORBIDDEN, "pages of this origin may not connect");
+    }
+    // Whoever waited for the port alone comes too early, and would not come back for a while.
+    let _ = timeout(shared.limits.start_timeout, shared.gate.opened()).await;
     let Some(views) = shared.gate.views() else {
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, "this node does not take clients now");
+        return refuse("http", StatusCode::SERVICE_UNAVAILABLE, "this node does not take clients now");
     };
     if shared.sockets.live() >= shared.limits.connections_max {
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
+        return refuse("http", StatusCode::SERVICE_UNAVAILABLE, "too many connections");
     }
+    let Some(guest) = shared.addresses.admit(peer) else {
+        return refuse("address", StatusCode::SERVICE_UNAVAILABLE, "too many connections from this address");
+    };
     let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
     let asked = ask(&request, offered.as_ref(), &shared.forwarded);
     let mut response = handshake.response();
@@ -70,8 +87,11 @@ pub(crate) fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Re
             .max_write_buffer_size(64 * FRAGMENT_BYTES)
             .max_message_size(Some(shared.limits.payload_bytes_max))
             .max_frame_size(Some(shared.limits.payload_bytes_max));
-        let Some(stream) = websocket::upgraded(upgrading, config).await else { return };
-        admit(&shared, views, asked, stream).await;
+        let standing = Standing::stranger(shared.budget.purse(), guest);
+        let meter = Meter::new(standing);
+        let metered = |stream| Metered::new(stream, Arc::clone(&meter));
+        let Some(stream) = websocket::upgraded(upgrading, config, metered).await else { return };
+        admit(&shared, views, asked, stream, meter).await;
     });
     response
 }
@@ -104,7 +124,9 @@ fn first_offer(offered: &HeaderValue) -> Option<HeaderValue> {
     HeaderValue::from_str(connect::first_offer(offered.to_str().ok()?)).ok()
 }
 
-async fn admit(shared: &Arc<Shared>, views: Handle, asked: Asked, stream: WebSocketStream<TcpStream>) {
+type Socket = WebSocketStream<Metered<TcpStream>>;
+
+async fn admit(shared: &Arc<Shared>, views: Handle, asked: Asked, stream: Socket, meter: Arc<Meter>) {
     let accepted_at = Instant::now();
     if shared.gate.is_draining() {
         // A refused handshake makes clients wait for seconds; this sends them to another node at once.
@@ -142,7 +164,7 @@ async fn admit(shared: &Arc<Shared>, views: Handle, asked: Asked, stream: WebSoc
             return turn_away(shared, stream, "auth", Ending::Error(error, None)).await;
         }
     };
-    let asked = Accepted { params, header, request_headers, version, auth, accepted_at };
+    let asked = Accepted { params, header, request_headers, version, auth, meter, accepted_at };
     // Boxed: the state of the handshake must not stay in the memory of a socket that may live for days.
     Box::pin(welcome(shared, views, asked, stream)).await;
 }
@@ -153,11 +175,12 @@ struct Accepted {
     request_headers: Vec<(String, String)>,
     version: u32,
     auth: Auth,
+    meter: Arc<Meter>,
     accepted_at: Instant,
 }
 
-async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream: WebSocketStream<TcpStream>) {
-    let Accepted { params, header, request_headers, version, auth, accepted_at } = accepted;
+async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream: Socket) {
+    let Accepted { params, header, request_headers, version, auth, meter, accepted_at } = accepted;
     let context = Arc::new(ConnectionContext {
         user_id: params.user_id.clone(),
         token: auth.token(),
@@ -169,6 +192,9 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
     let (outbox, receiver) = Outbox::new(shared.limits.outbox_bytes_max);
     let id = shared.registry.new_id();
     let control = Arc::new(Control::default());
+    let standing = Arc::clone(meter.standing());
+    let (group, client) = (params.client_group_id.clone(), params.client_id.clone());
+    shared.registry.enter(id, Arc::clone(&control));
     // An empty queue takes any frame.
     let _ = outbox.send(Frame::Text(down::connected(&params.wsid, unix_ms())));
     let connect = Connect {
@@ -182,12 +208,8 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
         accepted_at,
         context: Arc::clone(&context),
         outbox,
+        admission: admission(shared, &group, &client, id, &standing),
     };
-    let (group, client) = (params.client_group_id.clone(), params.client_id.clone());
-    let displaced = shared.registry.register(&group, &client, id, Arc::clone(&control));
-    if let Some(old) = displaced {
-        let _ = views.commands.send(Command::Disconnect(old));
-    }
     // Views that are gone drop the outbox with the command, which ends the socket.
     let _ = views.commands.send(Command::Connect(Box::new(connect)));
     shared.metrics.connection_successes.inc();
@@ -199,10 +221,14 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
         id,
         params,
         control,
+        expiry: Expiry::new(auth.expires_at()),
         auth,
         push: Arc::new(PushContext { connection: Arc::clone(&context), ..PushContext::default() }),
         context,
-        room: Room::new(shared.limits.message_memory_max, Arc::clone(&shared.room)),
+        room: Room::new(shared.limits.message_memory_max, Arc::clone(&standing)),
+        standing,
+        meter,
+        held: Held::default(),
         initialized: false,
     };
     let (reason, stream) = socket::serve(stream, receiver, session, header.init_connection).await;
@@ -217,8 +243,21 @@ async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream
     }
 }
 
+/// What happens when the views let a socket in.
+fn admission(shared: &Arc<Shared>, group: &str, client: &str, id: ConnectionId, standing: &Arc<Standing>) -> Admission {
+    let registry = Arc::clone(&shared.registry);
+    let (group, client, standing) = (group.to_owned(), client.to_owned(), Arc::clone(standing));
+    Admission::new(move || {
+        let admitted = registry.admit(&group, &client, id);
+        if admitted != Admitted::TooLate {
+            standing.become_known();
+        }
+        admitted
+    })
+}
+
 /// Says why and closes; nobody else ever hears of this socket.
-async fn turn_away(shared: &Arc<Shared>, stream: WebSocketStream<TcpStream>, label: &str, ending: Ending) {
+async fn turn_away(shared: &Arc<Shared>, stream: Socket, label: &str, ending: Ending) {
     shared.metrics.connection_failures.with_label_values(&[label]).inc();
     let control = Control::default();
     control.end(ending);
@@ -230,5 +269,5 @@ async fn turn_away(shared: &Arc<Shared>, stream: WebSocketStream<TcpStream>, lab
         metrics: shared.metrics.clone(),
     };
     writer.run(&mut receiver, &control).await;
-    linger(writer.sink.into_inner()).await;
+    linger(writer.sink.into_inner().into_inner()).await;
 }

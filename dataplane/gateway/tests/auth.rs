@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use gateway::{Options, Secret};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -5,7 +7,9 @@ use views::api::{ClientMessage, ConnectionContext};
 
 use crate::support::api::{Api, ok};
 use crate::support::client::{Client, subprotocol};
-use crate::support::{Harness, options, params};
+use port::Inside;
+
+use crate::support::{Harness, options, pages, params};
 
 const SECRET: &str = "a secret of some length, for HS256";
 const FAR: i64 = 4_000_000_000;
@@ -49,6 +53,43 @@ async fn a_valid_token_is_accepted_and_kept() {
     self::connect(&harness, "d", Some("u"), &token).await.expect("connected").await;
     let mut anonymous = Client::connect(harness.address, &params("e")).await;
     anonymous.expect("connected").await;
+}
+
+#[tokio::test]
+async fn nobody_is_somebody_without_a_token_where_tokens_are_verified() {
+    let mut harness = Harness::start(jwt_options()).await;
+    let mut live = connect(&harness, "c", Some("u"), &token(json!({"sub": "u"}))).await;
+    live.expect("connected").await;
+    harness.connect().await;
+    let path = format!("{}&userID=u", params("c"));
+    refused(Client::connect(harness.address, &path).await, "Unauthorized").await;
+    refused(connect(&harness, "c", Some("u"), "").await, "Unauthorized").await;
+    live.send(r#"["ping",{}]"#).await;
+    live.expect("pong").await;
+    // Where nobody verifies them here, the API server says whose the connection is.
+    let mut harness = Harness::start(opaque_options()).await;
+    Client::connect(harness.address, &path).await.expect("connected").await;
+    assert_eq!(harness.connect().await.context.user_id.as_deref(), Some("u"));
+}
+
+#[tokio::test]
+async fn a_token_that_expires_ends_its_connection_unless_a_new_one_came() {
+    let mut harness = Harness::start(jwt_options()).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let good_for = |seconds: i64| token(json!({"sub": "u", "iat": now + seconds, "exp": now + seconds}));
+    let mut kept = connect(&harness, "kept", Some("u"), &good_for(2)).await;
+    kept.expect("connected").await;
+    let mut ended = connect(&harness, "ended", Some("u"), &good_for(2)).await;
+    ended.expect("connected").await;
+    kept.send(update(&good_for(3600))).await;
+    let error = ended.error().await;
+    assert_eq!((&error["kind"], &error["message"]), (&json!("AuthInvalidated"), &json!("the token has expired")));
+    assert_eq!(ended.closed().await, None);
+    assert!(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 >= now + 2);
+    kept.send(r#"["ping",{}]"#).await;
+    kept.expect("pong").await;
+    connect(&harness, "far", Some("u"), &good_for(FAR)).await.expect("connected").await;
+    harness.stop();
 }
 
 #[tokio::test]
@@ -193,6 +234,31 @@ async fn keys_are_fetched_once() {
 }
 
 #[tokio::test]
+async fn a_key_server_that_hangs_keeps_nobody_out_whose_key_is_known() {
+    let mut api = Api::start(|_| ok(json!({"keys": [jwk("one", "secret one")]}))).await;
+    let mut options = options();
+    options.auth.jwks_url = Some(api.url("/keys"));
+    options.limits.keys_timeout = Duration::from_millis(500);
+    let harness = Harness::start(options).await;
+    api.request().await;
+    connect(&harness, "a", Some("u"), &signed_by("one", "secret one")).await.expect("connected").await;
+    api.hold();
+    // Tokens that name keys nobody has heard of make it ask, a few times at most, and wait for nobody but themselves.
+    let mut strangers = Vec::new();
+    for n in 0..20 {
+        strangers.push(connect(&harness, &format!("s{n}"), Some("u"), &signed_by(&format!("k{n}"), "secret")).await);
+    }
+    for n in 0..20 {
+        connect(&harness, &format!("c{n}"), Some("u"), &signed_by("one", "secret one")).await.expect("connected").await;
+    }
+    for mut stranger in strangers {
+        let kind = stranger.error().await["kind"].clone();
+        assert!(kind == "ServerOverloaded" || kind == "AuthInvalidated", "{kind}");
+    }
+    assert!(api.pending() <= 4, "one fetch, with its retries");
+}
+
+#[tokio::test]
 async fn a_key_server_that_is_down_is_not_the_clients_fault() {
     let api = Api::start(|_| crate::support::api::status(404, "")).await;
     let mut options = options();
@@ -216,7 +282,6 @@ async fn one_published_key_is_enough() {
 async fn contradicting_token_options_are_refused_at_start() {
     let mut options = jwt_options();
     options.auth.jwks_url = Some("http://k".to_owned());
-    let status = port::StatusPage::new(std::sync::Arc::new(|_| Box::pin(async { json!({}) })), None, false);
-    let built = gateway::Server::build(options, prometheus::Registry::new(), status).await;
+    let built = gateway::Server::build(options, &prometheus::Registry::new(), pages(Inside::Shown)).await;
     assert!(built.is_err_and(|e| e.to_string().contains("only one")));
 }

@@ -59,12 +59,12 @@ async fn nonsense_is_upgraded_and_told() {
     let good = "?clientID=c&clientGroupID=g&ts=1&lmid=0";
     let long = format!("/{}/sync/v51/nothing/connect", "é".repeat(100).replace('é', "%C3%A9"));
     for (path, header, reason) in [
-        (format!("/a/b/sync/v51/connect{good}"), EMPTY, "invalid URL"),
-        (format!("/sync/v51/connect/{good}"), EMPTY, "invalid URL"),
-        (format!("/sync/v51.1/connect{good}"), EMPTY, "invalid URL"),
-        (format!("/sync/vx/connect{good}"), EMPTY, "version"),
-        (format!("/mutate/v51/connect{good}"), EMPTY, "invalid URL"),
-        ("/".to_owned(), EMPTY, "invalid URL"),
+        (format!("/a/b/sync/v51/connect{good}"), EMPTY, "Invalid URL"),
+        (format!("/sync/v51/connect/{good}"), EMPTY, "Invalid URL"),
+        (format!("/sync/v51.1/connect{good}"), EMPTY, "Invalid URL"),
+        (format!("/sync/vx/connect{good}"), EMPTY, "Invalid version: /sync/vx/connect?clientID"),
+        (format!("/mutate/v51/connect{good}"), EMPTY, "Invalid URL"),
+        ("/".to_owned(), EMPTY, "Invalid URL"),
         (long, EMPTY, "..."),
         ("/sync/v51/connect?clientGroupID=g&ts=1&lmid=0".to_owned(), EMPTY, "clientID is missing"),
         ("/sync/v51/connect?clientID=&clientGroupID=g&ts=1&lmid=0".to_owned(), EMPTY, "clientID is missing"),

@@ -136,7 +136,8 @@ async fn a_short_text_of_very_many_values_is_not_read() {
 async fn a_client_is_read_no_further_than_the_views_can_hold() {
     let mut options = options();
     options.limits.message_memory_max = 100_000;
-    options.limits.inbound_memory_max = 150_000;
+    // Five eighths of it.
+    options.limits.inbound_memory_max = 256_000;
     let mut harness = Harness::start(options).await;
     let (mut client, _connect) = harness.client("a").await;
     let (mut other, _other) = harness.client("b").await;
@@ -158,6 +159,22 @@ async fn a_client_is_read_no_further_than_the_views_can_hold() {
     harness.disconnect().await;
     drop(held);
     let Command::Message(..) = harness.command().await else { panic!("the second at last") };
+}
+
+#[tokio::test]
+async fn pages_of_others_are_refused() {
+    let mut options = options();
+    options.origins = vec!["https://app.example.com".to_owned()];
+    let harness = Harness::start(options).await;
+    let empty = crate::support::client::EMPTY;
+    let from = async |headers: &[(&'static str, &str)]| {
+        Client::connect_with(harness.address, &params("c"), empty, headers).await.err().map(|error| error.to_string())
+    };
+    assert_eq!(from(&[("origin", "https://app.example.com")]).await, None);
+    assert_eq!(from(&[]).await, None, "what is no browser says what it likes anyway");
+    let refused = from(&[("origin", "https://evil.example.net")]).await.expect("refused");
+    assert!(refused.contains("403"), "{refused}");
+    assert!(harness.metrics().await.contains("connection_failures_total{reason=\"origin\"} 1"));
 }
 
 #[tokio::test]

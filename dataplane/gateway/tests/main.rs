@@ -11,4 +11,5 @@ mod hostile;
 mod http;
 mod push;
 mod socket;
+mod strangers;
 mod transform;

@@ -7,24 +7,24 @@ use crate::support::api::{Api, Reply, ok, status};
 use crate::support::client::{Client, subprotocol};
 use crate::support::{Harness, options, params};
 
-fn configured(api: &Api) -> Options {
+pub fn configured(api: &Api) -> Options {
     let mut options = options();
     options.mutate.urls = vec![api.url("/api/mutate")];
     options
 }
 
-fn push(client: &str, id: i64) -> String {
+pub fn push(client: &str, id: i64) -> String {
     format!(
         r#"["push",{{"clientGroupID":"g","mutations":[{{"type":"custom","id":{id},"clientID":"{client}","name":"issue.create","args":[{{"big":12345678901234567890,"f":1.0}}],"timestamp":1732200000000}}],"pushVersion":1,"timestamp":1732200000000,"requestID":"{client}-{id}","traceparent":"00-ab-cd-01"}}]"#
     )
 }
 
-fn ids(body: &Value) -> Vec<(String, i64)> {
+pub fn ids(body: &Value) -> Vec<(String, i64)> {
     let mutations = body["mutations"].as_array().unwrap();
     mutations.iter().map(|m| (m["clientID"].as_str().unwrap().to_owned(), m["id"].as_i64().unwrap())).collect()
 }
 
-fn processed() -> Reply {
+pub fn processed() -> Reply {
     ok(json!({"kind": "MutateResponse", "mutations": []}))
 }
 

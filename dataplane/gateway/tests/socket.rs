@@ -5,7 +5,7 @@ use futures_util::SinkExt;
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
-use views::api::{ClientMessage, Command, Frame};
+use views::api::{Admitted, ClientMessage, Command, Frame};
 
 use crate::support::client::Client;
 use crate::support::{Harness, options, params};
@@ -73,10 +73,11 @@ async fn a_newer_socket_displaces_the_older_silently() {
     let mut harness = Harness::start(options()).await;
     let (mut old, first) = harness.client("c").await;
     let (mut other, _) = harness.client("d").await;
+    harness.is_trusting = false;
     let mut new = Client::connect(harness.address, &params("c")).await;
+    let mut second = harness.connect().await;
+    assert_eq!(second.admission.admit(), Admitted::InsteadOf(first.id), "the views hear of it at once");
     assert_eq!(old.closed().await, None, "no error, no status");
-    assert_eq!(harness.disconnect().await, first.id);
-    let second = harness.connect().await;
     new.expect("connected").await;
     new.send(r#"["ping",{}]"#).await;
     new.expect("pong").await;

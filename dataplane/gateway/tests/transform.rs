@@ -94,27 +94,91 @@ async fn identical_questions_at_the_same_time_are_one_call() {
     let ask = |queries: Vec<NamedQuery>| tokio::spawn(harness.transformer.transform(context(None), queries));
     let first = ask(vec![query("a"), query("b")]);
     api.request().await;
-    let same: Vec<_> = (0..50).map(|_| ask(vec![query("b")])).collect();
+    let same: Vec<_> = (0..50).map(|_| ask(vec![query("b"), query("a"), query("b")])).collect();
     let validations: Vec<_> = (0..50).map(|_| ask(Vec::new())).collect();
-    let overlapping = ask(vec![query("a"), query("c")]);
-    let mut bodies = [api.request().await.body(), api.request().await.body()];
-    bodies.sort_by_key(|body| body[1].as_array().unwrap().len());
-    assert_eq!(bodies[0], json!(["transform", []]));
-    assert_eq!(bodies[1][1][0]["id"], "c");
+    assert_eq!(api.request().await.body(), json!(["transform", []]));
     // The one who asked first goes away; those who joined get their answer.
     first.abort();
     api.release();
     for task in same {
-        assert_eq!(asts(task.await.unwrap()), [("b".to_owned(), "b".to_owned())]);
+        let mut answers = asts(task.await.unwrap());
+        answers.sort();
+        assert_eq!(answers, [("a".to_owned(), "a".to_owned()), ("b".to_owned(), "b".to_owned())]);
     }
     for task in validations {
         assert!(asts(task.await.unwrap()).is_empty());
     }
-    assert_eq!(asts(overlapping.await.unwrap()).len(), 2);
     assert_eq!(api.pending(), 0);
     // A validation is asked again every time.
     asts(harness.transformer.transform(context(None), Vec::new()).await);
     assert_eq!(api.pending(), 1);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_what_another_asks_besides() {
+    let mut api = Api::start(tables).await;
+    let harness = Harness::start(configured(&api)).await;
+    let ask = |queries: Vec<NamedQuery>| tokio::spawn(harness.transformer.transform(context(None), queries));
+    // A stranger's query keeps the API server busy.
+    api.hold_those_with("slow");
+    let stuck = ask(vec![query("a"), query("slow")]);
+    api.request().await;
+    assert_eq!(asts(ask(vec![query("a")]).await.unwrap()), [("a".to_owned(), "a".to_owned())]);
+    assert_eq!(api.request().await.body()[1].as_array().unwrap().len(), 1);
+    assert!(!stuck.is_finished());
+    // What is known by now is asked by nobody.
+    assert_eq!(asts(ask(vec![query("a")]).await.unwrap()).len(), 1);
+    assert_eq!(api.pending(), 0);
+    api.release();
+    assert_eq!(asts(stuck.await.unwrap()).len(), 2);
+}
+
+#[tokio::test]
+async fn a_failure_is_its_callers_alone() {
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let mut api = Api::start(move |seen| match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => status(400, "not today"),
+        _ => tables(seen),
+    })
+    .await;
+    let harness = Harness::start(configured(&api)).await;
+    api.hold();
+    let ask = || tokio::spawn(harness.transformer.transform(context(None), vec![query("a")]));
+    let first = ask();
+    api.request().await;
+    let joined: Vec<_> = (0..5).map(|_| ask()).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(api.pending(), 0, "they wait for the first one's");
+    api.release();
+    assert_eq!(failure(first.await.unwrap()).failure, Failure::http(400, "not today"));
+    for task in joined {
+        assert_eq!(asts(task.await.unwrap()).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_go_into_one_call_is_asked_in_several() {
+    let mut api = Api::start(tables).await;
+    let harness = Harness::start(configured(&api)).await;
+    let long = |id: &str| NamedQuery { args: json!(["x".repeat(400 << 10)]), ..query(id) };
+    let asked: Vec<NamedQuery> = ["a", "b", "c", "d", "e"].iter().map(|id| long(id)).collect();
+    let mut answers = asts(harness.transformer.transform(context(None), asked).await);
+    answers.sort();
+    assert_eq!(answers.iter().map(|(id, _)| id.as_str()).collect::<String>(), "abcde");
+    let mut counts = Vec::new();
+    for _ in 0..3 {
+        let seen = api.request().await;
+        assert!(seen.text.len() < 1_100_000, "{}", seen.text.len());
+        counts.push(seen.body()[1].as_array().unwrap().len());
+    }
+    counts.sort_unstable();
+    assert_eq!((counts, api.pending()), (vec![1, 2, 2], 0));
+    // Many small ones, and one that is too large by itself.
+    let many: Vec<NamedQuery> = (0..2_500).map(|n| query(&n.to_string())).collect();
+    assert_eq!(asts(harness.transformer.transform(context(None), many).await).len(), 2_500);
+    assert_eq!(api.pending(), 3);
+    let huge = NamedQuery { args: json!(["x".repeat(2 << 20)]), ..query("huge") };
+    assert_eq!(asts(harness.transformer.transform(context(None), vec![huge]).await).len(), 1);
 }
 
 #[tokio::test]
@@ -187,15 +251,12 @@ async fn whole_failures_say_what_happened() {
 }
 
 #[tokio::test]
-async fn redirects_are_followed_and_credentials_stay_at_home() {
-    let mut other = Api::start(tables).await;
+async fn redirects_are_followed_at_home_only() {
+    let mut other = Api::start(|_| status(403, "the cloud's secrets")).await;
     let away = other.url("/moved");
-    let mut api = Api::start(move |seen| {
-        if seen.target.starts_with("/query") {
-            Reply { status: 308, body: String::new(), location: Some("/second?x=1".to_owned()) }
-        } else {
-            Reply { status: 307, body: String::new(), location: Some(away.clone()) }
-        }
+    let mut api = Api::start(|seen| match seen.target.starts_with("/query") {
+        true => Reply { status: 308, body: String::new(), location: Some("/second?x=1".to_owned()) },
+        false => tables(seen),
     })
     .await;
     let harness = Harness::start(configured(&api)).await;
@@ -203,13 +264,27 @@ async fn redirects_are_followed_and_credentials_stay_at_home() {
     assert_eq!(api.request().await.header("authorization"), Some("Bearer t"));
     let second = api.request().await;
     assert_eq!((second.target.as_str(), second.header("authorization")), ("/second?x=1", Some("Bearer t")));
-    let third = other.request().await;
-    assert_eq!((third.method.as_str(), third.target.as_str()), ("POST", "/moved"));
-    assert_eq!(third.header("authorization"), None);
+
+    for code in [301, 302, 303, 307, 308] {
+        let location = Some(away.clone());
+        api.answer(move |_| Reply { status: code, body: "look there".to_owned(), location: location.clone() });
+        let failed = failure(harness.transformer.transform(context(None), vec![query("away")]).await);
+        assert_eq!(failed.failure, Failure::ZeroCache(CallReason::Internal), "{code}");
+        assert!(!failed.message.contains(&away) && failed.message.contains("another origin"), "{}", failed.message);
+    }
+    assert_eq!(other.pending(), 0, "nobody else is asked");
+    // One that leads nowhere has no body to show either.
+    api.answer(|_| Reply { status: 300, body: "look there".to_owned(), location: None });
+    let failed = failure(harness.transformer.transform(context(None), vec![query("nowhere")]).await);
+    assert_eq!(failed.failure, Failure::http(300, ""));
 
     api.answer(|_| Reply { status: 307, body: String::new(), location: Some("/again".to_owned()) });
     let failed = failure(harness.transformer.transform(context(None), vec![query("loop")]).await);
     assert_eq!(failed.failure, Failure::ZeroCache(CallReason::Internal));
+    // The body of an error may be as long as it likes.
+    api.answer(|_| status(400, &"e".repeat(40 << 20)));
+    let failed = failure(harness.transformer.transform(context(None), vec![query("long")]).await);
+    assert_eq!(failed.failure, Failure::http(400, &"e".repeat(600)));
 }
 
 #[tokio::test]

@@ -25,6 +25,14 @@ impl KeyedTable {
     pub fn key_of(&self, row: &Row) -> Key {
         row.key(&self.key)
     }
+
+    /// Whether a table of the same columns keeps this key unique, so that it names one row at most.
+    #[must_use]
+    pub fn is_unique_in(&self, table: &Table) -> bool {
+        let mut key = self.key.clone();
+        key.sort_unstable();
+        table.unique_keys.contains(&key)
+    }
 }
 
 /// A row that entered the result or whose content changed.
@@ -33,6 +41,15 @@ pub struct Put {
     pub table: Arc<KeyedTable>,
     pub key: Key,
     pub row: Row,
+}
+
+impl Put {
+    /// The cells of the replica's own key: with the table's name they say which row of the database it is, whatever key the
+    /// client schema chose.
+    #[must_use]
+    pub fn identity(&self) -> Key {
+        if self.table.same_key { self.key.clone() } else { self.row.key(&self.table.table.key) }
+    }
 }
 
 /// A row that left the result.

@@ -6,7 +6,7 @@
 mod query;
 mod world;
 
-pub use world::World;
+pub use world::{Keys, World};
 
 /// SplitMix64: small, and stable for ever, so that seeds of past failures keep their meaning.
 #[derive(Clone, Debug)]

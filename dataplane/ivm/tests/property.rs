@@ -6,12 +6,12 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use ivm::generators::{Rng, World};
+use ivm::generators::{Keys, Rng, World};
 use ivm::memory::MemorySource;
 use ivm::query::Query;
 use ivm::source::{ScanArgs, ScanPlan, Source, SourceError};
 use ivm::{AdvanceError, Changes, Delta, Graph, Router};
-use rows::{Row, Table};
+use rows::{Key, Row, Table};
 
 use crate::oracle::{Oracle, RowSet, entry};
 
@@ -58,6 +58,8 @@ fn incremental_equals_fresh_equals_oracle() {
 
 struct Subject {
     query: Query,
+    /// By which its clients know rows; other subjects know them by others.
+    keys: Keys,
     graph: Graph,
     client: RowSet,
 }
@@ -70,7 +72,8 @@ fn run(seed: u64, seen: &mut Seen) {
     let mut subjects: Vec<Subject> = (0..QUERIES)
         .map(|id| {
             let query = world.query();
-            let subject = hydrated(&world, &mut source, query);
+            let keys = world.keys();
+            let subject = hydrated(&world, &mut source, query, keys);
             router.insert(id as u64, &subject.graph);
             subject
         })
@@ -81,9 +84,10 @@ fn run(seed: u64, seen: &mut Seen) {
         batches.iter().for_each(|batch| source.apply(batch));
         let changes = Changes::merge(&batches);
         let routed = router.route(&changes);
+        let mut identities: Vec<(Arc<str>, Key, Row)> = Vec::new();
         for (id, subject) in subjects.iter_mut().enumerate() {
             let context = || format!("step {step}, query {:#?}", subject.query);
-            let wanted = expected(&world, &subject.query);
+            let wanted = expected(&world, &subject.query, &subject.keys);
             seen.steps += 1;
             seen.rows += wanted.len();
             if !routed.contains(&(id as u64)) {
@@ -92,6 +96,8 @@ fn run(seed: u64, seen: &mut Seen) {
                 continue;
             }
             let delta = advance(&mut world.rng, &mut subject.graph, &mut before, &mut source, &changes, seen);
+            identities
+                .extend(delta.puts.iter().map(|put| (put.table.table.name.clone(), put.identity(), put.row.clone())));
             seen.puts += usize::from(!delta.puts.is_empty());
             seen.dels += usize::from(!delta.dels.is_empty());
             seen.both += usize::from(!delta.puts.is_empty() && !delta.dels.is_empty());
@@ -110,6 +116,10 @@ fn run(seed: u64, seen: &mut Seen) {
                 .unwrap();
             assert_eq!(keys(&read), keys(&wanted), "read: {}", context());
         }
+        // Whatever keys clients chose, the identity says which row it is.
+        for (table, key, row) in identities {
+            assert!(world.rows(&table)[&key].same_cells(&row), "the row {key:?} of {table} is another");
+        }
     }
     for id in 0..QUERIES as u64 {
         router.remove(id);
@@ -117,17 +127,17 @@ fn run(seed: u64, seen: &mut Seen) {
     assert!(router.is_empty());
 }
 
-fn hydrated(world: &World, source: &mut MemorySource, query: Query) -> Subject {
-    let mut graph = Graph::build(&query, world.schema(), &|table| world.client_key(table)).unwrap();
+fn hydrated(world: &World, source: &mut MemorySource, query: Query, chosen: Keys) -> Subject {
+    let mut graph = Graph::build(&query, world.schema(), &|table| chosen.of(table)).unwrap();
     let mut client = RowSet::new();
     graph
         .hydrate(source, &mut |put| {
             assert!(client.insert(entry(&put.table.table, &put.key), put.row).is_none(), "a row is handed over once");
         })
         .unwrap();
-    let wanted = expected(world, &query);
+    let wanted = expected(world, &query, &chosen);
     assert_eq!(keys(&client), keys(&wanted), "hydration of {query:#?}");
-    Subject { query, graph, client }
+    Subject { query, keys: chosen, graph, client }
 }
 
 /// Advances, now and then with too small a budget or a source that fails, after which nothing may have changed.
@@ -209,9 +219,9 @@ fn apply(client: &mut RowSet, delta: Delta) {
     }
 }
 
-fn expected(world: &World, query: &Query) -> RowSet {
+fn expected(world: &World, query: &Query, chosen: &Keys) -> RowSet {
     let rows = |table: &str| world.rows(table).values().cloned().collect();
-    let client_key = |table: &Table| world.client_key(table);
+    let client_key = |table: &Table| chosen.of(table);
     Oracle { schema: world.schema(), rows: &rows, client_key: &client_key }.result(query)
 }
 
@@ -227,8 +237,9 @@ fn equal_graphs_have_equal_deltas() {
         let mut source = MemorySource::new();
         source.apply(&world.populate());
         let query = world.query();
-        let mut one = hydrated(&world, &mut source, query.clone()).graph;
-        let mut other = hydrated(&world, &mut source, query).graph;
+        let keys = world.keys();
+        let mut one = hydrated(&world, &mut source, query.clone(), keys.clone()).graph;
+        let mut other = hydrated(&world, &mut source, query, keys).graph;
         for _ in 0..4 {
             let batch = world.transaction();
             source.apply(&batch);

@@ -3,17 +3,27 @@
 //! Must not know: who connects, what is asked for, any message of ours.
 //!
 //! Invariants: a panic in the work of one connection ends that connection only, and nobody waits for it in vain; the admin
-//! password is compared in constant time and never logged.
+//! password is compared in constant time, can be guessed at a walking pace only, and is never logged.
 
+mod addresses;
+mod attempts;
+mod contained;
+mod inside;
 mod listen;
+mod liveness;
 mod pages;
 mod plain;
 mod statz;
 mod tasks;
 pub mod websocket;
 
+pub use addresses::{Addresses, Guest};
+pub use attempts::network_of;
+pub use contained::{contained, is_contained};
+pub use inside::serve_pages;
 pub use listen::{BindError, HeadLimits, accept, bind, prepare, serve};
-pub use pages::{Health, Pages};
+pub use liveness::{Liveness, Pulse, Watched};
+pub use pages::{Health, Inside, Pages};
 pub use plain::{respond, text};
 pub use statz::{Status, StatusFuture, StatusPage};
 pub use tasks::{Member, Tasks};

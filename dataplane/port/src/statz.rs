@@ -1,19 +1,26 @@
 //! `/statz`: named groups of facts about the node, for those who know the admin password.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
+use prometheus::IntCounter;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::attempts::Attempts;
 use crate::plain::{respond, text};
+
+/// Before a wrong password is answered.
+const WRONG_PAUSE: Duration = Duration::from_millis(500);
 
 /// Collects the facts: an object of groups. The argument names the wanted ones; empty means all.
 pub type Status = Arc<dyn Fn(Vec<String>) -> StatusFuture + Send + Sync>;
@@ -24,6 +31,8 @@ pub type StatusFuture = Pin<Box<dyn Future<Output = Value> + Send>>;
 pub struct StatusPage {
     status: Status,
     access: Access,
+    attempts: Arc<Attempts>,
+    failed_logins: IntCounter,
 }
 
 /// Who may read the page.
@@ -37,27 +46,36 @@ enum Access {
 }
 
 impl StatusPage {
-    /// Without a password the page is open in development and closed otherwise.
+    /// Without a password the page is open in development and closed otherwise. Wrong passwords are counted.
     #[must_use]
-    pub fn new(status: Status, password: Option<&str>, is_development: bool) -> StatusPage {
-        StatusPage { status, access: Access::new(password, is_development) }
+    pub fn new(status: Status, password: Option<&str>, is_development: bool, failed_logins: IntCounter) -> StatusPage {
+        StatusPage { status, access: Access::new(password, is_development), attempts: Arc::default(), failed_logins }
     }
 
     /// Answers `?group=a,b` with these groups only, `&format=json` as JSON, `&pretty` indented.
-    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    pub(crate) async fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Response<Full<Bytes>> {
         let given = request.headers().get(AUTHORIZATION).and_then(password);
+        // Who shows nothing guesses nothing: browsers ask so before they ask their user.
+        if given.is_some() && !self.attempts.has_one(peer, Instant::now()) {
+            self.failed_logins.inc();
+            let mut response = text(StatusCode::TOO_MANY_REQUESTS, "too many wrong passwords");
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+            return response;
+        }
         if !self.access.admits(given.as_deref()) {
+            if given.is_some() {
+                self.failed_logins.inc();
+                self.attempts.spend(peer, Instant::now());
+                tracing::warn!(%peer, "a wrong admin password");
+                tokio::time::sleep(WRONG_PAUSE).await;
+            }
             let mut response = text(StatusCode::UNAUTHORIZED, "Unauthorized");
             let realm = HeaderValue::from_static("Basic realm=\"Statz Protected Area\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, realm);
             return response;
         }
-        let query = request.uri().query().unwrap_or_default();
-        let param = |name: &str| url::form_urlencoded::parse(query.as_bytes()).find(|(n, _)| n == name).map(|(_, v)| v);
-        let groups = param("group").map_or_else(Vec::new, |list| {
-            list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
-        });
-        let status = (self.status)(groups).await;
+        let status = (self.status)(groups(request)).await;
+        let param = |name: &str| param(request, name);
         if param("format").is_some_and(|format| format == "json") {
             let body = if param("pretty").is_some() { format!("{status:#}") } else { status.to_string() };
             respond(StatusCode::OK, "application/json; charset=utf-8", body.into())
@@ -65,6 +83,21 @@ impl StatusPage {
             text(StatusCode::OK, &plain(&status))
         }
     }
+}
+
+fn param<B>(request: &Request<B>, name: &str) -> Option<String> {
+    let query = request.uri().query().unwrap_or_default();
+    url::form_urlencoded::parse(query.as_bytes()).find(|(n, _)| n == name).map(|(_, value)| value.into_owned())
+}
+
+fn groups<B>(request: &Request<B>) -> Vec<String> {
+    let list = param(request, "group").unwrap_or_default();
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// Whether a request is for a part of the page only.
+pub(crate) fn names_groups<B>(request: &Request<B>) -> bool {
+    !groups(request).is_empty()
 }
 
 impl Access {

@@ -1,9 +1,12 @@
-//! A set of tasks that can be counted and waited for. A panic inside one is logged and does not leave the set hanging.
+//! A set of tasks that can be counted and waited for. A panic inside one is [`contained`], logged, and does not
+//! leave the set hanging.
 
 use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+
+use crate::contained::contained;
 
 /// Cheap to clone: clones are of one set.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +66,7 @@ impl Member {
     pub fn spawn(self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(async move {
             let _member = self;
-            task.await;
+            contained(task).await;
         });
     }
 }

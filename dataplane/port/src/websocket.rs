@@ -72,13 +72,19 @@ impl Handshake {
     }
 }
 
-/// The socket, once the answer is sent; `None` when the peer went away meanwhile. `S` is what was given to [`crate::serve`].
-pub async fn upgraded<S>(upgrading: OnUpgrade, config: WebSocketConfig) -> Option<WebSocketStream<S>>
+/// The socket, once the answer is sent; `None` when the peer went away meanwhile. `S` is what was given to [`crate::serve`], and
+/// goes on as what `wrap` makes of it.
+pub async fn upgraded<S, T>(
+    upgrading: OnUpgrade,
+    config: WebSocketConfig,
+    wrap: impl FnOnce(S) -> T,
+) -> Option<WebSocketStream<T>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin,
 {
     let parts = upgrading.await.ok()?.downcast::<TokioIo<S>>().ok()?;
-    let stream = parts.io.into_inner();
+    let stream = wrap(parts.io.into_inner());
     Some(WebSocketStream::from_partially_read(stream, parts.read_buf.into(), Role::Server, Some(config)).await)
 }
 

@@ -70,7 +70,7 @@ async fn an_upgraded_connection_is_a_socket() {
             Ok(handshake) => {
                 let upgrading = hyper::upgrade::on(&mut request);
                 tokio::spawn(async move {
-                    let mut stream = upgraded::<TcpStream>(upgrading, Default::default()).await.unwrap();
+                    let mut stream = upgraded(upgrading, Default::default(), |stream: TcpStream| stream).await.unwrap();
                     let message = stream.next().await.unwrap().unwrap();
                     stream.send(message).await.unwrap();
                 });

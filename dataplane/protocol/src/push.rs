@@ -41,7 +41,7 @@ impl Push {
         let (_, mutations) = rest.remove(at);
         let head: Value = Value::Object(
             rest.iter()
-                .map(|(name, raw)| Ok((name.clone(), serde_json::from_str(raw.get())?)))
+                .map(|(name, raw)| Ok((name.clone(), outline(raw)?)))
                 .collect::<Result<_, serde_json::Error>>()
                 .map_err(|e| refuse(e.to_string()))?,
         );
@@ -95,8 +95,14 @@ impl Push {
 impl Mutation {
     fn parse(index: usize, raw: Box<RawValue>) -> Result<Mutation, ParseError> {
         let at = format!("push.mutations[{index}]");
-        let value: Value = serde_json::from_str(raw.get())
-            .map_err(|e| ParseError { at: at.clone(), reason: format!("not usable JSON: {e}") })?;
+        let unusable = |e: serde_json::Error| ParseError { at: at.clone(), reason: format!("not usable JSON: {e}") };
+        let value: Value = match raw.get().starts_with('{') {
+            true => properties(&raw)
+                .and_then(|all| all.iter().map(|(name, raw)| Ok((name.clone(), outline(raw)?))).collect())
+                .map(Value::Object),
+            false => outline(&raw),
+        }
+        .map_err(unusable)?;
         let node = Node::root(&at, &value);
         let kind = node.field("type")?;
         let kind = match kind.text()? {
@@ -113,6 +119,16 @@ impl Mutation {
             name: node.string_field("name")?,
             raw,
         })
+    }
+}
+
+/// The value of a scalar, and an empty one of the same kind for everything that has values of its own: those are passed on as text, and
+/// reading them would take many times as much memory.
+fn outline(raw: &RawValue) -> Result<Value, serde_json::Error> {
+    match raw.get().as_bytes().first() {
+        Some(b'[') => Ok(Value::Array(Vec::new())),
+        Some(b'{') => Ok(Value::Object(serde_json::Map::new())),
+        _ => serde_json::from_str(raw.get()),
     }
 }
 

@@ -269,11 +269,17 @@ pub(crate) struct Catalog {
 impl Catalog {
     pub(crate) fn new(layouts: BTreeMap<u32, Arc<Layout>>) -> Catalog {
         let mut schema = Schema::default();
+        let mut named: BTreeMap<String, Vec<&Layout>> = BTreeMap::new();
         for layout in layouts.values() {
-            let name: Arc<str> = layout.spec.wire_name().into();
-            match &layout.table {
-                Ok(table) => drop(schema.tables.insert(name, Arc::clone(table))),
-                Err(reason) => drop(schema.hidden.insert(name, reason.clone())),
+            named.entry(layout.spec.wire_name()).or_default().push(layout);
+        }
+        for (name, namesakes) in named {
+            let name: Arc<str> = name.into();
+            match (&namesakes[0].table, namesakes.len()) {
+                (Ok(table), 1) => drop(schema.tables.insert(name, Arc::clone(table))),
+                (Err(reason), 1) => drop(schema.hidden.insert(name, reason.clone())),
+                // Queries would read one and follow the other.
+                _ => drop(schema.hidden.insert(Arc::clone(&name), ambiguous(&name, &namesakes))),
             }
         }
         Catalog { layouts, schema: Arc::new(schema) }
@@ -281,6 +287,16 @@ impl Catalog {
 
     /// The layout of a visible table by wire name.
     pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<Layout>> {
-        self.layouts.values().find(|l| l.table.as_ref().is_ok_and(|t| &*t.name == name))
+        let table = self.schema.tables.get(name)?;
+        self.layouts.values().find(|l| l.table.as_ref().is_ok_and(|t| Arc::ptr_eq(t, table)))
     }
+}
+
+/// Says why several tables cannot be synced under one name.
+fn ambiguous(name: &str, namesakes: &[&Layout]) -> String {
+    let tables: Vec<String> = namesakes.iter().map(|l| format!("\"{}\".\"{}\"", l.spec.schema, l.spec.name)).collect();
+    format!(
+        "clients would know the tables {} by the one name \"{name}\"; rename all but one of them",
+        tables.join(" and ")
+    )
 }

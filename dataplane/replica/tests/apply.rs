@@ -333,3 +333,31 @@ fn a_withheld_commit_changes_nothing() {
     assert_eq!(batch.tables[0].rows.len(), 1);
     assert!(batch.tables[0].rows[0].old.is_none());
 }
+
+#[test]
+fn tables_that_clients_would_know_by_one_name_are_left_out() {
+    let columns = || vec![column(1, "id", ColumnType::Int, true), column(2, "name", ColumnType::Str, true)];
+    let outer = Arc::new(table(20, "a.b", columns(), &["id"], vec![]));
+    let inner = table(21, "b", columns(), &["id"], vec![]);
+    let inner = Arc::new(TableSpec { schema: "a".into(), ..inner });
+    let directory = tempfile::tempdir().unwrap();
+    let replica = create(&directory.path().join("r.db"), &[Arc::clone(&outer), Arc::clone(&inner)]);
+    let (mut writer, mut reader) = (replica.writer().unwrap(), replica.reader().unwrap());
+    reader.begin().unwrap();
+    let schema = reader.schema();
+    assert!(schema.tables.is_empty());
+    assert!(schema.hidden["a.b"].contains("\"public\".\"a.b\" and \"a\".\"b\""), "{:?}", schema.hidden);
+    reader.end();
+    // Rows of both are kept, and shown when there is one of that name.
+    let insert = |table: &Arc<TableSpec>, name: &str| Change::Insert {
+        table: Arc::clone(table),
+        new: vec![Cell::Int(1), text(name)],
+    };
+    let gone = Change::Schema(SchemaChange::DropTable { table: Arc::clone(&inner) });
+    writer.apply(&[transaction(2, vec![insert(&outer, "of public"), insert(&inner, "of a")])]).unwrap();
+    writer.apply(&[transaction(3, vec![gone])]).unwrap();
+    reader.begin().unwrap();
+    let table = Arc::clone(&reader.schema().tables["a.b"]);
+    let rows = contents(&mut reader, &table);
+    assert_eq!(rows.values().map(|row| row.get(1)).collect::<Vec<_>>(), [ValueRef::Str("of public")]);
+}

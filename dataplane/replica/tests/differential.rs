@@ -167,9 +167,9 @@ fn run(seed: u64, seen: &mut Seen) {
     let mut both = Both { memory: &mut memory, reader: &mut reader, seen, rng: Rng::new(seed) };
     let mut graphs = Vec::new();
     for _ in 0..4 {
-        let query = world.query();
+        let (query, keys) = (world.query(), world.keys());
         let schema = Arc::clone(world.schema());
-        let mut graph = Graph::build(&query, &schema, &|table| world.client_key(table)).unwrap();
+        let mut graph = Graph::build(&query, &schema, &|table| keys.of(table)).unwrap();
         graph.hydrate(&mut both, &mut |_| {}).unwrap();
         graphs.push(graph);
     }

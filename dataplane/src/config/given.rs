@@ -11,8 +11,11 @@ use clap::{Arg, ArgAction, Command, builder::ValueParser, error::ErrorKind};
 
 use super::option::{Effect, Kind, Setting};
 use super::problem::{Problem, Refusal};
-use super::secret::{Secret, SecretUrl};
+use super::secret::{MASK, Secret, SecretUrl, mask_text};
 use super::{exit, settings};
+
+/// More of a value is not logged.
+const VALUE_CHARS_MAX: usize = 160;
 
 /// The environment, as a value.
 pub type Environment = BTreeMap<String, String>;
@@ -104,6 +107,11 @@ impl Given {
     /// Settings that were given, in the order of the table.
     pub fn given(&self) -> impl Iterator<Item = &'static Setting> + '_ {
         settings::all().filter(|setting| self.texts.contains_key(setting.variable))
+    }
+
+    /// The same with their values, fit to be logged.
+    pub fn masked(&self) -> Vec<(&'static str, String)> {
+        self.given().map(|setting| (setting.variable, masked(setting, &self.texts[setting.variable]))).collect()
     }
 
     /// The text given, or the table's default.
@@ -212,6 +220,25 @@ fn command() -> Command {
         });
     }
     command
+}
+
+/// What a log line may say of a value: of a secret nothing, unless it is the URL of a database.
+fn masked(setting: &Setting, texts: &[String]) -> String {
+    let mut values = texts.iter().map(|text| {
+        if setting.secret {
+            let url = SecretUrl::parse(text).ok().filter(|url| matches!(url.scheme(), "postgres" | "postgresql"));
+            return url.map_or_else(|| MASK.to_owned(), |url| url.masked().to_owned());
+        }
+        let text = mask_text(text);
+        match text.split_once('?') {
+            // Keys may be in there.
+            Some((place, _)) if place.contains("://") => format!("{place}?{MASK}"),
+            _ => text,
+        }
+    });
+    let whole = values.by_ref().collect::<Vec<_>>().join(", ");
+    let line: String = whole.chars().take(VALUE_CHARS_MAX).flat_map(char::escape_debug).collect();
+    if whole.chars().nth(VALUE_CHARS_MAX).is_some() { format!("{line}...") } else { line }
 }
 
 fn shown(setting: &Setting, text: &str) -> String {

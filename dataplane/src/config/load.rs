@@ -17,6 +17,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const POSTGRES: &[&str] = &["postgres", "postgresql"];
 const POSTGRES_EXAMPLE: &str = "postgres://user:password@host:5432/database";
+/// A day is as good as for ever.
+const SHUTDOWN_GRACE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(86_400);
 /// Postgres cuts longer names off.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 /// Leaves room for shard number and suffixes in names of slots, schemas and publications.
@@ -65,6 +67,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let auth = auth(given);
     let network = network(given);
     let change_stream = nodes::change_stream(given, source, network.port);
+    check_ports(given, &network, change_stream.port);
     let backup = nodes::backup(given);
     compression_options(given);
     let admin = admin(given);
@@ -99,6 +102,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         engine,
         task_id,
         server_version,
+        given: given.masked(),
         notices,
     })
 }
@@ -294,7 +298,57 @@ fn network(given: &mut Given) -> Network {
         given => given,
     };
     let websocket_max_payload_bytes = whole(given, "ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES");
-    Network { port, websocket_max_payload_bytes, keepalive_timeout }
+    let admin_port =
+        given.integer("ZERO_ADMIN_PORT", 1..=u32::from(u16::MAX)).and_then(|port| u16::try_from(port).ok());
+    let unverified = given.integer("ZERO_WEBSOCKET_MAX_UNVERIFIED_PER_ADDRESS", 0..=u32::MAX).unwrap_or_default();
+    Network {
+        port,
+        admin_port,
+        allowed_origins: allowed_origins(given),
+        unverified_per_address_max: (unverified > 0).then_some(unverified as usize),
+        websocket_max_payload_bytes,
+        keepalive_timeout,
+        shutdown_grace: shutdown_grace(given),
+    }
+}
+
+fn allowed_origins(given: &mut Given) -> Vec<String> {
+    let origins = given.list("ZERO_ALLOWED_ORIGINS");
+    let is_origin = |text: &String| {
+        text.trim_end_matches('/').split_once("://").is_some_and(|(scheme, host)| {
+            !scheme.is_empty()
+                && !host.is_empty()
+                && !host.contains('/')
+                && !host.trim_start_matches("*.").contains('*')
+        })
+    };
+    if let Some(bad) = origins.iter().find(|origin| !is_origin(origin)) {
+        given.problem(
+            "ZERO_ALLOWED_ORIGINS",
+            format!("{bad:?} is not an origin"),
+            "give origins such as https://app.example.com or https://*.example.com, separated by commas",
+        );
+    }
+    origins
+}
+
+/// Every port of a node is its own.
+fn check_ports(given: &mut Given, network: &Network, change_stream: u16) {
+    let Some(admin) = network.admin_port else { return };
+    for (variable, port) in [("ZERO_PORT", network.port), ("ZERO_CHANGE_STREAMER_PORT", change_stream)] {
+        if admin == port {
+            given.problem("ZERO_ADMIN_PORT", format!("{admin} is {variable}'s as well"), "give it a port of its own");
+        }
+    }
+}
+
+fn shutdown_grace(given: &mut Given) -> Duration {
+    let variable = "ZERO_SHUTDOWN_GRACE_SECONDS";
+    let Some(grace) = given.duration(variable, SECOND) else { return Duration::default() };
+    if !SHUTDOWN_GRACE.contains(&grace) {
+        given.problem(variable, format!("{grace:?} is out of range"), "give from 2 to 86400 seconds");
+    }
+    grace
 }
 
 /// Not obeyed here, but a text that is not JSON is a mistake the original reports as well.

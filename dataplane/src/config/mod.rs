@@ -42,6 +42,17 @@ pub enum Role {
     ViewSyncer,
 }
 
+impl Role {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::SingleNode => "single-node",
+            Role::ReplicationManager => "replication-manager",
+            Role::ViewSyncer => "view-syncer",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub role: Role,
@@ -63,6 +74,8 @@ pub struct Config {
     /// Unique name of this instance.
     pub task_id: String,
     pub server_version: String,
+    /// What was given, in the order of the table and fit to be logged.
+    pub given: Vec<(&'static str, String)>,
     pub notices: Notices,
 }
 
@@ -137,9 +150,17 @@ pub enum TokenKey {
 #[derive(Clone, Debug)]
 pub struct Network {
     pub port: u16,
+    /// For `/metrics` and `/statz`, which the port for clients then does not have.
+    pub admin_port: Option<u16>,
+    /// Of web pages that may connect. Empty: all.
+    pub allowed_origins: Vec<String>,
+    /// Sockets whose credentials are yet to be judged; `None`: no limit.
+    pub unverified_per_address_max: Option<usize>,
     pub websocket_max_payload_bytes: usize,
     /// Drain and exit when calls to `/keepalive` stop for so long after having started.
     pub keepalive_timeout: Option<Duration>,
+    /// From the stop signal to the end of the process.
+    pub shutdown_grace: Duration,
 }
 
 /// How the nodes of a deployment reach each other.
@@ -249,7 +270,7 @@ pub struct Notices {
 }
 
 impl Config {
-    /// Logs the configuration and what became of settings that have no effect. Call once, after logging has started.
+    /// Logs what was given, a line each, and what became of settings that have no effect. Call once, after logging has started.
     pub fn announce(&self) {
         let Notices { deprecated, no_effect, not_built } = &self.notices;
         for (old, new) in deprecated {
@@ -264,53 +285,10 @@ impl Config {
         if self.admin.password.is_none() {
             tracing::warn!("ZERO_ADMIN_PASSWORD is not set: /statz is open to everybody who can reach the port");
         }
-        tracing::info!(config = ?Shown(self), "configuration");
-    }
-}
-
-/// The groups that say how the server runs; notices are logged in words.
-struct Shown<'a>(&'a Config);
-
-impl std::fmt::Debug for Shown<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Config {
-            role,
-            app,
-            upstream,
-            change_db,
-            cvr,
-            mutate,
-            query,
-            auth,
-            network,
-            change_stream,
-            backup,
-            admin,
-            logging,
-            replica,
-            engine,
-            task_id,
-            server_version,
-            notices: _,
-        } = self.0;
-        f.debug_struct("Config")
-            .field("role", role)
-            .field("app", app)
-            .field("upstream", upstream)
-            .field("change_db", change_db)
-            .field("cvr", cvr)
-            .field("mutate", mutate)
-            .field("query", query)
-            .field("auth", auth)
-            .field("network", network)
-            .field("change_stream", change_stream)
-            .field("backup", backup)
-            .field("admin", admin)
-            .field("logging", logging)
-            .field("replica", replica)
-            .field("engine", engine)
-            .field("task_id", task_id)
-            .field("server_version", server_version)
-            .finish()
+        tracing::info!(version = self.server_version, role = self.role.name(), task = self.task_id, "starting");
+        for (variable, value) in &self.given {
+            tracing::info!("{variable} = {value}");
+        }
+        tracing::info!("all other settings have their defaults; see CONFIG.md");
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use url::Url;
 
-const MASK: &str = "***";
+pub(super) const MASK: &str = "***";
 
 /// A password or key.
 #[derive(Clone, PartialEq, Eq)]

@@ -180,10 +180,25 @@ const AUTH: &[Setting] = &[
 const NETWORK: &[Setting] = &[
     number("ZERO_PORT", "HTTP and WebSocket port for clients").default("4848"),
     number(
+        "ZERO_ADMIN_PORT",
+        "port of its own for `/metrics` and `/statz`, on every node and from its start, with the probes as well; the port for clients then has neither, so that whoever reaches it from outside does not either, while the port of the change stream keeps them. Not of the original",
+    )
+    .derived("none: `/metrics` and `/statz` are on the port for clients"),
+    list(
+        "ZERO_ALLOWED_ORIGINS",
+        "origins of web pages that may connect, such as `https://app.example.com`, or `https://*.example.com` for all names below it; whoever is no browser is not concerned. Not of the original",
+    )
+    .derived("all"),
+    number(
         "ZERO_KEEPALIVE_TIMEOUT_MS",
         "drain and exit when calls to `/keepalive` stop for so long after having started",
     )
     .derived("off; 20000 when `ECS_CONTAINER_METADATA_URI_V4` is set"),
+    number(
+        "ZERO_SHUTDOWN_GRACE_SECONDS",
+        "from SIGTERM to the end of the process at most; what cannot be stored by then is given up and loses nothing. Not of the original",
+    )
+    .default("90"),
     number(
         "ZERO_NUM_SYNC_WORKERS",
         "number of threads that run queries from scratch; 0 makes the node a replication-manager",
@@ -211,6 +226,11 @@ const NETWORK: &[Setting] = &[
         "largest accepted client message; a larger one closes the socket with 1009",
     )
     .default("10485760"),
+    number(
+        "ZERO_WEBSOCKET_MAX_UNVERIFIED_PER_ADDRESS",
+        "sockets from one IP address (of version 6: from one /64 network) whose credentials are yet to be judged; further ones are answered 503. Clients behind a proxy all have the proxy's address; 0 is no limit. Not of the original",
+    )
+    .default("10000"),
     boolean("ZERO_ENABLE_TELEMETRY", "anonymous usage metrics").default("true").inert("no telemetry is ever sent"),
 ];
 

@@ -54,7 +54,11 @@ fn defaults() {
     assert_eq!(config.cvr.db, config.upstream.db);
     assert_eq!(config.cvr.inactivity_threshold, Duration::from_secs(48 * 3600));
     assert_eq!(config.network.port, 4848);
+    assert_eq!(config.network.admin_port, None);
+    assert!(config.network.allowed_origins.is_empty());
+    assert_eq!(config.network.unverified_per_address_max, Some(10_000));
     assert_eq!(config.network.websocket_max_payload_bytes, 10 << 20);
+    assert_eq!(config.network.shutdown_grace, Duration::from_secs(90));
     assert_eq!(config.upstream.initial_sync_table_copy_workers, 5);
     assert_eq!(config.auth.revalidate_interval, Duration::from_secs(300));
     assert!(config.auth.key.is_none());
@@ -75,6 +79,9 @@ fn values_given() {
         ("ZERO_APP_PUBLICATIONS", "one, two,one"),
         ("ZERO_CVR_DB", "postgresql://cvr/zero"),
         ("ZERO_PORT", "5000"),
+        ("ZERO_ADMIN_PORT", "4852"),
+        ("ZERO_ALLOWED_ORIGINS", "https://app.example.com, https://*.example.org:8443"),
+        ("ZERO_WEBSOCKET_MAX_UNVERIFIED_PER_ADDRESS", "0"),
         ("ZERO_NUM_SYNC_WORKERS", "3"),
         ("ZERO_LOG_FORMAT", "json"),
         ("ZERO_LOG_LEVEL", "debug"),
@@ -86,10 +93,14 @@ fn values_given() {
         ("ZERO_WEBSOCKET_MAX_PAYLOAD_BYTES", "1e6"),
         ("ZERO_AUTH_SECRET", "hunter2"),
         ("ZERO_TASK_ID", "task"),
+        ("ZERO_SHUTDOWN_GRACE_SECONDS", "25"),
     ]);
     assert_eq!(config.app.id, "my_app2");
     assert_eq!(config.app.publications, ["one", "two"]);
     assert_eq!(config.cvr.db.expose(), "postgresql://cvr/zero");
+    assert_eq!(config.network.admin_port, Some(4852));
+    assert_eq!(config.network.allowed_origins, ["https://app.example.com", "https://*.example.org:8443"]);
+    assert_eq!(config.network.unverified_per_address_max, None);
     assert_eq!(config.engine.threads, 3);
     assert_eq!(config.logging.format, LogFormat::Json);
     assert_eq!(config.logging.level, tracing::Level::DEBUG);
@@ -101,6 +112,7 @@ fn values_given() {
     assert_eq!(config.network.websocket_max_payload_bytes, 1_000_000);
     assert!(matches!(config.auth.key, Some(TokenKey::Secret(_))));
     assert_eq!(config.task_id, "task");
+    assert_eq!(config.network.shutdown_grace, Duration::from_secs(25));
 }
 
 #[test]
@@ -131,6 +143,7 @@ fn what_is_refused() {
         ("ZERO_PORT", "0", &["0 is out of range", "from 1 to 65535"]),
         ("ZERO_PORT", "4848.5", &["out of range"]),
         ("ZERO_CHANGE_STREAMER_PORT", "4848", &["4848 is also ZERO_PORT"]),
+        ("ZERO_SHUTDOWN_GRACE_SECONDS", "1", &["1s is out of range", "from 2 to 86400 seconds"]),
         ("ZERO_AUTO_RESET", "yes", &["\"yes\" is not a boolean", "true, 1, false or 0"]),
         ("ZERO_LOG_LEVEL", "trace", &["\"trace\"", "debug, info, warn, error"]),
         ("ZERO_LOG_FORMAT", "JSON", &["text, json"]),
@@ -332,13 +345,43 @@ fn secrets_are_never_shown() {
                 .filter(|(name, _)| *name != setting.variable)
                 .chain([(setting.variable, good)])
                 .collect();
-        let shown = format!("{:?}", load(&[], &environment(&pairs)).unwrap());
+        let config = load(&[], &environment(&pairs)).unwrap();
+        assert!(config.given.iter().any(|(name, _)| *name == setting.variable), "{} is not shown", setting.variable);
+        let shown = format!("{config:?}");
         assert!(!shown.contains(CANARY) && !shown.contains("hunter2"), "{}: {shown}", setting.variable);
         // A malformed one is not shown either, nor is one with a stray password in a wrong place.
         let bad = format!("mysql://u:{CANARY}@db:{CANARY}/zero");
         let pairs: Vec<_> = [(setting.variable, bad.as_str()), ("ZERO_PORT", "x")].to_vec();
         assert!(!refused(&[], &pairs).join("\n").contains(CANARY), "{}", setting.variable);
     }
+}
+
+#[test]
+fn what_was_given_is_shown_a_line_each() {
+    let config = config(&[
+        ("ZERO_PORT", "5000"),
+        ("ZERO_APP_PUBLICATIONS", "one, two"),
+        ("ZERO_AUTH_SECRET", "postgresless:hunter2"),
+        ("ZERO_MUTATE_URL", "https://key@api.example.com/mutate?key=hunter2"),
+        ("ZERO_TASK_ID", "a\nb"),
+        ("ZERO_SERVER_VERSION", &"x".repeat(1000)),
+        ("NODE_ENV", ""),
+    ]);
+    let long = format!("{}...", "x".repeat(160));
+    let lines = config.given.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>();
+    assert_eq!(
+        lines,
+        [
+            ("ZERO_UPSTREAM_DB", "postgres://u:***@db/zero"),
+            ("ZERO_MUTATE_URL", "https://***@api.example.com/mutate?***"),
+            ("ZERO_APP_PUBLICATIONS", "one, two"),
+            ("ZERO_TASK_ID", "a\\nb"),
+            ("ZERO_SERVER_VERSION", long.as_str()),
+            ("ZERO_AUTH_SECRET", "***"),
+            ("ZERO_PORT", "5000"),
+            ("ZERO_ADMIN_PASSWORD", "***"),
+        ]
+    );
 }
 
 #[test]

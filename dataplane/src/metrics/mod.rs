@@ -27,6 +27,7 @@ const RESTORE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub registry: Registry,
+    pub failed_logins: IntCounter,
     pub replica_version_lag: IntGauge,
     pub transactions: IntCounter,
     pub changes: IntCounter,
@@ -51,6 +52,7 @@ impl Metrics {
         let apply = HistogramOpts::new(names::APPLY.name, names::APPLY.help).buckets(APPLY_BUCKETS.to_vec());
         let restore = HistogramOpts::new(names::RESTORE.name, names::RESTORE.help).buckets(RESTORE_BUCKETS.to_vec());
         Ok(Metrics {
+            failed_logins: registered(&registry, IntCounter::with_opts(opts(names::FAILED_LOGINS))?)?,
             replica_version_lag: registered(&registry, IntGauge::with_opts(opts(names::REPLICA_VERSION_LAG))?)?,
             transactions: registered(&registry, IntCounter::with_opts(opts(names::TRANSACTIONS))?)?,
             changes: registered(&registry, IntCounter::with_opts(opts(names::CHANGES))?)?,

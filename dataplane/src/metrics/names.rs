@@ -13,6 +13,9 @@ const fn name(name: &'static str, help: &'static str) -> Name {
 
 pub const BUILD_INFO: Name = name("zero_build_info", "Always 1; the labels say what is running");
 
+pub const FAILED_LOGINS: Name =
+    name("zero_admin_failed_logins_total", "Wrong admin passwords, those not looked at included");
+
 pub const REPLICA_VERSION_LAG: Name = name(
     "zero_replica_version_lag_bytes",
     "Bytes of Postgres's log between the newest transaction received and the newest one in the replica",

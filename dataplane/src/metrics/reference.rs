@@ -10,8 +10,8 @@ const HEAD: &str = "\
 
 Generated from the registry; `UPDATE_REFERENCE=1 cargo test -p zero-cache --lib` writes it anew. Do not edit it by hand.
 
-`GET /metrics` on the client port and on the port of the change stream answers in Prometheus's text format; a node shows what
-its role has. Histograms have the series `_bucket`, `_sum` and
+`GET /metrics` on the client port (with `ZERO_ADMIN_PORT`: on that port) and on the port of the change stream answers in Prometheus's
+text format; a node shows what its role has. Histograms have the series `_bucket`, `_sum` and
 `_count`. Metrics beginning with `process_` are the usual ones of a process.
 
 | name | kind | labels | meaning |

@@ -88,7 +88,8 @@ async fn main() {
     let options =
         ServerOptions { listen: ([127, 0, 0, 1], 0).into(), token: token.clone(), ..ServerOptions::default() };
     let status = Arc::new(|_| Box::pin(std::future::ready(serde_json::Value::Null)) as _);
-    let page = port::StatusPage::new(status, None, false);
+    let failed_logins = prometheus::IntCounter::new("zero_failed", "failed").expect("a name");
+    let page = port::StatusPage::new(status, None, false, failed_logins);
     let server = Server::build(options, registry, metrics.clone(), page).await.unwrap();
     let (address, gate) = (server.address(), server.gate());
     tokio::spawn(server.run(std::future::pending()));

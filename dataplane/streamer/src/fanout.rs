@@ -56,7 +56,7 @@ struct Inner {
     app: String,
     shard: u32,
     replica: Version,
-    epoch: u64,
+    epoch: AtomicU64,
     reservation_age_max: Duration,
     ring: Mutex<Ring>,
     /// Entries ever published.
@@ -105,7 +105,7 @@ impl Fanout {
             app: options.log.app.id.clone(),
             shard: options.log.app.shard,
             replica: lineage.replica,
-            epoch: lineage.epoch,
+            epoch: AtomicU64::new(lineage.epoch),
             reservation_age_max: options.reservation_age_max,
             ring: Mutex::new(Ring::new(lineage.last, options.ring_bytes_max)),
             published: watch::Sender::new(0),
@@ -162,6 +162,11 @@ impl Fanout {
         *lock(&self.0.backup) = backup;
     }
 
+    /// The owner's epoch was raised by the owner itself.
+    pub fn raised(&self, epoch: u64) {
+        self.0.epoch.fetch_max(epoch, Ordering::AcqRel);
+    }
+
     /// Nodes that follow or restore now, with the position that the log is kept for.
     #[must_use]
     pub fn subscribers(&self) -> Vec<(String, Version)> {
@@ -174,7 +179,7 @@ impl Fanout {
 
     /// A node that was replaced and has not noticed yet must not serve what it holds: nothing more is published here.
     pub(crate) fn check_owner(&self, lineage: &Lineage) -> Result<(), Refusal> {
-        if lineage.epoch == self.0.epoch {
+        if lineage.epoch == self.0.epoch.load(Ordering::Acquire) {
             return Ok(());
         }
         Err(Refusal::NotOwner { owner: lineage.owner.as_ref().map(|owner| owner.address.clone()).unwrap_or_default() })
@@ -210,7 +215,7 @@ impl Fanout {
 
     pub(crate) fn welcome(&self) -> Welcome {
         Welcome {
-            epoch: self.0.epoch,
+            epoch: self.0.epoch.load(Ordering::Acquire),
             replica: self.0.replica,
             start: Version::new(self.0.start.load(Ordering::Acquire)),
             head: self.head(),

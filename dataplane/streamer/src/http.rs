@@ -1,5 +1,7 @@
 //! Plain HTTP of the port: probes, metrics, statistics.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONNECTION, HeaderValue};
@@ -11,16 +13,16 @@ use crate::server::Shared;
 use crate::upgrade::STREAM_PATH;
 use crate::wire::NODE_HEADER;
 
-pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
-    let mut response = page(shared, request).await;
+pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>, peer: IpAddr) -> Response<Full<Bytes>> {
+    let mut response = page(shared, request, peer).await;
     if shared.gate.is_draining() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-async fn page<B>(shared: &Shared, request: &Request<B>) -> Response<Full<Bytes>> {
-    if let Some((path, mut response)) = shared.pages.answer(request, shared.gate.health()).await {
+async fn page<B>(shared: &Shared, request: &Request<B>, peer: IpAddr) -> Response<Full<Bytes>> {
+    if let Some((path, mut response)) = shared.pages.answer(request, shared.gate.health(), peer).await {
         if path == LIVENESS_PATH
             && let Ok(node) = HeaderValue::from_str(&shared.options.node)
         {

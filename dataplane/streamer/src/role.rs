@@ -40,6 +40,8 @@ pub struct Gate {
 struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
+    /// Owns the log and is not where upstream is yet.
+    is_behind: AtomicBool,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
     successor: Mutex<String>,
     /// Requests for the stream that came while another node owned the log, or nobody.
@@ -52,6 +54,7 @@ impl Gate {
             inner: Arc::new(Inner {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
+                is_behind: AtomicBool::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
             }),
@@ -69,10 +72,20 @@ impl Gate {
             let is_final = matches!(current, Role::Draining);
             if !is_final {
                 *current = role;
-                self.inner.was_ready.fetch_or(current.is_ready(), Ordering::AcqRel);
+                let is_ready = current.is_ready() && !self.inner.is_behind.load(Ordering::Acquire);
+                self.inner.was_ready.fetch_or(is_ready, Ordering::AcqRel);
             }
             !is_final
         });
+    }
+
+    /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner; probes
+    /// are told that it is not ready, unless it was before.
+    pub fn set_behind(&self, is_behind: bool) {
+        self.inner.is_behind.store(is_behind, Ordering::Release);
+        if !is_behind && self.inner.role.borrow().is_ready() {
+            self.inner.was_ready.store(true, Ordering::Release);
+        }
     }
 
     #[must_use]
@@ -82,9 +95,10 @@ impl Gate {
 
     pub(crate) fn health(&self) -> Health {
         let role = self.inner.role.borrow();
+        let is_behind = self.inner.is_behind.load(Ordering::Acquire);
         match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
             (Role::Draining, was_ready) => Health::Draining { was_ready },
-            (role, _) if role.is_ready() => Health::Ready,
+            (role, was_ready) if role.is_ready() && (was_ready || !is_behind) => Health::Ready,
             (_, true) => Health::Interrupted,
             (_, false) => Health::Starting,
         }
@@ -161,6 +175,26 @@ mod tests {
         let gate = Gate::new();
         roles.iter().for_each(|role| gate.set(role.clone()));
         gate.fanout().err()
+    }
+
+    #[test]
+    fn a_node_that_is_behind_is_not_ready_unless_it_was() {
+        let standby = Role::Standby { owner: String::new(), is_ready: true };
+        for was_ready in [false, true] {
+            let gate = Gate::new();
+            if was_ready {
+                gate.set(standby.clone());
+            }
+            gate.set(Role::Starting);
+            gate.set_behind(true);
+            // It is about readiness, whatever makes a role ready.
+            gate.set(standby.clone());
+            assert_eq!(gate.health(), if was_ready { Health::Ready } else { Health::Starting });
+            gate.set_behind(false);
+            assert_eq!(gate.health(), Health::Ready);
+            gate.set_behind(true);
+            assert_eq!(gate.health(), Health::Ready);
+        }
     }
 
     #[test]

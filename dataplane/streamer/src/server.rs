@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use port::{BindError, HeadLimits, Pages, StatusPage, Tasks, websocket};
+use port::{Addresses, BindError, HeadLimits, Inside, Pages, StatusPage, Tasks, websocket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
@@ -39,6 +39,9 @@ pub struct Options {
     pub versions: RangeInclusive<u16>,
     /// Connections of any kind; further ones are closed at once.
     pub connections_max: usize,
+    /// Connections from one address that are no streams, or not yet: probes, scrapes, and whoever is yet to show the token. Further
+    /// ones are closed at once, so that one place cannot take all the room. Nodes behind a proxy have its address.
+    pub strangers_per_address_max: usize,
     /// A larger request head: 431.
     pub header_bytes_max: usize,
     /// From the TCP accept, over the TLS handshake, to the end of the request head, and again from there to the subscriber's first frame.
@@ -55,6 +58,8 @@ pub struct Options {
     pub window_bytes_max: u64,
     /// After the stop signal, for sockets to close.
     pub drain_timeout: Duration,
+    /// What `/livez` goes by.
+    pub liveness: port::Liveness,
 }
 
 impl Default for Options {
@@ -67,6 +72,7 @@ impl Default for Options {
             token: None,
             versions: wire::VERSIONS,
             connections_max: 1000,
+            strangers_per_address_max: 200,
             header_bytes_max: 16 * 1024,
             handshake_timeout: Duration::from_secs(10),
             refusal_delay: Duration::from_millis(300),
@@ -75,6 +81,7 @@ impl Default for Options {
             stall_max: Some(Duration::from_secs(60)),
             window_bytes_max: 64 << 20,
             drain_timeout: Duration::from_secs(10),
+            liveness: port::Liveness::default(),
         }
     }
 }
@@ -99,6 +106,7 @@ pub(crate) struct Shared {
     pub(crate) pages: Pages,
     pub(crate) gate: Gate,
     pub(crate) sockets: Tasks,
+    addresses: Arc<Addresses>,
     warned: Mutex<Option<Instant>>,
 }
 
@@ -136,10 +144,12 @@ impl Server {
         status_page: StatusPage,
     ) -> Result<Server, BuildError> {
         let (listener, address) = port::bind(options.listen).await?;
+        let pages = Pages::new(registry, status_page, Inside::Shown).with_liveness(options.liveness.clone());
         let shared = Shared {
+            addresses: Addresses::new(Some(options.strangers_per_address_max)),
             options,
             metrics,
-            pages: Pages::new(registry, status_page),
+            pages,
             gate: Gate::new(),
             sockets: Tasks::default(),
             warned: Mutex::default(),
@@ -207,7 +217,13 @@ impl Server {
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    let peer = stream.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+    // One that has no address is gone.
+    let Ok(address) = stream.peer_addr() else { return };
+    let Some(_stranger) = shared.addresses.admit(address.ip()) else {
+        shared.metrics.refusals.with_label_values(&["connections"]).inc();
+        return;
+    };
+    let peer = address.to_string();
     let Options { handshake_timeout, header_bytes_max, .. } = shared.options;
     // One that comes while the node drains is for one request, a probe or another node's, and is closed after it.
     let is_last = shared.gate.is_draining();
@@ -230,7 +246,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         if websocket::is_upgrade(&request) {
             upgrade::accept(&shared, request, &peer).await
         } else {
-            http::answer(&shared, &request).await
+            http::answer(&shared, &request, address.ip()).await
         }
     };
     port::serve(stream, limits, draining, answer).await;

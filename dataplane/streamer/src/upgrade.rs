@@ -94,7 +94,8 @@ pub(crate) async fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>,
     let (shared, peer) = (Arc::clone(shared), peer.to_owned());
     member.spawn(async move {
         let config = socket::config(SUBSCRIBER_FRAME_BYTES_MAX);
-        let Some(stream) = websocket::upgraded::<Connection>(upgrading, config).await else { return };
+        let as_it_is = |stream: Connection| stream;
+        let Some(stream) = websocket::upgraded(upgrading, config, as_it_is).await else { return };
         let (sink, source) = split(stream);
         if purpose == Purpose::Foreign {
             shared.metrics.refusals.with_label_values(&["foreign"]).inc();

@@ -29,6 +29,22 @@ async fn a_node_is_alive_in_every_role_and_answers_for_itself_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_a_part_that_is_stuck_is_not_alive() {
+    let (liveness, pulse) = (port::Liveness::default(), port::Pulse::default());
+    let age = pulse.clone();
+    let watched = liveness.watch("the writer", Duration::ZERO, move || age.age());
+    let port = Port::start(ServerOptions { liveness, node: "rm-1".to_owned(), ..server_options() }).await;
+    let address = format!("ws://{}", port.address);
+    is_alive(&address, "rm-1", None, LIMIT).await.unwrap();
+    pulse.begin();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert!(failure(&address, "rm-1").await.contains("503"));
+    // What a replica's life ends with is not watched in the next.
+    drop(watched);
+    is_alive(&address, "rm-1", None, LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_does_not_answer_is_not_alive() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -73,7 +73,8 @@ impl Port {
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
         let status: port::Status = Arc::new(|wanted| Box::pin(async move { json!({ "node": { "asked": wanted } }) }));
-        let page = port::StatusPage::new(status, Some(ADMIN_PASSWORD), false);
+        let failed_logins = prometheus::IntCounter::new("zero_failed", "failed").expect("a name");
+        let page = port::StatusPage::new(status, Some(ADMIN_PASSWORD), false, failed_logins);
         let server = Server::build(options, registry, metrics.clone(), page).await.unwrap();
         let (address, gate) = (server.address(), server.gate());
         let (stop, stopped) = oneshot::channel::<()>();

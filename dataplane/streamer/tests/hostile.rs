@@ -163,6 +163,38 @@ async fn connections_are_counted() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_place_does_not_take_all_the_room() {
+    let database = database("one_place").await;
+    let options = ServerOptions { strangers_per_address_max: 2, ..hostile() };
+    let owner = Owner::begin_with(&database, options, |_| {}).await;
+    // Who has shown the token does not count.
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut stream = socket(&owner.server, "/replication/v1/changes").await;
+        stream.send(hello(1 << 20)).await.unwrap();
+        let _ = stream.next().await.unwrap().unwrap();
+        streams.push(stream);
+    }
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut stranger = TcpStream::connect(owner.server.address).await.unwrap();
+        stranger.write_all(b"GET /replication/v1/changes HTTP/1.1\r\nhost:").await.unwrap();
+        idle.push(stranger);
+    }
+    // The kernel has accepted them; the port may be yet to see them.
+    let deadline = std::time::Instant::now() + LIMIT;
+    while http::get(&owner.server, "/keepalive", "").await.0 != 0 {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    drop(idle);
+    while http::get(&owner.server, "/keepalive", "").await.0 != 200 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(owner.fanout.subscribers().len(), 4);
+}
+
 /// Plays an owner that says what it is told to, then nothing. `None` waits until a snapshot is asked for.
 #[allow(clippy::result_large_err, reason = "the handshake's callback is made so")]
 async fn owner_that_says(frames: Vec<Option<Bytes>>) -> std::net::SocketAddr {

@@ -117,6 +117,19 @@ impl ZeroCache {
         self.port
     }
 
+    /// Where the server shows what is for those who operate it.
+    #[must_use]
+    pub fn admin_port(&self) -> u16 {
+        let own = self.environment.iter().find(|(name, _)| name == "ZERO_ADMIN_PORT");
+        own.and_then(|(_, port)| port.parse().ok()).unwrap_or(self.port)
+    }
+
+    /// A port that nothing else uses, for `ZERO_ADMIN_PORT`.
+    #[must_use]
+    pub fn spare_port(&self) -> u16 {
+        self.port + 2
+    }
+
     /// Where the server listens for others of its kind unless told otherwise.
     #[must_use]
     pub fn change_port(&self) -> u16 {
@@ -284,7 +297,7 @@ impl ZeroCache {
 
     /// GET with HTTP basic authentication by the admin password.
     pub fn get_as_admin(&self, path: &str) -> Result<(u16, String)> {
-        http::get(self.port, path, &http::basic("admin", "test"))
+        http::get(self.admin_port(), path, &http::basic("admin", "test"))
     }
 
     /// The value of a metric without labels, or the sum over its labels.

@@ -244,7 +244,7 @@ mod tests {
         let truncate = Change::Truncate { tables: vec![Arc::clone(&a.spec), Arc::clone(&b.spec)] };
         let changes = vec![insert(&a), Change::Schema(create), insert(&a), insert(&b), truncate];
         let transaction = Transaction { version: Version::new(9), commit_time_us: 0, changes };
-        let mut finished = Finished { transaction, bytes: 0, schema_changed: false, reread: BTreeSet::from([1]) };
+        let mut finished = Finished { transaction, bytes: 0, described: BTreeSet::new(), reread: BTreeSet::from([1]) };
         put(&mut finished, &a, vec![vec![Cell::Int(1)]]);
         let left: Vec<String> = finished
             .transaction

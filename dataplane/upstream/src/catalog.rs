@@ -1,5 +1,5 @@
-//! What is published, read from the JSON that [`crate::ddl`]'s function prints: once under the snapshot of the initial copy,
-//! then from every schema message of the stream.
+//! What is published, read from the JSON that [`crate::ddl`]'s functions print: once under the snapshot of the initial copy,
+//! then from the events of the stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -52,29 +52,53 @@ pub(crate) struct Catalog {
 
 impl Catalog {
     pub(crate) fn parse(json: &str) -> Result<Catalog> {
-        let raw: RawCatalog = serde_json::from_str(json)
-            .map_err(|e| Error::reset(format!("the schema snapshot in the database cannot be read: {e}")))?;
+        let raw: RawCatalog = serde_json::from_str(json).map_err(unreadable)?;
         let mut catalog = Catalog::default();
         for table in raw.tables {
-            let name = format!("{}.{}", table.schema, table.name);
-            match table.validate() {
-                Ok(()) => {
-                    let oid = table.oid;
-                    let published = table.publish(&mut catalog.warnings);
-                    catalog.tables.insert(oid, published);
-                }
-                Err(reason) => {
-                    catalog.warnings.push(format!("table {name} is not replicated: {reason}"));
-                    catalog.excluded.insert(table.oid);
-                }
-            }
+            catalog.add(table);
         }
         Ok(catalog)
+    }
+
+    /// Adds a table, or replaces it.
+    pub(crate) fn put(&mut self, json: &str) -> Result<()> {
+        let table: RawTable = serde_json::from_str(json).map_err(unreadable)?;
+        self.remove(table.oid);
+        self.add(table);
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self, oid: u32) {
+        self.tables.remove(&oid);
+        self.excluded.remove(&oid);
+    }
+
+    fn add(&mut self, table: RawTable) {
+        let oid = table.oid;
+        if table.internal {
+            self.excluded.insert(oid);
+            return;
+        }
+        let name = format!("{}.{}", table.schema, table.name);
+        match table.validate() {
+            Ok(()) => {
+                let published = table.publish(&mut self.warnings);
+                self.tables.insert(oid, published);
+            }
+            Err(reason) => {
+                self.warnings.push(format!("table {name} is not replicated: {reason}"));
+                self.excluded.insert(oid);
+            }
+        }
     }
 
     pub(crate) fn specs(&self) -> Vec<Arc<TableSpec>> {
         self.tables.values().map(|t| Arc::clone(&t.spec)).collect()
     }
+}
+
+fn unreadable(error: serde_json::Error) -> Error {
+    Error::reset(format!("the schema snapshot in the database cannot be read: {error}"))
 }
 
 #[derive(Deserialize)]
@@ -90,6 +114,9 @@ struct RawTable {
     identity: String,
     attributes: i16,
     conflict: bool,
+    /// Of a server like this one, which must not follow its own writes. Absent in snapshots of former releases.
+    #[serde(default)]
+    internal: bool,
     filter: Option<String>,
     partitions: Option<Vec<i64>>,
     columns: Vec<RawColumn>,

@@ -25,7 +25,7 @@ use crate::copy_decode::{Pages, TableCopy};
 use crate::options::Options;
 use crate::slot::Created;
 use crate::wire::Connection;
-use crate::{Error, Result, requirements, shard, slot};
+use crate::{Error, Result, requirements, set_up, shard, slot};
 
 /// Tables above twice this size are read in ranges, so that all workers can share one large table.
 const RANGE_PAGES: u64 = 4096;
@@ -58,7 +58,7 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
     let mut client = connect(&options.address, "zero-initial-sync").await?;
     let server = requirements::check(&client).await?;
     lock(&client, options).await?;
-    shard::ensure(&mut client, options).await?;
+    set_up::ensure(&mut client, options).await?;
     forget_unfinished(&client, options).await?;
     let created = slot::create(&client, options, server).await?;
     let name = created.name.clone();
@@ -111,6 +111,8 @@ async fn copy_under(
     created: Created,
     sink: mpsc::Sender<CopyMessage>,
 ) -> Result<CopyPlan> {
+    // What was under way during the set-up is done now: a slot waits for it.
+    shard::update_schemas(client, &options.app).await?;
     let version = created.version_before();
     let reader = connect(&options.address, "zero-initial-sync").await?;
     let import = |e| Error::statement("use the snapshot of the replication slot", e);
@@ -306,7 +308,7 @@ async fn register(client: &Client, options: &Options, created: &Created, json: &
     let id: String = row.get(0);
     client
         .execute(
-            &format!("INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\") VALUES ($1, $2, $3, '{{}}')"),
+            &format!("INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\", \"whole\") VALUES ($1, $2, $3, '{{}}', true)"),
             &[&id, &version, &json],
         )
         .await

@@ -1,41 +1,42 @@
-//! The SQL that watches for schema changes: a function that prints what is published, and event triggers that put its
-//! output into the WAL whenever it changed.
+//! The SQL that watches for schema changes: functions that describe what is published, and event triggers that put the
+//! descriptions of what a statement changed into the stream.
 //!
 //! ```text
-//! ddl_command_start  take a lock, so that two schema changes never miss each other
-//! table_rewrite      message {"type":"rewrite"}: the contents of a table are computed anew, which replication does not show
-//! ddl_command_end    message {"type":"schema"} with the whole snapshot, if it differs from the last one
+//! sql_drop, ddl_command_end  event {"type":"tables"} with the tables that differ from what was known of them
+//! table_rewrite              event {"type":"rewrite"}: contents are computed anew, which replication does not show
 //! ```
 //!
-//! Messages are transactional: they stand in the stream exactly where the change happened. A failure while taking the snapshot
-//! must not break the user's statement; it is sent as {"type":"error"} and ends replication with one clear line.
+//! Events are rows of the published table [`EVENTS`], so they stand in the stream exactly where the change happened, and only who
+//! may write that table can make one. The functions set what they depend on: nothing that a user's session sets shows in an event.
+//! Statements about temporary objects and about what is not published cost a look at what they touched; nobody waits for another's
+//! statement unless one of the two is about a whole schema or publication.
+//!
+//! A failure must not break the user's statement; it is sent as {"type":"error"} and ends replication with one clear line.
 
 use crate::connect::{quote_identifier, quote_literal};
 use crate::options::App;
 
-/// Shared by all applications of a database, and the same that the reference takes.
-const DDL_LOCK: i64 = 4_353_719_051_050_729_648;
+/// The table whose inserted rows are events.
+pub(crate) const EVENTS: &str = "schemaEvents";
+/// The column with the event, as JSON.
+pub(crate) const EVENT: &str = "event";
 
-/// Commands after which something published may look different. Dropping and renaming are seen in the snapshot.
-const TAGS: [&str; 20] = [
+/// Taken by the functions of former releases, and by the reference's, in every transaction with a schema change.
+pub(crate) const FORMER_LOCK: i64 = 4_353_719_051_050_729_648;
+
+/// Commands after which something published may look different. What is dropped, whatever the command, is seen separately.
+const TAGS: [&str; 13] = [
     "CREATE TABLE",
     "CREATE TABLE AS",
     "SELECT INTO",
     "ALTER TABLE",
-    "DROP TABLE",
     "CREATE INDEX",
     "ALTER INDEX",
-    "DROP INDEX",
     "CREATE SCHEMA",
     "ALTER SCHEMA",
-    "DROP SCHEMA",
     "CREATE PUBLICATION",
     "ALTER PUBLICATION",
-    "DROP PUBLICATION",
     "ALTER TYPE",
-    "DROP TYPE",
-    "DROP EXTENSION",
-    "DROP OWNED",
     "CREATE EXTENSION",
     "COMMENT",
 ];
@@ -43,143 +44,71 @@ const TAGS: [&str; 20] = [
 /// Tags that make a table which is empty in the stream's eyes: rows follow as inserts.
 pub(crate) const CREATING_TAGS: [&str; 4] = ["CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE SCHEMA"];
 
-fn tags() -> String {
-    TAGS.map(quote_literal).join(", ")
-}
+/// What the functions print depends on these, and the sessions that they run in are others'.
+const SETTINGS: &str = "SET search_path = pg_catalog, pg_temp
+  SET \"DateStyle\" = 'ISO, MDY' SET \"IntervalStyle\" = 'postgres' SET \"TimeZone\" = 'UTC' SET extra_float_digits = 3
+  SET bytea_output = 'hex' SET lc_monetary = 'C' SET quote_all_identifiers = off SET standard_conforming_strings = on
+  SET row_security = off SET jit = off SET plan_cache_mode = 'force_generic_plan'";
 
-/// Creates or replaces the functions. They work with and without the triggers.
+const DESCRIBE: &str = include_str!("ddl/specs.sql");
+const WATCH: &str = include_str!("ddl/events.sql");
+
+/// Creates the functions, after [`removal`]. They work with and without the triggers.
 pub(crate) fn functions(app: &App, publications: &[String]) -> String {
-    let schema = quote_identifier(&app.shard_schema());
-    let prefix = quote_literal(&app.ddl_prefix());
+    let shard = app.shard_schema();
     let publications = publications.iter().map(|p| quote_literal(p)).collect::<Vec<_>>().join(", ");
+    [DESCRIBE, WATCH]
+        .concat()
+        .replace("{settings}", SETTINGS)
+        .replace("{shard}", &quote_identifier(&shard))
+        .replace("{shard_name}", &quote_literal(&shard))
+        .replace("{default_publication}", &quote_literal(&app.default_publication()))
+        .replace("{publications}", &publications)
+}
+
+fn trigger_name(app: &App, kind: &str) -> String {
+    format!("{}_ddl_{kind}_{}", app.id, app.shard)
+}
+
+/// Removes functions and triggers of ours whatever they look like: former releases and the reference use the same names.
+pub(crate) fn removal(app: &App) -> String {
+    let triggers = ["start", "end", "drop", "rewrite"].map(|kind| quote_literal(&trigger_name(app, kind))).join(", ");
+    let shard = quote_literal(&app.shard_schema());
     format!(
-        r#"
-CREATE OR REPLACE FUNCTION {schema}.schema_specs() RETURNS TEXT
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-WITH exported AS (
-  SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relnatts,
-         count(DISTINCT p.attnames::text) > 1 AS conflict,
-         min(p.attnames::text)::name[] AS attnames,
-         CASE WHEN bool_or(p.rowfilter IS NULL) THEN NULL
-              ELSE string_agg(DISTINCT p.rowfilter, ' OR ' ORDER BY p.rowfilter) END AS filter
-  FROM pg_publication_tables p
-  JOIN pg_namespace n ON n.nspname = p.schemaname
-  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
-  WHERE p.pubname IN ({publications})
-  GROUP BY c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relnatts
-), described AS (
-  SELECT e.oid, json_build_object(
-    'oid', e.oid::int8, 'schema', e.nspname, 'name', e.relname, 'identity', e.relreplident,
-    'attributes', e.relnatts, 'conflict', e.conflict, 'filter', e.filter,
-    'partitions', CASE WHEN e.relkind = 'p' THEN
-      (SELECT coalesce(json_agg(t.relid::oid::int8 ORDER BY t.relid::oid), '[]'::json)
-       FROM pg_partition_tree(e.oid) t WHERE t.isleaf) END,
-    'columns', (
-      SELECT coalesce(json_agg(json_build_object(
-        'attnum', a.attnum, 'name', a.attname, 'typeOid', t.oid::int8, 'type', t.typname,
-        'class', t.typtype,
-        'element', CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc AND t.typtype = 'b' THEN
-          json_build_object('oid', el.oid::int8, 'type', el.typname, 'class', el.typtype, 'delimiter', el.typdelim) END,
-        'dimensions', a.attndims,
-        'modifier', a.atttypmod,
-        'notNull', a.attnotnull,
-        'filled', a.atthasdef OR a.attidentity <> '',
-        'missing', CASE WHEN a.atthasmissing THEN a.attmissingval::text END,
-        'labels', (SELECT json_agg(json_build_array(l.oid::int8, l.enumlabel) ORDER BY l.oid)
-                   FROM pg_enum l WHERE l.enumtypid IN (t.oid, el.oid))
-      ) ORDER BY a.attnum), '[]'::json)
-      FROM pg_attribute a
-      JOIN pg_type t ON t.oid = a.atttypid
-      LEFT JOIN pg_type el ON el.oid = t.typelem
-      WHERE a.attrelid = e.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname = ANY (e.attnames)
-        AND (a.attgenerated = '' OR current_setting('server_version_num')::int >= 180000)
-    ),
-    'indexes', (
-      SELECT coalesce(json_agg(json_build_object(
-        'name', x.relname, 'unique', i.indisunique AND i.indimmediate, 'primary', i.indisprimary,
-        'identity', i.indisreplident,
-        'columns', (
-          SELECT json_agg(json_build_array(a.attname, (i.indoption[k.position - 1] & 1) = 1) ORDER BY k.position)
-          FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, position)
-          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-          WHERE k.position <= i.indnkeyatts
-        )
-      ) ORDER BY x.relname), '[]'::json)
-      FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-      WHERE i.indrelid = e.oid AND i.indisvalid AND i.indexprs IS NULL AND i.indpred IS NULL
-        AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype = 'x')
-    )
-  ) AS spec
-  FROM exported e
-)
-SELECT json_build_object('tables', coalesce(json_agg(spec ORDER BY oid), '[]'::json))::text FROM described
-$body$;
-
-CREATE OR REPLACE FUNCTION {schema}.update_schemas(tag TEXT) RETURNS VOID
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-  known TEXT;
-  found_now TEXT;
-BEGIN
-  SELECT "current"::text INTO known FROM {schema}."publishedSchema";
-  found_now := {schema}.schema_specs();
-  IF known IS DISTINCT FROM found_now THEN
-    UPDATE {schema}."publishedSchema" SET "current" = found_now::json;
-    PERFORM pg_logical_emit_message(true, {prefix},
-      json_build_object('type', 'schema', 'version', 1, 'tag', tag, 'schema', found_now::json)::text);
-  END IF;
-EXCEPTION WHEN OTHERS THEN
-  PERFORM pg_logical_emit_message(true, {prefix},
-    json_build_object('type', 'error', 'version', 1, 'tag', tag, 'message', SQLERRM)::text);
-  RAISE WARNING 'cannot record the schema change for replication: %', SQLERRM;
-END
-$body$;
-
-CREATE OR REPLACE FUNCTION {schema}.emit_ddl_start() RETURNS event_trigger
-LANGUAGE plpgsql AS $body$
-BEGIN
-  PERFORM pg_catalog.pg_advisory_xact_lock({DDL_LOCK});
-END
-$body$;
-
-CREATE OR REPLACE FUNCTION {schema}.emit_ddl_end() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-  -- Temporary tables are made often and never published.
-  IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands())
-     AND NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name IS DISTINCT FROM 'pg_temp') THEN
-    RETURN;
-  END IF;
-  PERFORM {schema}.update_schemas(TG_TAG);
-END
-$body$;
-
-CREATE OR REPLACE FUNCTION {schema}.emit_ddl_rewrite() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-  -- Bits: 2 a default computed per row, 4 a column of another type. Persistence and access method keep the values.
-  IF pg_event_trigger_table_rewrite_reason() & 6 <> 0 THEN
-    PERFORM pg_logical_emit_message(true, {prefix}, json_build_object(
-      'type', 'rewrite', 'version', 1, 'oid', pg_event_trigger_table_rewrite_oid()::int8)::text);
-  END IF;
-END
-$body$;
-"#
+        "DO $body$
+         DECLARE
+           it RECORD;
+         BEGIN
+           FOR it IN SELECT t.evtname FROM pg_event_trigger t JOIN pg_proc f ON f.oid = t.evtfoid
+                     WHERE t.evtname IN ({triggers}) OR f.pronamespace = to_regnamespace(quote_ident({shard})) LOOP
+             EXECUTE format('DROP EVENT TRIGGER %I', it.evtname);
+           END LOOP;
+           FOR it IN SELECT f.oid::regprocedure AS called FROM pg_proc f
+                     WHERE f.pronamespace = to_regnamespace(quote_ident({shard}))
+                       AND (f.proname LIKE 'emit\\_%' OR f.proname IN (
+                         'schema_specs', 'table_specs', 'descendants', 'family', 'update_schemas', 'record_tables', 'take_turn',
+                         'publish_public', 'check_partitions', 'get_trigger_context', 'notice_ignore')) LOOP
+             EXECUTE format('DROP FUNCTION %s', it.called);
+           END LOOP;
+         END $body$;"
     )
 }
 
-fn trigger_names(app: &App) -> [String; 3] {
-    ["start", "end", "rewrite"].map(|kind| quote_identifier(&format!("{}_ddl_{kind}_{}", app.id, app.shard)))
-}
-
+/// Creates the triggers, after [`removal`]. A session that replays others' changes (`session_replication_role`) is watched too.
 pub(crate) fn triggers(app: &App) -> String {
     let schema = quote_identifier(&app.shard_schema());
-    let [start, end, rewrite] = trigger_names(app);
-    let tags = tags();
-    format!(
-        "DROP EVENT TRIGGER IF EXISTS {start}; DROP EVENT TRIGGER IF EXISTS {end}; DROP EVENT TRIGGER IF EXISTS {rewrite};
-         CREATE EVENT TRIGGER {start} ON ddl_command_start WHEN TAG IN ({tags}) EXECUTE FUNCTION {schema}.emit_ddl_start();
-         CREATE EVENT TRIGGER {end} ON ddl_command_end WHEN TAG IN ({tags}) EXECUTE FUNCTION {schema}.emit_ddl_end();
-         CREATE EVENT TRIGGER {rewrite} ON table_rewrite EXECUTE FUNCTION {schema}.emit_ddl_rewrite();"
-    )
+    let tags = TAGS.map(quote_literal).join(", ");
+    [
+        ("drop", "sql_drop".to_owned()),
+        ("end", format!("ddl_command_end WHEN TAG IN ({tags})")),
+        ("rewrite", "table_rewrite".to_owned()),
+    ]
+    .map(|(kind, event)| {
+        let name = quote_identifier(&trigger_name(app, kind));
+        format!(
+            "CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION {schema}.emit_ddl_{kind}();
+             ALTER EVENT TRIGGER {name} ENABLE ALWAYS;"
+        )
+    })
+    .concat()
 }

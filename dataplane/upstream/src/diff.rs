@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rows::Cell;
 use rows::transaction::{AddedColumn, Backfill, SchemaChange};
 
-use crate::Result;
 use crate::catalog::{Catalog, ColumnDetail, Published};
 use crate::ddl::CREATING_TAGS;
 use crate::decode::{self, Kind, array};
@@ -20,7 +19,7 @@ pub(crate) struct Step {
 }
 
 /// Drops come first, so that a name can pass from one table to another; then alterations, then new tables.
-pub(crate) fn diff(old: &Catalog, new: &Catalog, tag: &str, rewritten: &BTreeSet<u32>) -> Result<Vec<Step>> {
+pub(crate) fn diff(old: &Catalog, new: &Catalog, tag: &str, rewritten: &BTreeSet<u32>) -> Vec<Step> {
     let creating = CREATING_TAGS.contains(&tag);
     let mut steps = Vec::new();
     for (&oid, before) in &old.tables {
@@ -31,7 +30,7 @@ pub(crate) fn diff(old: &Catalog, new: &Catalog, tag: &str, rewritten: &BTreeSet
     }
     for (&oid, after) in &new.tables {
         let Some(before) = old.tables.get(&oid) else { continue };
-        let (added, derivable) = added_columns(before, after)?;
+        let (added, derivable) = added_columns(before, after);
         // A column that appears through anything but ALTER TABLE was there, with values, and was not published.
         let reread = !derivable
             || (!added.is_empty() && tag != "ALTER TABLE")
@@ -55,11 +54,12 @@ pub(crate) fn diff(old: &Catalog, new: &Catalog, tag: &str, rewritten: &BTreeSet
             steps.push(Step { oid, change, reread: !creating });
         }
     }
-    Ok(steps)
+    steps
 }
 
-/// New columns with the value that existing rows have in them; `false` if some value differs from row to row.
-fn added_columns(before: &Published, after: &Published) -> Result<(Vec<AddedColumn>, bool)> {
+/// New columns with the value that existing rows have in them; `false` if some value must be read, because it differs from row to
+/// row or cannot be understood.
+fn added_columns(before: &Published, after: &Published) -> (Vec<AddedColumn>, bool) {
     let mut added = Vec::new();
     let mut derivable = true;
     for (column, detail) in after.spec.columns.iter().zip(&after.columns) {
@@ -67,7 +67,15 @@ fn added_columns(before: &Published, after: &Published) -> Result<(Vec<AddedColu
             continue;
         }
         let value = match &detail.missing {
-            Some(text) => missing_value(detail.kind, text)?,
+            Some(text) => missing_value(detail.kind, text).unwrap_or_else(|| {
+                tracing::warn!(
+                    table = after.spec.wire_name(),
+                    column = column.name,
+                    "the default of a new column is stored in a form that is not understood; its values are read"
+                );
+                derivable = false;
+                Cell::Null
+            }),
             None => {
                 // A default without a stored value for older rows was computed for each of them.
                 derivable &= !detail.filled;
@@ -76,15 +84,12 @@ fn added_columns(before: &Published, after: &Published) -> Result<(Vec<AddedColu
         };
         added.push(AddedColumn { name: column.name.clone(), value });
     }
-    Ok((added, derivable))
+    (added, derivable)
 }
 
 /// Postgres stores the value as an array with one element, so it is unquoted once before it is decoded.
-fn missing_value(kind: Kind, text: &str) -> Result<Cell> {
-    let Some(element) = array::single(text.as_bytes()) else {
-        return Err(crate::Error::reset("the default of a new column is stored in a form that is not understood"));
-    };
-    Ok(decode::text(kind, &element)?)
+fn missing_value(kind: Kind, text: &str) -> Option<Cell> {
+    decode::text(kind, &array::single(text.as_bytes())?).ok()
 }
 
 /// Columns whose old cells are not what the new type would show.
@@ -142,7 +147,7 @@ mod tests {
     }
 
     fn one(old: &Catalog, new: &Catalog, tag: &str) -> Step {
-        let mut steps = diff(old, new, tag, &BTreeSet::new()).unwrap();
+        let mut steps = diff(old, new, tag, &BTreeSet::new());
         assert_eq!(steps.len(), 1);
         steps.remove(0)
     }
@@ -150,8 +155,8 @@ mod tests {
     #[test]
     fn equal_catalogs_have_no_steps() {
         let c = catalog(&id(), "null", "null");
-        assert!(diff(&c, &c, "ALTER TABLE", &BTreeSet::new()).unwrap().is_empty());
-        assert!(diff(&c, &c, "ALTER TABLE", &BTreeSet::from([7])).unwrap()[0].reread);
+        assert!(diff(&c, &c, "ALTER TABLE", &BTreeSet::new()).is_empty());
+        assert!(diff(&c, &c, "ALTER TABLE", &BTreeSet::from([7]))[0].reread);
     }
 
     #[test]
@@ -161,6 +166,8 @@ mod tests {
             (false, "null", Cell::Null, false),
             (true, r#""{5}""#, Cell::Int(5), false),
             (true, "null", Cell::Null, true),
+            (true, r#""{five}""#, Cell::Null, true),
+            (true, r#""5""#, Cell::Null, true),
         ] {
             let new = catalog(&format!("{},{}", id(), column(2, "n", 20, filled, missing, "null")), "null", "null");
             let step = one(&old, &new, "ALTER TABLE");
@@ -203,11 +210,11 @@ mod tests {
         };
         let old = with(r#"[[1,"a"]]"#);
         assert!(one(&old, &with(r#"[[1,"b"]]"#), "ALTER TYPE").reread);
-        assert!(diff(&old, &with(r#"[[1,"a"],[2,"b"]]"#), "ALTER TYPE", &BTreeSet::new()).unwrap().is_empty());
+        assert!(diff(&old, &with(r#"[[1,"a"],[2,"b"]]"#), "ALTER TYPE", &BTreeSet::new()).is_empty());
         let plain = catalog(&id(), "null", "[1]");
         assert!(one(&plain, &catalog(&id(), "\"(id > 1)\"", "[1]"), "ALTER PUBLICATION").reread);
         assert!(one(&plain, &catalog(&id(), "null", "[1,2]"), "ALTER TABLE").reread);
-        assert!(diff(&plain, &catalog(&id(), "null", "[1,2]"), "CREATE TABLE", &BTreeSet::new()).unwrap().is_empty());
+        assert!(diff(&plain, &catalog(&id(), "null", "[1,2]"), "CREATE TABLE", &BTreeSet::new()).is_empty());
         assert!(one(&plain, &catalog(&id(), "null", "[]"), "DROP TABLE").reread);
     }
 

@@ -7,7 +7,7 @@
 //! Invariants:
 //! - Upstream is told that a position is safe only after the caller said so through [`Acks`]; nothing is acknowledged on its own.
 //! - Values of one column are decoded to equal cells by the initial copy and by the stream.
-//! - The catalog used for a transaction is the catalog as of that transaction: it comes from the DDL messages in the WAL, never
+//! - The catalog used for a transaction is the catalog as of that transaction: it comes from the events in the stream, never
 //!   from a look at the present schema.
 //! - A table or a message that cannot be represented is named; nothing is skipped silently.
 
@@ -26,9 +26,12 @@ mod options;
 mod pgoutput;
 mod reader;
 mod requirements;
+mod schema;
+mod set_up;
 mod shard;
 mod slot;
 mod stream;
+mod telling;
 mod tls;
 mod transaction;
 mod wire;

@@ -5,10 +5,9 @@
 
 use rows::Version;
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
 use crate::connect::{quote_identifier, quote_literal};
-use crate::options::{App, Options};
+use crate::options::App;
 use crate::{Error, Result, ddl};
 
 /// One finished initial copy, as the `replicas` table remembers it.
@@ -21,65 +20,25 @@ pub(crate) struct Replica {
     pub idle: Option<(Version, Version)>,
 }
 
-/// Creates what is missing; changes nothing that is right. Returns whether schema changes can be watched.
-pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<bool> {
-    check_publications(client, &options.publications).await?;
-    let publications = options.all_publications();
-    let transaction = client.transaction().await.map_err(|e| Error::statement("begin the set-up of the shard", e))?;
-    let setup = |e| Error::statement("set the shard up", e);
-    transaction
-        .execute(
-            "SELECT pg_advisory_xact_lock(hashtext($1))",
-            &[&format!("migrate-schema:{}", options.app.shard_schema())],
-        )
+/// Compares what is published with what is known of it, and reports the difference into the stream.
+pub(crate) async fn update_schemas(client: &Client, app: &App) -> Result<()> {
+    let schema = quote_identifier(&app.shard_schema());
+    client
+        .batch_execute(&format!("SELECT {schema}.update_schemas()"))
         .await
-        .map_err(setup)?;
-    transaction.batch_execute(&tables(&options.app)).await.map_err(setup)?;
-    transaction.batch_execute(&metadata_publication(&options.app)).await.map_err(setup)?;
-    if options.publications.is_empty() {
-        transaction.batch_execute(&default_publication(&options.app)).await.map_err(default_publication_failed)?;
-    }
-    transaction.batch_execute(&ddl::functions(&options.app, &publications)).await.map_err(setup)?;
-    let schema = quote_identifier(&options.app.shard_schema());
-    transaction.batch_execute(&format!("SELECT {schema}.update_schemas('SETUP')")).await.map_err(setup)?;
-
-    transaction.batch_execute("SAVEPOINT triggers").await.map_err(setup)?;
-    let watching = match transaction.batch_execute(&ddl::triggers(&options.app)).await {
-        Ok(()) => true,
-        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            transaction.batch_execute("ROLLBACK TO SAVEPOINT triggers").await.map_err(setup)?;
-            tracing::warn!(
-                "this role may not create event triggers, so a schema change upstream will rebuild the whole replica; use a superuser, or the role that your provider allows to create event triggers"
-            );
-            false
-        }
-        Err(e) => return Err(setup(e)),
-    };
-    transaction
-        .execute(
-            &format!(
-                "INSERT INTO {schema}.\"shardConfig\" (\"publications\", \"ddlDetection\") VALUES ($1, $2)
-                 ON CONFLICT (lock) DO UPDATE SET \"publications\" = $1, \"ddlDetection\" = $2"
-            ),
-            &[&publications, &watching],
-        )
-        .await
-        .map_err(setup)?;
-    transaction.commit().await.map_err(setup)?;
-    use_unique_indexes_as_identity(client, options).await?;
-    Ok(watching)
+        .map_err(|e| Error::statement("compare the published schema", e))
 }
 
-fn default_publication_failed(e: tokio_postgres::Error) -> Error {
-    if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        return Error::configuration(
-            "this role may not publish every table of schema public (Postgres wants a superuser for that): create a publication for the tables to sync, and name it in ZERO_APP_PUBLICATIONS",
-        );
-    }
-    Error::statement("publish schema public", e)
+/// Looks whether part of a table was truncated, and reports it into the stream.
+pub(crate) async fn check_partitions(client: &Client, app: &App) -> Result<()> {
+    let schema = quote_identifier(&app.shard_schema());
+    client
+        .batch_execute(&format!("SELECT {schema}.check_partitions()"))
+        .await
+        .map_err(|e| Error::statement("look for truncated partitions", e))
 }
 
-fn tables(app: &App) -> String {
+pub(crate) fn tables(app: &App) -> String {
     let global = quote_identifier(&app.id);
     let shard = quote_identifier(&app.shard_schema());
     format!(
@@ -131,11 +90,25 @@ CREATE TABLE IF NOT EXISTS {shard}."replicas" (
 );
 -- Nothing was published between these positions, so the slot may be at the second when the replica is at the first.
 ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "idleFrom" TEXT, ADD COLUMN IF NOT EXISTS "idleTo" TEXT;
-CREATE TABLE IF NOT EXISTS {shard}."publishedSchema" (
-  "current" JSON,
-  "exists" BOOL PRIMARY KEY DEFAULT true CHECK ("exists")
+-- Former releases and the reference know neither of these.
+ALTER TABLE {shard}."shardConfig" ADD COLUMN IF NOT EXISTS "functions" TEXT, ADD COLUMN IF NOT EXISTS "messagesUntil" TEXT;
+-- Each published table as it was described last, with its indexes and whatever is a part of it.
+CREATE TABLE IF NOT EXISTS {shard}."publishedTables" (
+  "oid" OID PRIMARY KEY,
+  "spec" TEXT NOT NULL,
+  "indexes" OID[] NOT NULL,
+  "partitions" OID[] NOT NULL
 );
-INSERT INTO {shard}."publishedSchema" ("current") VALUES (NULL) ON CONFLICT DO NOTHING;
+-- The files of what is a part of such a table: see check_partitions().
+CREATE TABLE IF NOT EXISTS {shard}."partitionFiles" (
+  "oid" OID PRIMARY KEY,
+  "file" OID NOT NULL
+);
+-- Schema changes, on their way into the stream: never holds a row.
+CREATE TABLE IF NOT EXISTS {shard}."{events}" (
+  "id" BIGSERIAL PRIMARY KEY,
+  "{event}" TEXT NOT NULL
+);
 -- The schema as of each transaction that changed it, so that a restart decodes with the schema of its position.
 CREATE TABLE IF NOT EXISTS {shard}."schemaHistory" (
   "replica" TEXT NOT NULL REFERENCES {shard}."replicas" ("id") ON DELETE CASCADE,
@@ -145,7 +118,11 @@ CREATE TABLE IF NOT EXISTS {shard}."schemaHistory" (
   "skipped" JSON NOT NULL,
   PRIMARY KEY ("replica", "version")
 );
-"#
+-- Whether an entry stands on its own, or is the difference to the one before it.
+ALTER TABLE {shard}."schemaHistory" ADD COLUMN IF NOT EXISTS "whole" BOOL NOT NULL DEFAULT true;
+"#,
+        events = ddl::EVENTS,
+        event = ddl::EVENT,
     )
 }
 
@@ -161,98 +138,41 @@ fn create_publication_unless_exists(name: &str, definition: &str) -> String {
     )
 }
 
-fn metadata_publication(app: &App) -> String {
+pub(crate) fn metadata_publication(app: &App) -> String {
     let global = quote_identifier(&app.id);
     let shard = quote_identifier(&app.shard_schema());
-    create_publication_unless_exists(
-        &app.metadata_publication(),
-        &format!("FOR TABLE {global}.permissions, {shard}.\"clients\", {shard}.\"mutations\""),
+    let tables = [
+        format!("{global}.permissions"),
+        format!("{shard}.\"clients\""),
+        format!("{shard}.\"mutations\""),
+        format!("{shard}.\"{}\"", ddl::EVENTS),
+    ];
+    let name = app.metadata_publication();
+    let create = create_publication_unless_exists(&name, &format!("FOR TABLE {}", tables.join(", ")));
+    format!(
+        "{create}
+         DO $body$
+         DECLARE
+           missing REGCLASS;
+         BEGIN
+           FOR missing IN SELECT t.name::regclass FROM unnest(ARRAY[{}]) t(name) WHERE NOT EXISTS (
+             SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+             WHERE p.pubname = {} AND r.prrelid = t.name::regclass
+           ) LOOP
+             EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', {}, missing);
+           END LOOP;
+         END $body$;",
+        tables.map(|table| quote_literal(&table)).join(", "),
+        quote_literal(&name),
+        quote_literal(&name),
     )
 }
 
-fn default_publication(app: &App) -> String {
+pub(crate) fn default_publication(app: &App) -> String {
     create_publication_unless_exists(
         &app.default_publication(),
         "FOR TABLES IN SCHEMA public WITH (publish_via_partition_root = true)",
     )
-}
-
-async fn check_publications(client: &Client, names: &[String]) -> Result<()> {
-    for name in names {
-        let first_is_letter = name.as_bytes().first().is_some_and(u8::is_ascii_alphabetic);
-        if !first_is_letter || name.len() > 63 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return Err(Error::configuration(format!(
-                "the publication name '{name}' is not usable: it must start with a letter, hold letters, digits and _ only, and be at most 63 long"
-            )));
-        }
-    }
-    let found = client
-        .query(
-            "SELECT pubname::text, pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = ANY ($1)",
-            &[&names],
-        )
-        .await
-        .map_err(|e| Error::statement("read the publications", e))?;
-    let missing: Vec<&str> =
-        names.iter().filter(|n| !found.iter().any(|r| r.get::<_, &str>(0) == n.as_str())).map(String::as_str).collect();
-    if !missing.is_empty() {
-        return Err(Error::configuration(format!(
-            "ZERO_APP_PUBLICATIONS names publications that do not exist: {}; create them with CREATE PUBLICATION",
-            missing.join(", ")
-        )));
-    }
-    if let Some(partial) = found.iter().find(|r| !r.get::<_, bool>(1)) {
-        let name: &str = partial.get(0);
-        return Err(Error::configuration(format!(
-            "publication {name} leaves some operations out: run ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate')"
-        )));
-    }
-    Ok(())
-}
-
-/// Tables without a primary key but with a unique index over NOT NULL columns: use that index, so that updates and deletes
-/// are possible. A table of another owner is left as it is, and named.
-async fn use_unique_indexes_as_identity(client: &Client, options: &Options) -> Result<()> {
-    let publications = options.all_publications();
-    let doing = |e| Error::statement("look for tables without replica identity", e);
-    let rows = client
-        .query(
-            "SELECT DISTINCT ON (c.oid) n.nspname::text, c.relname::text, x.relname::text
-             FROM pg_publication_tables p
-             JOIN pg_namespace n ON n.nspname = p.schemaname
-             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename AND c.relreplident = 'd'
-             JOIN pg_index i ON i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
-                             AND i.indexprs IS NULL AND i.indpred IS NULL
-             JOIN pg_class x ON x.oid = i.indexrelid
-             WHERE p.pubname = ANY ($1)
-               AND NOT EXISTS (SELECT FROM pg_index k WHERE k.indrelid = c.oid AND k.indisprimary)
-               AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) k(attnum)
-                               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-                               WHERE NOT a.attnotnull OR NOT a.attname = ANY (p.attnames))
-             ORDER BY c.oid, i.indnkeyatts, x.relname",
-            &[&publications],
-        )
-        .await
-        .map_err(doing)?;
-    for row in rows {
-        let (schema, table, index): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
-        let statement = format!(
-            "ALTER TABLE {}.{} REPLICA IDENTITY USING INDEX {}",
-            quote_identifier(schema),
-            quote_identifier(table),
-            quote_identifier(index)
-        );
-        match client.batch_execute(&statement).await {
-            Ok(()) => {
-                tracing::info!(schema, table, index, "table without primary key is identified by its unique index")
-            }
-            Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                tracing::warn!(schema, table, "this role may not set the replica identity; run as owner: {statement}");
-            }
-            Err(e) => return Err(Error::statement("set a replica identity", e)),
-        }
-    }
-    Ok(())
 }
 
 /// The newest finished initial copy.
@@ -323,7 +243,9 @@ pub async fn decommission(client: &Client, app: &App) -> Result<()> {
     crate::slot::drop_matching(client, &pattern).await?;
     client
         .batch_execute(&format!(
-            "DROP PUBLICATION IF EXISTS {}; DROP PUBLICATION IF EXISTS {}; DROP SCHEMA IF EXISTS {} CASCADE;",
+            "{} DROP PUBLICATION IF EXISTS {}; DROP PUBLICATION IF EXISTS {}; DROP SCHEMA IF EXISTS {} CASCADE;",
+            // First, for the triggers would watch the rest.
+            ddl::removal(app),
             quote_identifier(&app.default_publication()),
             quote_identifier(&app.metadata_publication()),
             quote_identifier(&app.shard_schema()),

@@ -18,9 +18,11 @@ use crate::connect::{connect, quote_identifier, quote_literal};
 use crate::options::{App, Options, lsn_text};
 use crate::pgoutput::POSTGRES_EPOCH_US;
 use crate::reader::Reader;
+use crate::schema::{Entry, Schema};
+use crate::telling::Telling;
 use crate::transaction::{Assembler, Finished, Skipped};
 use crate::wire::{Connection, parse_error};
-use crate::{Error, Result, backfill, copy, requirements, shard, slot};
+use crate::{Error, Result, backfill, copy, requirements, set_up, shard, slot};
 
 /// Where to continue.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +68,9 @@ impl Acks {
 pub struct Stream {
     events: mpsc::Receiver<(Result<Event>, Option<OwnedSemaphorePermit>)>,
     acks: Acks,
+    reached: watch::Receiver<Option<Version>>,
     task: JoinHandle<()>,
+    partitions: JoinHandle<()>,
     /// Budget of the event that the caller is working on.
     held: Option<OwnedSemaphorePermit>,
 }
@@ -74,6 +78,7 @@ pub struct Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.task.abort();
+        self.partitions.abort();
     }
 }
 
@@ -85,6 +90,8 @@ const TICK: Duration = Duration::from_millis(100);
 const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
 const KEEPALIVE_PERIOD_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_BYTES: u64 = 1 << 20;
+/// Between two looks for truncated partitions.
+const PARTITIONS_PERIOD: Duration = Duration::from_secs(2);
 const OBJECT_IN_USE: &str = "55006";
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 const UNDEFINED_OBJECT: &str = "42704";
@@ -106,7 +113,7 @@ impl Stream {
             }
             None => return Err(Error::reset("the shard's tables are gone from the upstream database")),
         }
-        let watching = shard::ensure(&mut client, options).await?;
+        let set_up = set_up::ensure(&mut client, options).await?;
         let replica = shard::newest_replica(&client, &options.app)
             .await?
             .filter(|r| r.version == resume.replica)
@@ -123,26 +130,26 @@ impl Stream {
                 lsn_text(known)
             )));
         }
-        let (schema_json, skipped) = schema_at(&client, options, &replica.id, resume.after).await?;
+        let (schema, skipped) = schema_at(&client, options, &replica.id, resume.after).await?;
+        let goal = position(&client).await?;
         let connection = start_replication(&client, options, &replica.slot, resume.after).await?;
         register_subscriber(&client, options, &replica.id, resume.after).await?;
         copy::forget_older(&client, options, &replica.id).await?;
         tracing::info!(slot = replica.slot, after = %resume.after, "replication stream begins");
+        let telling = Telling {
+            watching: set_up.watching,
+            shard_schema: options.app.shard_schema(),
+            messages_until: set_up.messages_until,
+            message_prefix: options.app.ddl_prefix(),
+        };
         Ok(Stream::spawn(
             options,
             client,
             connection,
             replica.id,
             resume,
-            known,
-            Assembler::new(
-                options.app.ddl_prefix(),
-                watching,
-                options.transaction_bytes_warn,
-                options.row_bytes_max,
-                schema_json,
-                skipped,
-            )?,
+            (known, goal),
+            Assembler::new(telling, options.transaction_bytes_warn, options.row_bytes_max, schema, skipped),
         ))
     }
 
@@ -152,11 +159,12 @@ impl Stream {
         (connection, timeout): (Connection, Option<Duration>),
         replica_id: String,
         resume: Resume,
-        known: Version,
+        (known, goal): (Version, u64),
         assembler: Assembler,
     ) -> Stream {
         let (acked, acks) = watch::channel(known.as_u64());
         let (sender, events) = mpsc::channel(QUEUE_EVENTS);
+        let (arrived, reached) = watch::channel(None);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
@@ -181,14 +189,23 @@ impl Stream {
             budget: Arc::new(Semaphore::new(options.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS))),
             last_keepalive: Instant::now(),
             reported: known.as_u64(),
+            goal,
+            arrived,
         };
+        let partitions = tokio::spawn(watch_partitions(Arc::clone(&pump.journal)));
         let task = tokio::spawn(pump.run());
-        Stream { events, acks: Acks(acked), task, held: None }
+        Stream { events, acks: Acks(acked), reached, task, partitions, held: None }
     }
 
     #[must_use]
     pub fn acks(&self) -> Acks {
         self.acks.clone()
+    }
+
+    /// What must be applied to be where upstream was when the stream began; known once everything up to there was handed out.
+    #[must_use]
+    pub fn reached(&self) -> watch::Receiver<Option<Version>> {
+        self.reached.clone()
     }
 
     /// The next event. After an error the stream is over. Dropping the future loses nothing.
@@ -216,46 +233,78 @@ impl Stream {
     }
 }
 
-/// The catalog as of `version`, and the changes to be skipped from there on.
-async fn schema_at(client: &Client, options: &Options, replica: &str, version: Version) -> Result<(String, Skipped)> {
-    let schema = quote_identifier(&options.app.shard_schema());
+/// Where upstream's log ends.
+async fn position(client: &Client) -> Result<u64> {
     let row = client
-        .query_opt(
+        .query_one("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8", &[])
+        .await
+        .map_err(|e| Error::statement("read the position of the log", e))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// The schema as of `version`, and the changes to be skipped from there on.
+async fn schema_at(client: &Client, options: &Options, replica: &str, version: Version) -> Result<(Schema, Skipped)> {
+    let schema = quote_identifier(&options.app.shard_schema());
+    let rows = client
+        .query(
             &format!(
                 "SELECT \"schema\", \"skipped\"::text FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <= $2
-                 ORDER BY \"version\" DESC LIMIT 1"
+                 AND \"version\" >= (SELECT max(\"version\") FROM {schema}.\"schemaHistory\"
+                                    WHERE \"replica\" = $1 AND \"version\" <= $2 AND \"whole\")
+                 ORDER BY \"version\""
             ),
             &[&replica, &version.to_string()],
         )
         .await
-        .map_err(|e| Error::statement("read the schema of the replica", e))?
-        .ok_or_else(|| Error::reset("the schema as of the replica's version is not known any more"))?;
-    let skipped = serde_json::from_str(row.get(1)).map_err(|e| {
+        .map_err(|e| Error::statement("read the schema of the replica", e))?;
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+        return Err(Error::reset("the schema as of the replica's version is not known any more"));
+    };
+    let mut schema = Schema::parse(first.get(0))?;
+    for row in &rows[1..] {
+        schema = schema.continued(row.get(0))?;
+    }
+    let skipped = serde_json::from_str(last.get(1)).map_err(|e| {
         Error::reset(format!("the positions of contents that were read separately cannot be read: {e}"))
     })?;
-    Ok((row.get(0), skipped))
+    Ok((schema, skipped))
 }
 
-/// Remembers the catalog after a transaction; before the transaction is handed out, so that whoever has the transaction can
+/// Remembers the schema after a transaction; before the transaction is handed out, so that whoever has the transaction can
 /// rely on it.
-async fn remember_schema(journal: &Journal, version: Version, json: &str, skipped: &Skipped) -> Result<()> {
+async fn remember_schema(journal: &Journal, version: Version, entry: &Entry, skipped: &Skipped) -> Result<()> {
     let schema = quote_identifier(&journal.app.shard_schema());
     let skipped = serde_json::to_string(skipped).map_err(|e| Error::transient_from("cannot write positions", e))?;
     journal
         .client
         .execute(
             &format!(
-                "INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\") VALUES ($1, $2, $3, $4::text::json)
-                 ON CONFLICT (\"replica\", \"version\") DO UPDATE SET \"schema\" = EXCLUDED.\"schema\", \"skipped\" = EXCLUDED.\"skipped\""
+                "INSERT INTO {schema}.\"schemaHistory\" (\"replica\", \"version\", \"schema\", \"skipped\", \"whole\")
+                 VALUES ($1, $2, $3, $4::text::json, $5)
+                 ON CONFLICT (\"replica\", \"version\") DO UPDATE
+                 SET \"schema\" = EXCLUDED.\"schema\", \"skipped\" = EXCLUDED.\"skipped\", \"whole\" = EXCLUDED.\"whole\""
             ),
-            &[&journal.replica, &version.to_string(), &json, &skipped],
+            &[&journal.replica, &version.to_string(), &entry.json, &skipped, &entry.is_whole],
         )
         .await
         .map_err(|e| Error::statement("remember the schema", e))?;
     Ok(())
 }
 
-/// Says who streams, and forgets schemas that no restart can ask for: those before the one in force at `after`.
+/// Truncated partitions are not in the stream, and are looked for. What is wrong with the connection, the pump sees as well.
+async fn watch_partitions(journal: Arc<Journal>) {
+    let mut period = tokio::time::interval(PARTITIONS_PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        if let Err(error) = shard::check_partitions(&journal.client, &journal.app).await {
+            tracing::warn!(%error, "partitions that are truncated meanwhile keep their rows here until the next start");
+            return;
+        }
+    }
+}
+
+/// Says who streams, and forgets schemas that no restart can ask for: those before what the one in force at `after` is made of.
 async fn register_subscriber(client: &Client, options: &Options, replica: &str, after: Version) -> Result<()> {
     let schema = quote_identifier(&options.app.shard_schema());
     let doing = |e| Error::statement("register as subscriber", e);
@@ -271,7 +320,7 @@ async fn register_subscriber(client: &Client, options: &Options, replica: &str, 
         .execute(
             &format!(
                 "DELETE FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <
-                 (SELECT max(\"version\") FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <= $2)"
+                 (SELECT max(\"version\") FROM {schema}.\"schemaHistory\" WHERE \"replica\" = $1 AND \"version\" <= $2 AND \"whole\")"
             ),
             &[&replica, &after.to_string()],
         )
@@ -456,6 +505,9 @@ struct Pump {
     last_keepalive: Instant,
     /// Highest position that went out as an event.
     reported: u64,
+    /// Where upstream was at the beginning, and who waits for that.
+    goal: u64,
+    arrived: watch::Sender<Option<Version>>,
 }
 
 enum Received {
@@ -500,14 +552,15 @@ impl Pump {
             return Ok(());
         }
         self.after = version;
-        let wanted = backfill::wanted(&self.assembler.catalog, &finished.reread);
+        let wanted = backfill::wanted(self.assembler.catalog(), &finished.reread);
         if !wanted.is_empty() {
             let skipped = self.link.attend(backfill::complete(&self.options, wanted, &mut finished)).await??;
             self.assembler.skipped.extend(skipped);
         }
-        if finished.schema_changed || !finished.reread.is_empty() {
-            let Assembler { schema_json, skipped, .. } = &self.assembler;
-            let remember = remember_schema(&self.journal, version, schema_json, skipped);
+        if !finished.described.is_empty() || !finished.reread.is_empty() {
+            let Assembler { schema, skipped, .. } = &mut self.assembler;
+            let entry = schema.entry(&finished.described)?;
+            let remember = remember_schema(&self.journal, version, &entry, skipped);
             self.link.attend(remember).await??;
         }
         if finished.transaction.changes.is_empty() {
@@ -517,10 +570,23 @@ impl Pump {
         self.delivered = version;
         self.reported = self.reported.max(version.as_u64());
         let bytes = finished.bytes;
-        self.deliver(Event::Transaction(finished.transaction), bytes).await
+        self.deliver(Event::Transaction(finished.transaction), bytes).await?;
+        self.note(version.as_u64());
+        Ok(())
+    }
+
+    /// Everything before this position was handed out.
+    fn note(&self, position: u64) {
+        if position >= self.goal {
+            let delivered = self.delivered;
+            self.arrived.send_if_modified(|at| at.is_none() && at.replace(delivered).is_none());
+        }
     }
 
     async fn keepalive(&mut self, lsn: u64, reply: bool) -> Result<()> {
+        if self.assembler.is_idle() {
+            self.note(lsn);
+        }
         let since = self.last_keepalive.elapsed();
         let news = lsn.saturating_sub(self.reported);
         let due = reply || since >= KEEPALIVE_PERIOD_IDLE || (since >= KEEPALIVE_PERIOD && news >= KEEPALIVE_BYTES);

@@ -11,15 +11,16 @@ use std::sync::Arc;
 
 use rows::transaction::{Backfill, SchemaChange};
 use rows::{Cell, Change, TableSpec, Transaction, Version};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::catalog::{Catalog, Published};
+use crate::ddl;
 use crate::decode::{self, Kind};
 use crate::diff::{Step, diff};
 use crate::limit::{Limit, Room};
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
+use crate::schema::{Difference, Schema};
+use crate::telling::{self, Telling, Told};
 use crate::{Error, Result};
 
 /// Tables whose changes are ignored in transactions that commit below a position, because contents read at that position
@@ -30,15 +31,13 @@ pub(crate) type Skipped = BTreeMap<u32, u64>;
 pub(crate) const UNTIL_NEXT_SHAPE: u64 = u64::MAX;
 
 pub(crate) struct Assembler {
-    ddl_prefix: String,
-    /// Whether event triggers report schema changes.
-    watching: bool,
+    telling: Telling,
     bytes_warn: usize,
     row_bytes_max: usize,
-    pub catalog: Catalog,
-    /// What `catalog` was read from, to be remembered.
-    pub schema_json: String,
+    pub schema: Schema,
     pub skipped: Skipped,
+    /// The table whose rows are events, once it was described.
+    events: Option<u32>,
     relations: HashMap<u32, Relation>,
     mapped: HashMap<u32, Arc<Mapped>>,
     open: Option<Open>,
@@ -50,7 +49,7 @@ struct Open {
     commit_time_us: i64,
     changes: Vec<Change>,
     bytes: usize,
-    schema_changed: bool,
+    described: BTreeSet<u32>,
     reread: BTreeSet<u32>,
     rewritten: BTreeSet<u32>,
     /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first).
@@ -62,8 +61,8 @@ pub(crate) struct Finished {
     pub transaction: Transaction,
     /// Approximate memory.
     pub bytes: usize,
-    /// Whether the catalog differs from the one before.
-    pub schema_changed: bool,
+    /// Tables that were described, or ceased to be published.
+    pub described: BTreeSet<u32>,
     /// Tables whose last schema change in it wants new contents.
     pub reread: BTreeSet<u32>,
 }
@@ -77,45 +76,31 @@ struct Mapped {
     identity: Vec<usize>,
 }
 
-/// A message of [`crate::ddl`]'s functions; which fields are there depends on `kind`.
-#[derive(Deserialize)]
-struct DdlMessage<'a> {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    tag: String,
-    #[serde(borrow)]
-    schema: Option<&'a RawValue>,
-    #[serde(default)]
-    oid: u32,
-    #[serde(default)]
-    message: String,
-}
-
 impl Assembler {
     pub(crate) fn new(
-        ddl_prefix: String,
-        watching: bool,
+        telling: Telling,
         bytes_warn: usize,
         row_bytes_max: usize,
-        schema_json: String,
+        schema: Schema,
         skipped: Skipped,
-    ) -> Result<Assembler> {
-        let catalog = Catalog::parse(&schema_json)?;
-        let warned = catalog.warnings.iter().cloned().collect();
-        Ok(Assembler {
-            ddl_prefix,
-            watching,
+    ) -> Assembler {
+        let warned = schema.catalog.warnings.iter().cloned().collect();
+        Assembler {
+            telling,
             bytes_warn,
             row_bytes_max,
-            catalog,
-            schema_json,
+            schema,
             skipped,
+            events: None,
             relations: HashMap::new(),
             mapped: HashMap::new(),
             open: None,
             warned,
-        })
+        }
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.schema.catalog
     }
 
     /// Whether the stream is between two transactions.
@@ -135,7 +120,7 @@ impl Assembler {
                     commit_time_us,
                     changes: Vec::new(),
                     bytes: 0,
-                    schema_changed: false,
+                    described: BTreeSet::new(),
                     reread: BTreeSet::new(),
                     rewritten: BTreeSet::new(),
                     waiting: Vec::new(),
@@ -144,10 +129,22 @@ impl Assembler {
             Message::Commit { commit_lsn, .. } => return self.commit(commit_lsn).map(Some),
             Message::Relation(relation) => {
                 self.mapped.remove(&relation.oid);
+                if relation.name == ddl::EVENTS && relation.schema == self.telling.shard_schema {
+                    self.events = Some(relation.oid);
+                } else if self.events == Some(relation.oid) {
+                    self.events = None;
+                }
                 self.relations.insert(relation.oid, relation);
             }
-            Message::Logical { transactional: true, prefix, content } if prefix == self.ddl_prefix => {
-                self.ddl(content)?
+            Message::Logical { transactional: true, prefix, content } if prefix == self.telling.message_prefix => {
+                let version = self.open()?.version;
+                if version < self.telling.messages_until {
+                    self.told(content)?;
+                } else {
+                    self.warn_once(
+                        "a logical message claims to tell of a schema change; it is not ours and has no effect",
+                    );
+                }
             }
             Message::Logical { .. } | Message::Ignored => {}
             message @ (Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. }) => {
@@ -170,15 +167,19 @@ impl Assembler {
         let (Message::Insert { oid, .. } | Message::Update { oid, .. } | Message::Delete { oid, .. }) = message else {
             return Ok(());
         };
-        if self.catalog.excluded.contains(&oid) {
+        if self.events == Some(oid) {
+            // They are removed at once, which means nothing.
+            return if let Message::Insert { new, .. } = message { self.event(oid, new) } else { Ok(()) };
+        }
+        if self.schema.catalog.excluded.contains(&oid) {
             return Ok(());
         }
         let version = self.open()?.version;
         if self.is_skipped(oid, version) {
             return Ok(());
         }
-        if !self.catalog.tables.contains_key(&oid) {
-            if !self.watching {
+        if !self.schema.catalog.tables.contains_key(&oid) {
+            if !self.telling.watching {
                 return Err(self.unknown_table(oid));
             }
             self.open()?.waiting.push((oid, bytes.to_vec()));
@@ -205,13 +206,14 @@ impl Assembler {
         let version = self.open()?.version;
         let mut tables = Vec::new();
         for oid in oids {
-            if self.is_skipped(*oid, version) || self.catalog.excluded.contains(oid) {
+            if self.events == Some(*oid) || self.is_skipped(*oid, version) || self.schema.catalog.excluded.contains(oid)
+            {
                 continue;
             }
-            match self.catalog.tables.get(oid) {
+            match self.schema.catalog.tables.get(oid) {
                 Some(table) => tables.push(Arc::clone(&table.spec)),
                 // Created in this transaction and described later: it is empty at that point.
-                None if self.watching => {}
+                None if self.telling.watching => {}
                 None => return Err(self.unknown_table(*oid)),
             }
         }
@@ -231,7 +233,7 @@ impl Assembler {
     }
 
     fn without_triggers(&self) -> &'static str {
-        if self.watching {
+        if self.telling.watching {
             ""
         } else {
             "; the role may not create event triggers, so schema changes cannot be followed"
@@ -245,7 +247,7 @@ impl Assembler {
         let relation = self.relations.get(&oid).ok_or_else(|| {
             Error::transient(format!("Postgres sent a row of oid {oid} without describing the table"))
         })?;
-        let table = self.catalog.tables.get(&oid).ok_or_else(|| self.unknown_table(oid))?;
+        let table = self.schema.catalog.tables.get(&oid).ok_or_else(|| self.unknown_table(oid))?;
         let mapped = Arc::new(self.map(relation, table)?);
         self.mapped.insert(oid, Arc::clone(&mapped));
         Ok(mapped)
@@ -274,36 +276,72 @@ impl Assembler {
         Ok(Mapped { spec: Arc::clone(spec), kinds, limit: Limit::new(table, self.row_bytes_max), identity })
     }
 
-    fn ddl(&mut self, content: &[u8]) -> Result<()> {
-        let message: DdlMessage<'_> = serde_json::from_slice(content)
-            .map_err(|e| Error::reset(format!("a message about a schema change cannot be read: {e}")))?;
-        let tag = message.tag;
-        match (message.kind.as_str(), message.schema) {
-            ("schema", Some(schema)) => self.schema_changed(&tag, schema.get()),
-            ("rewrite", _) => {
-                self.open()?.rewritten.insert(message.oid);
+    /// A row of the table of events.
+    fn event(&mut self, oid: u32, row: Tuple<'_>) -> Result<()> {
+        let relation = self.relations.get(&oid);
+        let column = relation.and_then(|r| r.columns.iter().position(|c| c.name == ddl::EVENT));
+        let mut data = row.data();
+        let mut at = 0;
+        while at < row.count {
+            let datum = data.next()?;
+            if Some(at) == column
+                && let Datum::Text(content) = datum
+            {
+                return self.told(content);
+            }
+            at += 1;
+        }
+        self.warn_once("the table of schema changes has another shape than expected; its rows have no effect");
+        Ok(())
+    }
+
+    /// What is said about the schema, by whom may say it.
+    fn told(&mut self, content: &[u8]) -> Result<()> {
+        match telling::read(content) {
+            None => Ok(()),
+            Some(Told::Tables { tag, difference }) => self.schema_changed(&tag, difference),
+            Some(Told::Schema { tag, json }) => match self.schema.difference_to(&json) {
+                Ok(difference) => self.schema_changed(&tag, difference),
+                Err(error) => {
+                    tracing::error!(%error, "a schema change cannot be read; it has no effect");
+                    Ok(())
+                }
+            },
+            Some(Told::Rewrite { tables }) => {
+                self.open()?.rewritten.extend(tables);
                 Ok(())
             }
-            ("error", _) => {
-                Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {}", message.message)))
+            Some(Told::Failure { tag, message }) => {
+                Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {message}")))
             }
-            (kind, _) => Err(Error::reset(format!("a message about a schema change is of the unknown kind '{kind}'"))),
         }
     }
 
-    fn schema_changed(&mut self, tag: &str, json: &str) -> Result<()> {
-        let mut new = Catalog::parse(json)?;
-        for warning in &new.warnings {
+    fn warn_once(&mut self, warning: &str) {
+        if self.warned.insert(warning.to_owned()) {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    fn schema_changed(&mut self, tag: &str, difference: Difference) -> Result<()> {
+        let described = difference.oids();
+        let mut new = match self.schema.changed(difference) {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!(%error, tag, "a schema change cannot be read; it has no effect");
+                return Ok(());
+            }
+        };
+        for warning in &new.catalog.warnings {
             if self.warned.insert(warning.clone()) {
                 tracing::warn!("{warning}");
             }
         }
-        self.keep_equal_specs(&mut new);
+        self.keep_equal_specs(&mut new.catalog);
         let rewritten = std::mem::take(&mut self.open()?.rewritten);
-        let mut steps = diff(&self.catalog, &new, tag, &rewritten)?;
-        self.retry_waiting(&new, &mut steps);
-        self.catalog = new;
-        json.clone_into(&mut self.schema_json);
+        let mut steps = diff(self.catalog(), &new.catalog, tag, &rewritten);
+        self.retry_waiting(&new.catalog, &mut steps);
+        self.schema = new;
         self.mapped.clear();
         for step in steps {
             let waits = self.skipped.get(&step.oid) == Some(&UNTIL_NEXT_SHAPE);
@@ -322,7 +360,7 @@ impl Assembler {
         }
         let open = self.open()?;
         // A rewrite is reported before the new shape; tables without a new shape are seen to at the commit.
-        open.schema_changed = true;
+        open.described.extend(described);
         let waiting = std::mem::take(&mut open.waiting);
         for (_, bytes) in waiting {
             self.message(&bytes)?;
@@ -350,7 +388,7 @@ impl Assembler {
     /// Equal specs share one allocation, so that receivers can compare pointers.
     fn keep_equal_specs(&self, new: &mut Catalog) {
         for (oid, table) in &mut new.tables {
-            if let Some(old) = self.catalog.tables.get(oid)
+            if let Some(old) = self.schema.catalog.tables.get(oid)
                 && old.spec == table.spec
             {
                 table.spec = Arc::clone(&old.spec);
@@ -361,7 +399,7 @@ impl Assembler {
     fn commit(&mut self, commit_lsn: u64) -> Result<Finished> {
         let rewritten = std::mem::take(&mut self.open()?.rewritten);
         for oid in rewritten {
-            let Some(table) = self.catalog.tables.get(&oid) else { continue };
+            let Some(table) = self.schema.catalog.tables.get(&oid) else { continue };
             let change = SchemaChange::AlterTable {
                 old: Arc::clone(&table.spec),
                 new: Arc::clone(&table.spec),
@@ -387,7 +425,7 @@ impl Assembler {
                 changes: open.changes,
             },
             bytes: open.bytes,
-            schema_changed: open.schema_changed,
+            described: open.described,
             reread: open.reread,
         })
     }

@@ -77,6 +77,7 @@ impl Connection {
             ("TimeZone", "UTC"),
             ("extra_float_digits", "3"),
             ("bytea_output", "hex"),
+            ("lc_monetary", "C"),
         ];
         if let Some(options) = config.get_options() {
             parameters.push(("options", options));

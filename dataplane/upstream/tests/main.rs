@@ -9,3 +9,4 @@ mod random;
 mod slots;
 mod start;
 mod types;
+mod watching;

@@ -106,6 +106,28 @@ async fn a_keepalive_comes_when_unpublished_tables_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_says_what_brings_its_caller_to_where_upstream_was() {
+    let fixture = Fixture::start(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY)")).await;
+    let (plan, mut model) = copied(&fixture.options).await;
+    let goal = async |stream: &Stream| {
+        let mut reached = stream.reached();
+        let goal = tokio::time::timeout(Duration::from_secs(30), reached.wait_for(Option::is_some)).await;
+        goal.expect("it is told soon").unwrap().unwrap()
+    };
+    let stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
+    assert_eq!(goal(&stream).await, plan.version, "nothing was committed since");
+    drop(stream);
+    for i in 0..20 {
+        fixture.run(&format!("INSERT INTO t VALUES ({i})")).await;
+    }
+    let mut stream = Stream::start(&fixture.options, resume(&plan, plan.version)).await.unwrap();
+    catch_up(&mut stream, &mut model, &fixture.client).await;
+    let goal = goal(&stream).await;
+    assert!(goal > plan.version && goal < model.version, "{goal} is the last that was there at the beginning");
+    assert_eq!(model.sorted("t").len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_went_ahead_asks_for_a_rebuild() {
     let fixture = Fixture::start(MARK).await;
     let (plan, mut model) = copied(&fixture.options).await;

@@ -13,6 +13,8 @@ use protocol::error::ErrorBody;
 use protocol::up;
 use tokio::sync::mpsc;
 
+pub use crate::admission::{Admission, Admitted};
+
 /// One accepted socket, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
@@ -32,6 +34,8 @@ pub struct Connect {
     pub accepted_at: Instant,
     pub context: Arc<ConnectionContext>,
     pub outbox: Outbox,
+    /// To be used when the connection's `initConnection` is applied.
+    pub admission: Admission,
 }
 
 /// On whose behalf API servers are called for this connection. Replaced as a whole by `updateAuth`.
@@ -92,7 +96,7 @@ impl Credit {
 pub enum Command {
     Connect(Box<Connect>),
     Message(ConnectionId, ClientMessage, Credit),
-    /// The socket is gone (or was displaced by a newer one of the same client).
+    /// The socket is gone.
     Disconnect(ConnectionId),
     /// Send all clients elsewhere, one group after the other `within` so long, and take no others; `done` is dropped when all
     /// state is flushed and the groups are free.

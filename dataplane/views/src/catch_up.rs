@@ -52,6 +52,8 @@ impl Core {
         let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get(&id)) else {
             return false;
         };
+        // What the group holds is not this connection's before its own credentials lead to it.
+        let is_transforming = connection.transforming.is_some();
         let impatient = connection.patience.is_none_or(|until| until <= Instant::now());
         let mut ready = true;
         let mut renew = Vec::new();
@@ -71,7 +73,9 @@ impl Core {
                 ready = false;
                 continue;
             };
-            if materialisation.graph().is_none() {
+            // Something else is to take its place, for this connection or another one.
+            let is_replaced = run.is_some_and(|run| run.coming.is_some());
+            if materialisation.graph().is_none() || is_transforming || is_replaced {
                 ready = false;
                 continue;
             }
@@ -335,12 +339,15 @@ fn add_query_patches(group: &Group, connection: &Connection, builder: &mut PartB
         }
     }
     for removed in &group.record.removed {
-        let got = group.record.queries.get(&removed.hash).is_some_and(|q| q.holding.is_some());
+        let got = group.record.queries.get(&removed.hash).is_some_and(|q| q.holding.is_some() || q.failed.is_some());
         if connection.cookie.is_some() && missed(removed.removed_at) && !got {
             builder.got(QueryOp::Del { hash: removed.hash.clone() });
         }
     }
     for (hash, query) in &group.record.queries {
+        if query.failed.is_some_and(missed) {
+            builder.got(QueryOp::Del { hash: hash.clone() });
+        }
         if query.holding.as_ref().is_some_and(|h| missed(h.got_at)) {
             builder.got(QueryOp::Put { hash: hash.clone() });
         }

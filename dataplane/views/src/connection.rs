@@ -7,7 +7,7 @@ use std::time::Instant;
 use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::api::{ClientMessage, ConnectionContext, ConnectionId, Credit, Outbox};
+use crate::api::{Admission, ClientMessage, ConnectionContext, ConnectionId, Credit, Outbox};
 use crate::group::GroupId;
 use crate::row_id::RowId;
 use crate::store::LineageId;
@@ -38,6 +38,8 @@ pub struct Connection {
     pub profile_id: String,
     pub context: Arc<ConnectionContext>,
     pub outbox: Outbox,
+    /// Used when `initConnection` is applied.
+    pub admission: Admission,
     pub phase: Phase,
     /// Whether it ever was active.
     pub has_joined: bool,
@@ -47,6 +49,8 @@ pub struct Connection {
     pub validated: bool,
     /// Late validation answers for an older context are ignored.
     pub revision: u64,
+    /// While joining: the attempt to transform the group's queries with its own credentials.
+    pub transforming: Option<u64>,
     /// While joining: do not wait any longer for new queries after this.
     pub patience: Option<Instant>,
     /// Messages that came before the group was served here.

@@ -179,11 +179,24 @@ impl KeyChoice {
         let mut text = String::new();
         for table in tables {
             if let Some(key) = self.by_table.get(*table) {
-                text.push_str(&format!("|{table}:{}", key.join(",")));
+                let key: Vec<String> = key.iter().map(|column| plain(column)).collect();
+                text.push_str(&format!("|{}:{}", plain(table), key.join(",")));
             }
         }
         text
     }
+}
+
+/// A name without the signs that separate names, so that two lists of names never have one text.
+fn plain(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for sign in name.chars() {
+        match sign {
+            '\\' | '|' | ':' | ',' => text.extend(['\\', sign]),
+            sign => text.push(sign),
+        }
+    }
+    text
 }
 
 /// Every table that a tree reads, sorted.
@@ -276,4 +289,30 @@ fn check_key(name: &str, wanted: &[String], table: &Arc<Table>, problems: &mut V
 
 fn list<'a>(names: impl Iterator<Item = &'a Arc<str>>) -> String {
     names.map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_choices_of_keys_have_different_texts() {
+        let choice = |table: &str, key: &[&str]| {
+            let key = key.iter().map(|c| (*c).to_owned()).collect();
+            KeyChoice { by_table: BTreeMap::from([(table.to_owned(), key)]) }.share_key(&[table])
+        };
+        let texts = [
+            choice("t", &["a", "b"]),
+            choice("t", &["b", "a"]),
+            choice("t", &["a,b"]),
+            choice("t", &["a\\", "b"]),
+            choice("t", &["a\\,b"]),
+            choice("t:a", &["b"]),
+            choice("t", &["a:b"]),
+        ];
+        for (n, text) in texts.iter().enumerate() {
+            assert!(!texts[..n].contains(text), "{text}");
+        }
+        assert_eq!(texts[0], "|t:a,b");
+    }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use replica::Reader;
 use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 
 use crate::api::{Command, ConnectionId, Handle, Transformer};
@@ -29,6 +29,7 @@ use crate::mutations::Internal;
 use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
 use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
 use crate::transform::Answer;
+use crate::turns::Turns;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Events handled before a step is run, so that a flood of messages cannot delay pokes.
@@ -144,6 +145,11 @@ pub struct Started {
     pub batches: Batches,
     /// Ends with an error when the replica cannot be read any more; the process should then stop.
     pub ended: tokio::sync::oneshot::Receiver<Ending>,
+    /// Since when the oldest waits of what was handed to the CVR database and is not stored; `None` while everything is. Nobody
+    /// is told anything new while it waits, so a node whose oldest grows old does not serve.
+    pub unflushed_since: watch::Receiver<Option<Instant>>,
+    /// For those who watch that the thread goes on.
+    pub turns: Turns,
 }
 
 /// Prepares the CVR database and starts the thread.
@@ -208,18 +214,21 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
     let indexes = Arc::new(tokio::sync::Mutex::new(wanted));
     let batches = Batches { events: events.clone(), backlog: Arc::clone(&backlog), indexes };
     let (ended_sender, ended) = tokio::sync::oneshot::channel();
+    let (unflushed, unflushed_since) = watch::channel(None);
     let runtime = tokio::runtime::Handle::current();
+    let turns = Turns::new();
+    let seen = turns.clone();
     std::thread::Builder::new()
         .name("views".into())
         .spawn(move || {
             let materialisations = Materialisations::new(pool, node * LINEAGES_PER_NODE, options.metrics.clone());
-            let around = Around { store, events, runtime, backlog };
+            let around = Around { store, events, runtime, backlog, unflushed };
             let core = Core::new(options, limits, reader, materialisations, around);
-            let ending = core.run(&receiver);
+            let ending = core.run(&receiver, &seen);
             let _ = ended_sender.send(ending);
         })
         .map_err(|e| format!("start the views' thread: {e}"))?;
-    Ok(Started { handle: Handle { commands }, batches, ended })
+    Ok(Started { handle: Handle { commands }, batches, ended, unflushed_since, turns })
 }
 
 /// What the thread talks to.
@@ -228,6 +237,15 @@ struct Around {
     events: Sender<Event>,
     runtime: tokio::runtime::Handle,
     backlog: Arc<Backlog>,
+    unflushed: watch::Sender<Option<Instant>>,
+}
+
+/// A flush that is not durable yet.
+struct Flushing {
+    number: u64,
+    /// That it carried.
+    version: Version,
+    since: Instant,
 }
 
 /// All state of the views.
@@ -249,8 +267,9 @@ pub struct Core {
     flush_number: u64,
     /// The newest version that was handed over as one that clients may be told of.
     marked: Version,
-    /// Flush numbers with the version they carried, until they are durable.
-    flushed_versions: VecDeque<(u64, Version)>,
+    /// Flushes until they are durable.
+    flushing: VecDeque<Flushing>,
+    unflushed: watch::Sender<Option<Instant>>,
     pub(crate) outgoing: Outgoing,
     pub(crate) events: Sender<Event>,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -271,6 +290,8 @@ pub struct Core {
     pub(crate) closing: Vec<Closing>,
     /// This node was struck off.
     pub(crate) gone: bool,
+    /// What ended that must not.
+    broken: Option<String>,
     abandoned: bool,
     pub(crate) commit_time_us: i64,
     backlog: Arc<Backlog>,
@@ -284,7 +305,7 @@ impl Core {
         materialisations: Materialisations,
         around: Around,
     ) -> Core {
-        let Around { store, events, runtime, backlog } = around;
+        let Around { store, events, runtime, backlog, unflushed } = around;
         let schema = Arc::clone(&options.schema);
         Core {
             internal: Internal::of(&schema, &options.clients_table, &options.mutations_table),
@@ -300,7 +321,8 @@ impl Core {
             flush: Flush::default(),
             flush_number: 0,
             marked: Version::ZERO,
-            flushed_versions: VecDeque::new(),
+            flushing: VecDeque::new(),
+            unflushed,
             outgoing: Outgoing::new(limits.held_bytes),
             limits,
             events,
@@ -316,6 +338,7 @@ impl Core {
             draining: None,
             closing: Vec::new(),
             gone: false,
+            broken: None,
             abandoned: false,
             commit_time_us: 0,
             backlog,
@@ -324,7 +347,7 @@ impl Core {
     }
 
     /// Runs until a drain has ended, or it cannot go on.
-    fn run(mut self, receiver: &Receiver<Event>) -> Ending {
+    fn run(mut self, receiver: &Receiver<Event>, turns: &Turns) -> Ending {
         match self.reader.begin() {
             Ok(version) => self.version = version,
             Err(error) => return Ending::Failed(error.to_string()),
@@ -332,6 +355,7 @@ impl Core {
         self.reader.end();
         let mut next_tick = Instant::now() + TICK;
         loop {
+            turns.turn();
             let wake = self.impatient_at.into_iter().chain(self.drain_at()).fold(next_tick, Instant::min);
             let wait = wake.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(wait) {
@@ -363,6 +387,10 @@ impl Core {
                 error!(reason, "the views cannot go on");
                 return Ending::Failed(reason);
             }
+            if let Some(reason) = self.broken.take() {
+                error!(reason, "the views cannot go on");
+                return Ending::Failed(reason);
+            }
             if self.gone && !self.has_left() {
                 let reason = "the other nodes took this one for dead: it was not heard of for too long";
                 error!(reason, "the views cannot go on");
@@ -386,6 +414,9 @@ impl Core {
             Event::Store(store::Event::Flushed { up_to }) => self.flushed(up_to),
             Event::Store(store::Event::Claimed { id, verdict }) => self.claimed(&id, verdict),
             Event::Store(store::Event::Lost(lost)) => self.lost(&lost),
+            Event::Store(store::Event::Refused(refused)) => self.record_refused(&refused),
+            Event::Store(store::Event::MadeAnew) => self.store_again(),
+            Event::Store(store::Event::Broken(reason)) => self.broken = Some(reason),
             Event::Store(store::Event::Gone) => self.gone = true,
             Event::Store(store::Event::RowSet { lineage, rows }) => {
                 self.want_step |= self.materialisations.stored(lineage, rows);
@@ -420,7 +451,8 @@ impl Core {
     }
 
     fn flushed(&mut self, up_to: u64) {
-        while self.flushed_versions.pop_front_if(|(number, _)| *number <= up_to).is_some() {}
+        while self.flushing.pop_front_if(|flushing| flushing.number <= up_to).is_some() {}
+        self.unflushed.send_replace(self.flushing.front().map(|flushing| flushing.since));
         let histogram = self.options.metrics.commit_to_poke_seconds.clone();
         for Dropped(id) in self.outgoing.flushed(up_to, &mut |mark| observe(&histogram, mark)) {
             self.disconnect(id, Some("slow client"));
@@ -443,14 +475,18 @@ impl Core {
         flush.version = self.version;
         self.marked = self.version;
         self.flush_number += 1;
-        self.flushed_versions.push_back((self.flush_number, self.version));
+        let since = Instant::now();
+        if self.flushing.is_empty() {
+            self.unflushed.send_replace(Some(since));
+        }
+        self.flushing.push_back(Flushing { number: self.flush_number, version: self.version, since });
         self.store.flush(self.flush_number, flush);
         self.flush_number
     }
 
     /// Everything up to this version is durable. A version may have more than one step, and so more than one flush.
     pub(crate) fn durable_version(&self) -> Version {
-        let mut version = self.flushed_versions.front().map_or(self.version, |(_, version)| before(*version));
+        let mut version = self.flushing.front().map_or(self.version, |flushing| before(flushing.version));
         if !self.flush.is_empty() {
             version = version.min(before(self.version));
         }

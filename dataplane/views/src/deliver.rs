@@ -45,7 +45,7 @@ impl Core {
         let version = self.version;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         // Nothing of a client is stored or told before anybody's credentials were found good.
-        if !group.is_served() || group.user.is_none() {
+        if !group.is_served() || !group.is_admitted {
             return;
         }
         let active: Vec<ConnectionId> = group
@@ -80,6 +80,7 @@ impl Core {
             group.record.remember_removed(&left.hash, left.holding.clone(), cookie, now_ms());
         }
         group.record.remember_desire_removals(&pending.desires, cookie);
+        group.record.remember_failures(cookie);
         // A cookie with a counter is greater than any after a restart only if it is written down.
         let counted = visible && cookie.config > 0;
         let changed = pending.record || !arrived.is_empty() || !pending.left.is_empty() || !pending.desires.is_empty();

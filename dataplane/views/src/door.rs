@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::down;
-use protocol::error::ErrorBody;
+use protocol::error::{ErrorBody, Kind};
 use protocol::up::{InitConnection, QueryDefinition, UpQueryOp};
 use rows::Cookie;
 use tracing::info;
@@ -18,7 +18,7 @@ use tracing::info;
 use crate::api::{ClientMessage, Connect, ConnectionContext, ConnectionId, Credit, Frame, NamedQuery, Outbox};
 use crate::core::{Core, Event};
 use crate::ownership::rehome;
-use crate::transform::Answer;
+use crate::transform::{Answer, answer_of};
 
 /// Who connects to a node that is leaving may be routed to it again for a moment.
 const RETRY_WHILE_DRAINING: Duration = Duration::from_millis(250);
@@ -48,7 +48,11 @@ impl Core {
         }
         let cookie: Option<Cookie> = match connect.base_cookie.as_deref().map(str::parse).transpose() {
             Ok(cookie) => cookie,
-            Err(error) => return turn_away(&connect, &ErrorBody::internal(format!("baseCookie: {error}"))),
+            Err(error) => {
+                // The client drops what it has and begins anew; it would come with the same cookie for ever.
+                let kind = Kind::InvalidConnectionRequestBaseCookie;
+                return turn_away(&connect, &ErrorBody::new(kind, format!("baseCookie: {error}")));
+            }
         };
         if self.options.transformer.configured() {
             let id = connect.id;
@@ -95,7 +99,7 @@ impl Core {
         let future = self.options.transformer.transform(context, Vec::new());
         let events = self.events.clone();
         self.runtime.spawn(async move {
-            let result = future.await.map(|_| ());
+            let result = answer_of(future).await.map(|_| ());
             let _ = events.send(Event::Answer(Answer::Validated { connection, revision, result }));
         });
     }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::api::{ConnectionId, Frame, Outbox};
 use crate::core::Core;
@@ -23,6 +23,8 @@ pub struct Closing {
     sockets: Vec<(ConnectionId, Outbox)>,
 }
 
+/// A database that has stored nothing for so long is not waited for. Who was sent away is caught up from what is stored.
+const STALLED: Duration = Duration::from_secs(10);
 /// Groups that leave per second, if time allows.
 const GROUPS_PER_SECOND: u32 = 50;
 
@@ -35,6 +37,8 @@ pub struct Drain {
     leaving: Vec<GroupId>,
     /// The flush that ends this node's part, once it is handed over. Nothing may follow it.
     last_flush: Option<u64>,
+    /// The last flush that was stored, and since when that has been so.
+    stored: (u64, Instant),
 }
 
 impl Core {
@@ -59,6 +63,7 @@ impl Core {
             next: Instant::now(),
             leaving: Vec::new(),
             last_flush: None,
+            stored: (self.outgoing.durable(), Instant::now()),
         });
     }
 
@@ -129,8 +134,15 @@ impl Core {
     /// Whether everything is told, stored and free after a drain.
     pub(crate) fn finish_drain(&mut self) -> bool {
         let is_quiet = self.dirty.is_empty() && self.flush.is_empty() && self.outgoing.is_empty() && !self.want_step;
-        let all_durable = self.all_durable();
+        let (all_durable, durable) = (self.all_durable(), self.outgoing.durable());
         let Some(drain) = &mut self.draining else { return false };
+        if drain.stored.0 != durable {
+            drain.stored = (durable, Instant::now());
+        }
+        if drain.queue.is_empty() && !all_durable && drain.stored.1.elapsed() >= STALLED {
+            warn!("the CVR database does not answer: not waiting any longer for what clients were not told yet");
+            return true;
+        }
         match drain.last_flush {
             None if !(drain.queue.is_empty() && drain.leaving.is_empty() && is_quiet) => false,
             None => {

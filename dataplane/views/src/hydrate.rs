@@ -1,9 +1,13 @@
 //! Hydration apart from advancement: a fixed set of threads, each with a reader of its own, runs queries from scratch at the
 //! replica's newest version while the views go on.
 //!
+//! A replica that cannot be read for a moment (the process is out of descriptors, the disk is slow) is no fault of a query: its job
+//! waits and is done again, for [`PATIENCE`] at most.
+//!
 //! Invariant: an outcome's graph and payload show the replica at exactly `version`; bringing them to the views' version is the
 //! views' business.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,12 +16,18 @@ use ivm::Graph;
 use ivm::query::Query;
 use replica::Reader;
 use rows::Version;
+use tracing::warn;
 
 use crate::convert::KeyChoice;
 use crate::encode;
 use crate::indexes::Wishes;
 use crate::materialisation::{MaterialisationId, Payload, PayloadBuilder};
 use crate::row_id::RowId;
+
+/// For a replica that cannot be read.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A query to run from scratch.
 #[derive(Debug)]
@@ -96,12 +106,30 @@ fn work(
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         let id = job.id;
-        let result = match &mut reader {
-            Some(reader) => run(&job, wishes, reader),
-            None => match open() {
-                Ok(opened) => run(&job, wishes, reader.insert(opened)),
-                Err(error) => Err(Failure::Replica(error.to_string())),
-            },
+        let (started, mut pause) = (Instant::now(), RETRY_MIN);
+        let result = loop {
+            // A job that panics concerns its query only; its clients would wait for ever for an answer that never comes.
+            let attempt = AssertUnwindSafe(|| match &mut reader {
+                Some(reader) => run(&job, wishes, reader),
+                None => match open() {
+                    Ok(opened) => run(&job, wishes, reader.insert(opened)),
+                    Err(error) => Err(Failure::Replica(error.to_string())),
+                },
+            });
+            let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
+                reader = None;
+                Err(Failure::Query("the server failed while it ran the query; its log says how".to_owned()))
+            });
+            match result {
+                Err(Failure::Replica(reason)) if started.elapsed() < PATIENCE => {
+                    warn!(reason, retry_ms = pause.as_millis() as u64, "cannot read the replica for a query");
+                    // It may be the reader that is of no use.
+                    reader = None;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                result => break result,
+            }
         };
         done(Outcome { id, result });
     }
@@ -121,10 +149,19 @@ fn run(job: &Job, wishes: &Wishes, reader: &mut Reader) -> Result<Hydrated, Fail
     Ok(Hydrated { graph, version, payload: payload.finish(version), elapsed: started.elapsed() })
 }
 
+/// Says of a key that it does not name one row.
+pub fn ambiguous(keyed: &ivm::KeyedTable) -> String {
+    let columns: Vec<&str> = keyed.key.iter().map(|&c| &*keyed.table.columns[c].name).collect();
+    format!("the key <{}> of \"{}\" is not unique upstream any more", columns.join(", "), keyed.table.name)
+}
+
 /// Runs a query from scratch on a reader with an open snapshot, by the schema of that snapshot.
 pub fn hydrate(job: &Job, reader: &mut Reader) -> Result<(Graph, PayloadBuilder), Failure> {
     let mut graph = Graph::build(&job.query, &reader.schema(), &|table| job.keys.columns(table))
         .map_err(|e| Failure::Query(e.to_string()))?;
+    if let Some(keyed) = graph.tables().find(|keyed| !keyed.is_unique_in(&keyed.table)) {
+        return Err(Failure::Query(ambiguous(keyed)));
+    }
     let mut payload = PayloadBuilder::default();
     let mut failed = None;
     graph

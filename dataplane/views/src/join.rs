@@ -9,12 +9,12 @@ use protocol::up::{InitConnection, UpQueryOp};
 use rows::Cookie;
 use serde_json::json;
 
-use crate::api::{ConnectionContext, ConnectionId, Frame};
+use crate::api::{Admitted, ConnectionContext, ConnectionId, Frame};
 use crate::connection::{Connection, Phase};
 use crate::convert::{KeyChoice, check_client_schema};
 use crate::core::Core;
 use crate::group::Group;
-use crate::group::record::{DesirePatch, Refused};
+use crate::group::record::{DesirePatch, Desired, Refused, Unkept};
 use crate::ownership::rehome;
 
 /// A joining client's first poke waits so long for its new queries: most answer at once, and one poke is cheaper for everybody
@@ -31,7 +31,7 @@ impl Core {
         body: InitConnection,
         context: Arc<ConnectionContext>,
     ) -> Result<(), ErrorBody> {
-        if self.is_foreign(id, &context) {
+        if self.is_foreign(id, &context) || !self.admit(id) {
             return Ok(());
         }
         let (version, now) = (self.version, Instant::now());
@@ -40,11 +40,13 @@ impl Core {
         if let Some(cookie) = connection.cookie {
             check_cookie(group, cookie, version)?;
         }
-        take_client_schema(group, &body)?;
-        if let Some(schema) = &group.record.client_schema {
+        check_sent_schema(group, &body)?;
+        // Before it is taken: a schema that cannot be served must not bind the group.
+        if let Some(schema) = group.record.client_schema.as_ref().or(body.client_schema.as_ref()) {
             check_client_schema(schema, &self.schema)
                 .map_err(|problems| ErrorBody::new(Kind::SchemaVersionNotSupported, problems))?;
         }
+        take_client_schema(group, &body);
         let client = connection.client.clone();
         group.record.profile_id = Some(connection.profile_id.clone());
         group.known = true;
@@ -85,11 +87,14 @@ impl Core {
         let Some((connection, group)) = self.connection_and_group(id) else { return Ok(()) };
         let clock_ms = group.clock_ms(Instant::now());
         let client = connection.client.clone();
-        let patches = group.record.desire(&client, ops, clock_ms).map_err(refused)?;
+        let Desired { patches, unkept } = group.record.desire(&client, ops, clock_ms).map_err(refused)?;
         let changed = !patches.is_empty();
         note(group, patches, changed);
         group.may_expire = true;
         let group = group.id;
+        for Unkept { hash, reason } in unkept {
+            self.query_failed(group, &hash, &reason);
+        }
         self.dirty.insert(group);
         self.want_step = true;
         Ok(())
@@ -159,11 +164,22 @@ impl Core {
     pub(crate) fn is_foreign(&mut self, id: ConnectionId, context: &ConnectionContext) -> bool {
         const MESSAGE: &str = "the client group belongs to another user";
         let group = self.connections.get(&id).and_then(|c| self.groups.get(&c.group));
-        let foreign = group.and_then(|g| g.user.as_ref()).is_some_and(|pinned| *pinned != context.user_id);
+        let user = group.and_then(|g| g.record.user.as_ref());
+        let foreign = user.is_some_and(|user| !user.is(context.user_id.as_deref()));
         if foreign {
             self.reject_with(id, &ErrorBody::unauthorized(MESSAGE), Frame::Close(Some((3000, MESSAGE.into()))));
         }
         foreign
+    }
+
+    /// Lets a connection in, in place of an older one of its client. False: a newer one was let in before.
+    fn admit(&mut self, id: ConnectionId) -> bool {
+        match self.connections.get_mut(&id).map(|connection| connection.admission.admit()) {
+            Some(Admitted::InsteadOf(old)) => self.disconnect(old, Some("displaced")),
+            Some(Admitted::Alone) => {}
+            Some(Admitted::TooLate) | None => return false,
+        }
+        true
     }
 
     /// Looks again at connections that waited long enough for their new queries.
@@ -214,7 +230,8 @@ fn check_cookie(group: &mut Group, cookie: Cookie, version: rows::Version) -> Re
     Ok(())
 }
 
-fn take_client_schema(group: &mut Group, body: &InitConnection) -> Result<(), ErrorBody> {
+/// Whether a group can go on with the schema that a client sent, if it sent one.
+fn check_sent_schema(group: &Group, body: &InitConnection) -> Result<(), ErrorBody> {
     match (&group.record.client_schema, &body.client_schema) {
         (None, None) => Err(ErrorBody::invalid_connection_request(
             "the first initConnection of a client group must carry a clientSchema",
@@ -222,13 +239,17 @@ fn take_client_schema(group: &mut Group, body: &InitConnection) -> Result<(), Er
         (Some(stored), Some(sent)) if stored != sent => Err(ErrorBody::invalid_connection_request(
             "the clientSchema differs from the one that the client group was made with",
         )),
-        (Some(_), _) => Ok(()),
-        (None, Some(sent)) => {
-            group.keys = Arc::new(KeyChoice::of(sent));
-            group.record.client_schema = Some(sent.clone());
-            group.pending.record = true;
-            Ok(())
-        }
+        _ => Ok(()),
+    }
+}
+
+fn take_client_schema(group: &mut Group, body: &InitConnection) {
+    if group.record.client_schema.is_none()
+        && let Some(sent) = &body.client_schema
+    {
+        group.keys = Arc::new(KeyChoice::of(sent));
+        group.record.client_schema = Some(sent.clone());
+        group.pending.record = true;
     }
 }
 

@@ -20,6 +20,7 @@
 //! * Nobody whose credentials were not found good changes, claims or sees anything of a client group.
 //! * Work per step is by affected materialisation and by changed row, and for groups by what changed for them.
 
+mod admission;
 pub mod api;
 mod catch_up;
 mod connection;
@@ -47,6 +48,8 @@ mod step;
 pub mod store;
 mod tidy;
 mod transform;
+mod turns;
 
 pub use crate::core::{Batches, Ending, Options, Started, start, start_within};
 pub use crate::indexes::Wanted;
+pub use crate::turns::Turns;

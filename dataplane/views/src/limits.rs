@@ -31,6 +31,8 @@ pub struct Limits {
     pub contested_max: Duration,
     /// A node that was not seen for so long is struck off: it stops when it finds out, and its histories are cleared away.
     pub node_dead: Duration,
+    /// The longest that the CVR database may take to answer; its connection is given up then.
+    pub answer: Duration,
     /// How long a client waits for a replica that is behind what it has seen, before it is sent elsewhere.
     pub behind: Duration,
 }
@@ -52,6 +54,7 @@ impl Default for Limits {
             node_live: Duration::from_secs(3),
             contested_max: Duration::from_secs(8),
             node_dead: Duration::from_secs(15 * 60),
+            answer: Duration::from_secs(30),
             behind: Duration::from_secs(5),
         }
     }

@@ -16,6 +16,16 @@ use crate::row_id::{Encoder, Presence, RowId};
 use crate::store::{Delta, Flush, Lineage, LineageId};
 
 impl Materialisations {
+    /// Begins every stored history at `version`, the present one, under the number that it has.
+    pub(crate) fn store_again(&mut self, version: Version, flush: &mut Flush) {
+        for m in self.by_id.values_mut() {
+            if let State::Live(graph) = &m.state {
+                m.settled_at = version;
+                flush.lineages.push(base(m.lineage, &m.key, version, graph));
+            }
+        }
+    }
+
     /// Writes down where the history of a materialisation that became live begins, or how its rows differ from where it ended.
     pub(crate) fn settle_lineage(
         &mut self,

@@ -23,7 +23,7 @@ use crate::hydrate::{self, Failure, Hydrated, Job, Outcome, Pool};
 use crate::lineage::{sorted_rows, stored_form};
 use crate::materialisation::{Entry, History, Materialisation, MaterialisationId, State, Stored};
 use crate::metrics::Metrics;
-use crate::row_id::RowId;
+use crate::row_id::{Identity, RowId};
 use crate::store::{self, Flush, LineageId, Request, RowSet};
 
 pub struct Materialisations {
@@ -217,6 +217,24 @@ impl Materialisations {
             }
         }
         true
+    }
+
+    /// Ends what stands on a key that is not unique any more: it names no row. Clients that chose it are turned away.
+    pub fn check_keys(&mut self, schema: &Schema) {
+        for (&id, m) in &mut self.by_id {
+            let State::Live(graph) = &m.state else { continue };
+            let table_of = |keyed: &ivm::KeyedTable| schema.tables.get(&keyed.table.name);
+            let ambiguous = graph
+                .tables()
+                .find(|keyed| {
+                    table_of(keyed).is_some_and(|t| t.columns == keyed.table.columns && !keyed.is_unique_in(t))
+                })
+                .map(|keyed| hydrate::ambiguous(keyed));
+            if let Some(message) = ambiguous {
+                set_failed(m, id, message, Vec::new(), &mut self.router);
+                self.failed.push(id);
+            }
+        }
     }
 
     /// Takes what the database knew of a lineage. Returns whether a step is wanted.
@@ -420,26 +438,26 @@ impl Materialisations {
     }
 }
 
-/// Encodes each changed row once per step, whatever number of queries it is in.
+/// Encodes each changed row once per step, whatever number of queries it is in, and whatever keys their clients know it by.
 #[derive(Default)]
 struct Encoded {
-    puts: FxHashMap<RowId, Bytes>,
+    puts: FxHashMap<Identity, Bytes>,
 }
 
 impl Encoded {
     fn entry(&mut self, version: Version, delta: &Delta) -> Result<Entry, String> {
         let mut puts = Vec::with_capacity(delta.puts.len());
         for put in &delta.puts {
-            let id = RowId::of(&put.table, &put.key);
-            let op = match self.puts.get(&id) {
+            let identity = Identity::of(put);
+            let op = match self.puts.get(&identity) {
                 Some(op) => op.clone(),
                 None => {
                     let op = encode::put(&put.table, &put.row).map_err(|e| e.to_string())?;
-                    self.puts.insert(id.clone(), op.clone());
+                    self.puts.insert(identity, op.clone());
                     op
                 }
             };
-            puts.push((id, op));
+            puts.push((RowId::of(&put.table, &put.key), op));
         }
         let dels = delta
             .dels

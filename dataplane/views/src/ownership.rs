@@ -178,6 +178,32 @@ impl Core {
         }
     }
 
+    /// The database will never take the group's record. Nothing that depends on it may be told; the same would come again if
+    /// its clients tried again by themselves.
+    pub(crate) fn record_refused(&mut self, refused: &Tenure) {
+        self.void_closing(refused);
+        let Some(&id) = self.group_names.get(&refused.group) else { return };
+        if self.groups.get(&id).is_some_and(|group| group.epoch == refused.epoch) {
+            let body = ErrorBody::internal("what the server must remember of the client group cannot be stored");
+            let connections = self.groups.get(&id).map(|group| group.connections.clone()).unwrap_or_default();
+            for connection in connections {
+                self.reject(connection, &body);
+            }
+            self.unload(id, Instant::now());
+        }
+    }
+
+    /// The tables of the CVR database were made anew: stores again what is known here. Whoever was away starts over.
+    pub(crate) fn store_again(&mut self) {
+        warn!("what was stored of client groups is gone; those that are connected are stored again");
+        self.materialisations.store_again(self.version, &mut self.flush);
+        for group in self.groups.values_mut().filter(|group| group.known && group.is_served()) {
+            group.pending.record = true;
+            self.dirty.insert(group.id);
+        }
+        self.want_step = true;
+    }
+
     /// Ends the patience with a replica that does not reach what clients have seen.
     pub(crate) fn give_up_waiting(&mut self, now: Instant) {
         let patience = self.limits.behind;

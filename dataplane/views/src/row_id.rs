@@ -1,4 +1,9 @@
-//! The identity of a row as clients know it, and the compact form in which row sets and their changes are stored.
+//! Which row it is: of the database, and as the clients of one schema know it. And the compact form in which row sets and their
+//! changes are stored.
+//!
+//! Two clients may know one row by different keys, and two rows by the same cells. So a [`RowId`] says something only among the
+//! ids of one key choice: in one materialisation and its stored history, or in one client group. What is shared beyond that
+//! goes by [`Identity`].
 //!
 //! Invariant: decoding never trusts lengths; garbage is an error, not a panic.
 
@@ -7,7 +12,20 @@ use std::sync::Arc;
 use rows::{Key, RowBuilder, ValueRef, Version};
 use rustc_hash::FxHashMap;
 
-/// A row by wire table name and the cells of the client schema's primary key, in that key's order.
+/// A row of the database: by wire table name and the cells of the replica's own key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    table: Arc<str>,
+    key: Key,
+}
+
+impl Identity {
+    pub fn of(put: &ivm::Put) -> Identity {
+        Identity { table: Arc::clone(&put.table.table.name), key: put.identity() }
+    }
+}
+
+/// A row as clients know it: by wire table name and the cells of the client schema's primary key, in that key's order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId {
     pub table: Arc<str>,

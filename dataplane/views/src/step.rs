@@ -19,8 +19,10 @@ use crate::materialisations::Advanced;
 use crate::mutations::Internal;
 use crate::outgoing::Mark;
 
-/// The writer publishes a commit right after it; if that does not come, the writer is broken and so is the process.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The writer publishes a commit right after it; if that does not come, the writer is broken and so is the process. Counted in
+/// slices: when the process was stopped for a while, only one of them has passed for all threads alike.
+const PUBLISH_SLICE: Duration = Duration::from_millis(100);
+const PUBLISH_SLICES: u32 = 300;
 
 impl Core {
     /// Brings everything to the newest version and tells whoever is concerned.
@@ -57,10 +59,12 @@ impl Core {
     /// Takes batches until all up to `version` are here. Returns the other events that came meanwhile.
     fn await_batches(&mut self, version: Version, receiver: &Receiver<Event>) -> Result<Vec<Event>, String> {
         let mut others = Vec::new();
+        let mut slices = 0;
         while self.batches_until() < version {
-            match receiver.recv_timeout(PUBLISH_TIMEOUT) {
+            match receiver.recv_timeout(PUBLISH_SLICE) {
                 Ok(event @ Event::Batch(_)) => self.event(event),
                 Ok(event) => others.push(event),
+                Err(RecvTimeoutError::Timeout) if slices < PUBLISH_SLICES => slices += 1,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(format!("the replica is at version {version}, but its changes were not published"));
                 }
@@ -91,6 +95,7 @@ impl Core {
         info!(tables = schema.tables.len(), "the replica's schema changed");
         self.internal = Internal::of(&schema, &self.options.clients_table, &self.options.mutations_table);
         self.schema = schema;
+        self.materialisations.check_keys(&self.schema);
         let mut refused: Vec<(ConnectionId, String)> = Vec::new();
         for group in self.groups.values() {
             let Some(client_schema) = &group.record.client_schema else { continue };

@@ -8,10 +8,11 @@ use protocol::error::ErrorBody;
 use serde_json::json;
 use tracing::{debug, warn};
 
-use crate::api::{ConnectionContext, ConnectionId, Frame, NamedQuery, Transformed};
+use crate::api::{ConnectionContext, ConnectionId, Frame, NamedQuery, TransformFuture, Transformed};
 use crate::connection::Phase;
 use crate::core::{Core, Event};
 use crate::group::record::Definition;
+use crate::group::user::User;
 use crate::group::{Asked, GroupId, QueryRun};
 use crate::materialisation::MaterialisationId;
 use crate::outgoing::{due, now_ms};
@@ -31,6 +32,12 @@ pub struct Answers {
     attempt: u64,
     hashes: Vec<String>,
     result: Result<Vec<Transformed>, ErrorBody>,
+}
+
+/// What the API server says; whoever waits for it is told as well when the call ends without an answer.
+pub async fn answer_of(call: TransformFuture) -> Result<Vec<Transformed>, ErrorBody> {
+    let failed = |_| Err(ErrorBody::internal("the call of the API server failed in the server; its log says how"));
+    tokio::spawn(call).await.unwrap_or_else(failed)
 }
 
 impl Core {
@@ -84,7 +91,11 @@ impl Core {
         }
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(group) = self.groups.get_mut(&connection.group) else { return };
-        group.user = Some(connection.context.user_id.clone());
+        group.is_admitted = true;
+        if group.record.user.is_none() {
+            group.record.user = Some(User::of(connection.context.user_id.as_deref()));
+            group.pending.record = true;
+        }
         connection.validated = true;
         connection.revalidate_at = Some(Instant::now() + self.options.revalidate);
         group.background = Some((id, Arc::clone(&connection.context)));
@@ -111,7 +122,7 @@ impl Core {
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
             let started = run.is_some_and(|r| r.held.is_some() || r.coming.is_some() || r.asked.is_some());
-            if started && !again {
+            if (started && !again) || query.failed.is_some() {
                 continue;
             }
             match &query.definition {
@@ -137,6 +148,9 @@ impl Core {
             self.refuse_query(group_id, &hash, json!({"error": "app", "id": hash, "name": hash, "message": message}));
         }
         if !named.is_empty() {
+            if let Some(connection) = self.connections.get_mut(&id).filter(|c| again && !c.has_joined) {
+                connection.transforming = Some(attempt);
+            }
             self.ask(group_id, id, attempt, context, named);
         }
     }
@@ -169,7 +183,7 @@ impl Core {
         let future = self.options.transformer.transform(context, named);
         let events = self.events.clone();
         self.runtime.spawn(async move {
-            let result = future.await;
+            let result = answer_of(future).await;
             let answers = Answers { group, connection, revision, attempt, hashes, result };
             let _ = events.send(Event::Answer(Answer::Transformed(answers)));
         });
@@ -184,6 +198,9 @@ impl Core {
         if !connection.validated {
             connection.answers.push(answers);
             return;
+        }
+        if connection.transforming == Some(answers.attempt) {
+            connection.transforming = None;
         }
         let Answers { group: group_id, connection, attempt, hashes, result, .. } = answers;
         let Some(group) = self.groups.get_mut(&group_id) else { return };
@@ -316,7 +333,7 @@ impl Core {
         self.refuse_query(group_id, hash, json!({"error": "app", "id": hash, "name": name, "message": message}));
     }
 
-    /// Removes a query that failed and tells every client that wants it.
+    /// Ends a query that failed and tells every client that wants it.
     fn refuse_query(&mut self, group_id: GroupId, hash: &str, error: serde_json::Value) {
         self.options.metrics.transforms_failed.inc();
         let Some(group) = self.groups.get_mut(&group_id) else { return };
@@ -328,7 +345,7 @@ impl Core {
             .copied()
             .filter(|c| self.connections.get(c).is_some_and(|c| query.desires.contains_key(&c.client)))
             .collect();
-        let released = group.remove_query(hash);
+        let released = group.fail_query(hash);
         for id in wanting {
             self.send(id, [(0, frame.clone(), None)]);
         }

@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use tokio::time::{Instant, timeout};
 use views::api::{ClientMessage, Command, ConnectionContext, ConnectionId, Credit, Frame, Handle, OutboxReceiver};
 
-use crate::data::client_key;
+use crate::data::{Keys, client_key};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,6 +31,7 @@ pub struct Poke {
     pub base: Option<String>,
     pub cookie: String,
     pub parts: Vec<Json>,
+    keys: Keys,
 }
 
 impl Poke {
@@ -50,7 +51,7 @@ impl Poke {
             .filter(|r| r["op"] == op)
             .map(|r| {
                 let table = r["tableName"].as_str().unwrap();
-                format!("{table}/{}", key_text(table, if op == "put" { &r["value"] } else { &r["id"] }))
+                format!("{table}/{}", key_text(self.keys, table, if op == "put" { &r["value"] } else { &r["id"] }))
             })
             .collect();
         keys.sort();
@@ -92,6 +93,10 @@ pub struct Client {
     pub connection: ConnectionId,
     pub id: String,
     pub group: String,
+    /// Of its schema.
+    pub keys: Keys,
+    /// Rows of `acct` are shown to their owner only.
+    pub user: Option<String>,
     pub store: Store,
     /// The store as it was after each poke, the first element before any: cookies the client legitimately held.
     pub past: Vec<Store>,
@@ -101,8 +106,8 @@ pub struct Client {
     pub log: Vec<Seen>,
 }
 
-pub fn key_text(table: &str, row: &Json) -> String {
-    client_key(table).iter().map(|c| row[c].to_string()).collect::<Vec<_>>().join(",")
+pub fn key_text(keys: Keys, table: &str, row: &Json) -> String {
+    client_key(table, keys).iter().map(|c| row[c].to_string()).collect::<Vec<_>>().join(",")
 }
 
 pub fn put(hash: &str, ttl: i64) -> Json {
@@ -196,7 +201,7 @@ impl Client {
                 assert!(self.open.is_none(), "a poke was open when another started");
                 let base = body["baseCookie"].as_str().map(str::to_owned);
                 assert_eq!(base, self.store.cookie, "a poke starts where the client is");
-                self.open = Some(Poke { base, cookie: String::new(), parts: vec![] });
+                self.open = Some(Poke { base, cookie: String::new(), parts: vec![], keys: self.keys });
                 self.open_id = id;
                 None
             }
@@ -223,7 +228,7 @@ impl Client {
                 assert!(poke.parts.is_empty(), "content under an equal cookie is lost: {poke:?}");
             }
         }
-        let store = &mut self.store;
+        let (keys, store) = (self.keys, &mut self.store);
         store.cookie = Some(poke.cookie.clone());
         for part in &poke.parts {
             for (client, id) in part["lastMutationIDChanges"].as_object().into_iter().flatten() {
@@ -251,17 +256,20 @@ impl Client {
             for op in part["rowsPatch"].as_array().into_iter().flatten() {
                 let table = op["tableName"].as_str().unwrap();
                 if op["op"] == "put" {
-                    let key = (table.to_owned(), key_text(table, &op["value"]));
+                    if let ("acct", Some(user)) = (table, &self.user) {
+                        assert_eq!(op["value"]["owner"], *user, "{user} is sent the row of another");
+                    }
+                    let key = (table.to_owned(), key_text(keys, table, &op["value"]));
                     store.rows.insert(key, op["value"].clone());
                 } else {
                     assert_eq!(op["op"], "del");
                     let columns = op["id"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
                     assert_eq!(
                         columns,
-                        client_key(table).iter().map(|c| (*c).to_owned()).collect(),
+                        client_key(table, keys).iter().map(|c| (*c).to_owned()).collect(),
                         "the client's key"
                     );
-                    store.rows.remove(&(table.to_owned(), key_text(table, &op["id"])));
+                    store.rows.remove(&(table.to_owned(), key_text(keys, table, &op["id"])));
                 }
             }
         }

@@ -39,7 +39,26 @@ pub fn table(oid: u32, schema: &str, name: &str, columns: &[(&str, ColumnType)],
     })
 }
 
-/// `issue`, `comment`, `label` and the two internal tables.
+/// `acct` with a second unique key, so that clients may know its rows by either.
+fn acct(oid: u32) -> Arc<TableSpec> {
+    use ColumnType::{Int, Str};
+    let columns = [("id", Int), ("owner", Str), ("secret", Str), ("num", Int)];
+    let mut spec = TableSpec::clone(&table(oid, "public", "acct", &columns, &["id"]));
+    spec.columns[3].not_null = true;
+    spec.indexes.push(IndexSpec { name: "acct_num".into(), unique: true, columns: vec![("num".into(), false)] });
+    Arc::new(spec)
+}
+
+/// Which keys a client schema declares, where a table has several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keys {
+    #[default]
+    Usual,
+    /// `acct` by `num`.
+    Other,
+}
+
+/// `issue`, `comment`, `label`, `acct` and the two internal tables.
 pub fn tables() -> Vec<Arc<TableSpec>> {
     use ColumnType::{Bool, Int, Json, Str};
     vec![
@@ -60,6 +79,7 @@ pub fn tables() -> Vec<Arc<TableSpec>> {
             &[("clientGroupID", Str), ("clientID", Str), ("mutationID", Int), ("result", Json)],
             &["clientGroupID", "clientID", "mutationID"],
         ),
+        acct(6),
     ]
 }
 
@@ -67,8 +87,10 @@ pub const CLIENTS: &str = "zero_0.clients";
 pub const MUTATIONS: &str = "zero_0.mutations";
 
 /// The client schema of [`tables`].
-pub fn client_schema() -> Json {
+pub fn client_schema(keys: Keys) -> Json {
     json!({"tables": {
+        "acct": {"columns": {"id": {"type": "number"}, "owner": {"type": "string"}, "secret": {"type": "string"},
+            "num": {"type": "number"}}, "primaryKey": client_key("acct", keys)},
         "issue": {"columns": {"id": {"type": "string"}, "owner": {"type": "string"}, "open": {"type": "boolean"},
             "n": {"type": "number"}}, "primaryKey": ["id"]},
         "comment": {"columns": {"id": {"type": "string"}, "issueID": {"type": "string"}, "body": {"type": "string"}},
@@ -79,9 +101,10 @@ pub fn client_schema() -> Json {
 }
 
 /// Columns of a table's key, as [`client_schema`] declares it.
-pub fn client_key(table: &str) -> &'static [&'static str] {
-    match table {
-        "label" => &["b", "a"],
+pub fn client_key(table: &str, keys: Keys) -> &'static [&'static str] {
+    match (table, keys) {
+        ("label", _) => &["b", "a"],
+        ("acct", Keys::Other) => &["num"],
         _ => &["id"],
     }
 }
@@ -160,7 +183,7 @@ impl Ask {
         }
         let mut order: Vec<Json> =
             self.order.iter().map(|(c, desc)| json!([c, if *desc { "desc" } else { "asc" }])).collect();
-        order.extend(client_key(self.table).iter().map(|c| json!([c, "asc"])));
+        order.extend(client_key(self.table, Keys::Usual).iter().map(|c| json!([c, "asc"])));
         let mut ast =
             json!({"table": self.table, "where": {"type": "and", "conditions": conditions}, "orderBy": order});
         if let Some(limit) = self.limit {
@@ -207,7 +230,7 @@ impl Ask {
             .iter()
             .map(|(c, desc)| ((*c).to_owned(), if *desc { Direction::Desc } else { Direction::Asc }))
             .collect();
-        order_by.extend(client_key(self.table).iter().map(|c| ((*c).to_owned(), Direction::Asc)));
+        order_by.extend(client_key(self.table, Keys::Usual).iter().map(|c| ((*c).to_owned(), Direction::Asc)));
         Query {
             table: self.table.into(),
             filter: Condition::And(conditions),

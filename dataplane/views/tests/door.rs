@@ -116,3 +116,40 @@ async fn ids_that_no_database_stores_stop_nobody_else() {
     let mut c = world.connect(&"g".repeat(1024), "c", Store::default(), init(&[put("q", 1000)]));
     c.until("q", |s| s.got.contains("q")).await;
 }
+
+#[tokio::test]
+async fn only_who_is_known_and_of_the_groups_user_is_let_in() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    let admitted = |world: &World| world.admitted.lock().unwrap().get(&("g".to_owned(), "c".to_owned())).copied();
+    let mut c = world.connect_as("g", "c", Store::default(), init(&[put("q", 1000)]), Some("u"));
+    c.until("q", |s| s.got.contains("q")).await;
+    assert_eq!(admitted(&world), Some(c.connection));
+    // Credentials that are refused, and good ones of somebody else: the client that is connected stays.
+    world.api.with(|api| api.failing_user = Some(("bad".into(), failure(401))));
+    let mut refused = world.connect_as("g", "c", c.store.clone(), again(&[]), Some("bad"));
+    assert_eq!(refused.refused().await.0["status"], 401);
+    let mut foreign = world.connect_as("g", "c", c.store.clone(), again(&[]), Some("v"));
+    assert_eq!(foreign.refused().await.0["kind"], "Unauthorized");
+    assert_eq!(admitted(&world), Some(c.connection));
+    world.issue("i2", "a", 1).await;
+    c.until("the row", |s| s.rows.len() == 2).await;
+    // The client itself, on a newer socket.
+    let mut back = world.connect_as("g", "c", c.store.clone(), again(&[]), Some("u"));
+    assert!(back.poke().await.parts.is_empty());
+    assert_eq!(admitted(&world), Some(back.connection));
+    world.issue("i3", "a", 1).await;
+    back.until("the row", |s| s.rows.len() == 3).await;
+    assert!(c.outbox.recv().await.is_none(), "the older one is let go of");
+}
+
+#[tokio::test]
+async fn a_cookie_that_is_none_makes_its_client_start_over() {
+    let world = World::new().await;
+    for cookie in ["nonsense", "00:01:02", "", "zz", "-1"] {
+        let store = Store { cookie: Some(cookie.into()), ..Store::default() };
+        let mut client = world.connect("g", "c", store, again(&[]));
+        assert_eq!(client.refused().await.0["kind"], "InvalidConnectionRequestBaseCookie", "{cookie}");
+    }
+}

@@ -187,6 +187,8 @@ async fn the_replica_went_back() {
 async fn what_nobody_can_come_back_for_is_purged() {
     let mut world = World::stopped(&shared().url("postgres"));
     world.limits.node_dead = Duration::from_millis(100);
+    world.limits.heartbeat = Duration::from_millis(10);
+    world.limits.purge_interval = Duration::from_millis(20);
     world.start().await;
     world.api.ask("old", all("issue"));
     world.api.ask("kept", all("comment"));
@@ -211,7 +213,7 @@ async fn what_nobody_can_come_back_for_is_purged() {
     let count = async |table: &str| -> i64 {
         cvr.query_one(&format!("SELECT count(*) FROM \"{schema}\".{table}"), &[]).await.unwrap().get(0)
     };
-    assert_eq!((count("groups").await, count("lineages").await), (1, 1));
+    crate::cluster::eventually("the purge", async || (count("groups").await, count("lineages").await) == (1, 1)).await;
     let mut c = world.connect("old", "c1", old, again(&[]));
     assert_eq!(c.refused().await.0["kind"], "ClientNotFound");
     let mut c = world.connect("kept", "c1", kept, again(&[]));
@@ -284,4 +286,17 @@ async fn many_small_deltas_become_few() {
         assert_eq!(c.store.rows, expected);
         c.cut();
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_cannot_be_read_for_a_moment_fails_no_query() {
+    let mut world = World::new().await;
+    world.api.ask("q", all("issue"));
+    world.issue("i1", "a", 1).await;
+    // As when the process is out of descriptors.
+    world.unreadable.store(4, std::sync::atomic::Ordering::Relaxed);
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q") && s.rows.len() == 1).await;
+    assert_eq!(world.unreadable.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert!(!c.log.iter().any(|seen| matches!(seen, Seen::Message(tag, _) if tag == "transformError")), "{:?}", c.log);
 }

@@ -11,10 +11,12 @@ mod world;
 
 mod faults;
 mod indexes;
+mod keys;
 mod mutations;
 mod nodes;
 mod ownership;
 mod queries;
 mod random;
+mod records;
 mod schema;
 mod sync;

@@ -181,13 +181,13 @@ async fn clients_are_deleted_for_everybody() {
     assert_eq!(b.refused().await.0["kind"], "Internal");
     drop(b);
     // Whoever is not listed by a page that knows all pages is deleted, without an acknowledgement.
-    let body = json!({"desiredQueriesPatch": [put("q", 0)], "activeClients": ["c", "a"], "clientSchema": crate::data::client_schema()});
+    let body = json!({"desiredQueriesPatch": [put("q", 0)], "activeClients": ["c", "a"], "clientSchema": crate::data::client_schema(crate::data::Keys::Usual)});
     let mut c = world.connect("g", "c", Store::default(), body);
     c.until("q alone", |s| s.got.len() == 1 && s.got.contains("q")).await;
     a.until("q alone", |s| s.got.len() == 1 && s.got.contains("q")).await;
     assert!(a.store.desired["b"].is_empty());
     // With initConnection too.
-    let body = json!({"desiredQueriesPatch": [], "deleted": {"clientIDs": ["c"]}, "clientSchema": crate::data::client_schema()});
+    let body = json!({"desiredQueriesPatch": [], "deleted": {"clientIDs": ["c"]}, "clientSchema": crate::data::client_schema(crate::data::Keys::Usual)});
     let mut d = world.connect("g", "d", Store::default(), body);
     assert_eq!(d.message_of("deleteClients").await["clientIDs"], json!(["c"]));
     assert_eq!(a.message_of("deleteClients").await["clientIDs"], json!(["c"]));

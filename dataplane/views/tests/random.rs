@@ -12,9 +12,9 @@ use serde_json::{Value as Json, json};
 use views::limits::Limits;
 
 use crate::client::{Client, PATIENCE, Seen, Store, del, put};
-use crate::data::{Ask, CLIENTS, MUTATIONS, all};
+use crate::data::{Ask, CLIENTS, Keys, MUTATIONS, all};
 use crate::schema::add_column;
-use crate::world::{World, again, context, init, issue, shared};
+use crate::world::{Reply, World, acct, again, context, init_by, issue, mine, shared};
 
 const STEPS: usize = 60;
 
@@ -44,9 +44,14 @@ pub fn ttl(hash: &str) -> i64 {
 
 pub const HASHES: usize = 8;
 
+/// The query for what a user owns: the same hash means other rows for each group.
+const MINE: &str = "h9";
+
 /// One tab: its database, past and present, and what it wants.
 struct Tab {
     group: String,
+    user: String,
+    keys: Keys,
     id: String,
     wanted: BTreeSet<String>,
     past: Vec<Store>,
@@ -96,6 +101,33 @@ pub fn random_change(rng: &mut StdRng, world: &mut World) -> (String, Change) {
     (format!("put {table} {row}"), world.put(table, row))
 }
 
+/// What happens to rows that users own: they come and go, change their owner, and exchange the number by which some clients know
+/// them.
+fn acct_change(rng: &mut StdRng, world: &mut World) -> Vec<(String, Change)> {
+    let present: Vec<Json> = world.model.get("acct").map(|t| t.values().cloned().collect()).unwrap_or_default();
+    let owner = *["u0", "u1", "u2"].choose(rng).unwrap();
+    let put = |world: &mut World, row: Json| (format!("put acct {row}"), world.put("acct", row));
+    let id_of = |row: &Json| (row["id"].as_i64().unwrap(), row["num"].as_i64().unwrap());
+    match (rng.random_range(0..6), present.choose(rng).cloned(), present.choose(rng).cloned()) {
+        (0, Some(row), _) => vec![(format!("delete acct {row}"), world.del("acct", &row))],
+        (1 | 2, Some(a), Some(b)) if a != b => {
+            let ((a_id, a_num), (b_id, b_num)) = (id_of(&a), id_of(&b));
+            let owners = [a["owner"].as_str().unwrap(), b["owner"].as_str().unwrap()];
+            vec![put(world, acct(a_id, owners[0], b_num)), put(world, acct(b_id, owners[1], a_num))]
+        }
+        (3, Some(row), _) => {
+            let (id, num) = id_of(&row);
+            vec![put(world, acct(id, owner, num))]
+        }
+        _ => {
+            let id = rng.random_range(0..8);
+            let num = rng.random_range(0..12);
+            let is_taken = present.iter().any(|row| row["num"] == num && row["id"] != id);
+            if is_taken { vec![] } else { vec![put(world, acct(id, owner, num))] }
+        }
+    }
+}
+
 struct Life {
     rng: StdRng,
     world: World,
@@ -124,9 +156,13 @@ impl Life {
             world.api.ask(&hash(n), ask.clone());
             asked.insert(hash(n), ask);
         }
+        world.api.set(MINE, Reply::Mine);
+        let choices = [Keys::Usual, Keys::Other, *[Keys::Usual, Keys::Other].choose(&mut rng).unwrap()];
         let tabs = (0..5)
             .map(|n| Tab {
                 group: format!("g{}", n % 3),
+                user: format!("u{}", n % 3),
+                keys: choices[n % 3],
                 id: format!("c{n}"),
                 wanted: BTreeSet::new(),
                 past: vec![Store::default()],
@@ -157,6 +193,12 @@ impl Life {
         }
         for _ in 0..self.rng.random_range(1..5) {
             changes.push(self.change());
+        }
+        for _ in 0..self.rng.random_range(0..3) {
+            for (what, change) in acct_change(&mut self.rng, &mut self.world) {
+                self.note(what);
+                changes.push(change);
+            }
         }
         if self.rng.random_bool(0.3) {
             let group = format!("g{}", self.rng.random_range(0..3));
@@ -199,10 +241,12 @@ impl Life {
         }
         // An older state of the database may not know what became of its desires; so nothing is left out here.
         let mut ops: Vec<Json> = tab.wanted.iter().map(|h| put(h, ttl(h))).collect();
-        ops.extend((0..HASHES).map(hash).filter(|h| !tab.wanted.contains(h)).map(|h| del(&h)));
-        let body = if store.cookie.is_none() { init(&ops) } else { again(&ops) };
+        ops.extend(hashes().filter(|h| !tab.wanted.contains(h)).map(|h| del(&h)));
+        let body = if store.cookie.is_none() { init_by(tab.keys, &ops) } else { again(&ops) };
         let line = format!("connect {} of {} at {:?} with {ops:?}", tab.id, tab.group, store.cookie);
-        tab.open = Some(self.world.connect(&tab.group, &tab.id, store, body));
+        let mut client = self.world.connect_as(&tab.group, &tab.id, store, body, Some(&tab.user));
+        client.keys = tab.keys;
+        tab.open = Some(client);
         self.note(line);
     }
 
@@ -233,9 +277,9 @@ impl Life {
         match self.rng.random_range(0..100) {
             0..40 => self.transaction().await,
             40..58 => {
-                let n = self.rng.random_range(0..HASHES);
+                let n = self.rng.random_range(0..=HASHES);
                 let tab = &mut self.tabs[at];
-                let h = hash(n);
+                let h = hashes().nth(n).unwrap();
                 let op = if tab.wanted.remove(&h) {
                     del(&h)
                 } else {
@@ -319,8 +363,10 @@ impl Life {
                 self.world.api.ask(&h, ask.clone());
                 self.asks.insert(h, ask);
                 // The application tells its clients to refresh their credentials: queries are transformed anew.
-                for client in self.tabs.iter().filter_map(|t| t.open.as_ref()) {
-                    client.update_auth(context(None));
+                for tab in &self.tabs {
+                    if let Some(client) = &tab.open {
+                        client.update_auth(context(Some(&tab.user)));
+                    }
                 }
             }
             _ => self.quiet().await,
@@ -343,10 +389,12 @@ impl Life {
         let until = tokio::time::Instant::now() + PATIENCE;
         for tab in &mut self.tabs {
             let Some(client) = &mut tab.open else { continue };
+            let mut asks = self.asks.clone();
+            asks.insert(MINE.to_owned(), mine(&tab.user));
             loop {
                 take(client).await;
                 let last = self.lmids.get(&tab.group).copied();
-                let Err(wrong) = check(&self.world, &self.asks, &tab.wanted, last, client) else { break };
+                let Err(wrong) = check(&self.world, &asks, &tab.wanted, last, client) else { break };
                 if tokio::time::Instant::now() > until {
                     panic!("{} of {}: {wrong}", tab.id, tab.group);
                 }
@@ -357,6 +405,10 @@ impl Life {
             }
         }
     }
+}
+
+fn hashes() -> impl Iterator<Item = String> {
+    (0..HASHES).map(hash).chain([MINE.to_owned()])
 }
 
 fn is_usual(seen: &Seen) -> bool {
@@ -403,7 +455,7 @@ pub fn check(
     if !results.eq(1..=last.unwrap_or(0)) {
         return Err(format!("results of {:?}, not of all up to {last:?}", store.mutations.keys()));
     }
-    let expected = world.expected(store.got.iter().map(|h| &asks[h]));
+    let expected = world.expected_by(client.keys, store.got.iter().map(|h| &asks[h]));
     if expected == store.rows {
         return Ok(());
     }

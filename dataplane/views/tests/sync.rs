@@ -70,7 +70,7 @@ async fn smoke() {
     let mut c = world.connect("new", "c1", Store::default(), again(&[]));
     assert_eq!(c.refused().await.0["kind"], "InvalidConnectionRequest");
     let mut c = world.connect("new", "c1", Store { cookie: Some("x".into()), ..Store::default() }, again(&[]));
-    assert_eq!(c.refused().await.0["kind"], "Internal");
+    assert_eq!(c.refused().await.0["kind"], "InvalidConnectionRequestBaseCookie");
 
     // With TTL 0, a query goes at once.
     let mut c = world.connect("g2", "c1", Store::default(), init(&[put("mine", 0)]));

@@ -1,8 +1,8 @@
 //! Everything around the views: CVR database, replica and its writer, API server.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use rows::{Batch, Change, Table, TableSpec, Transaction, Version};
 use serde_json::{Value as Json, json};
 use testkit::postgres::{self, Postgres};
 use views::api::{
-    Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture, Transformed, Transformer,
+    Admission, Admitted, Command, Connect, ConnectionContext, ConnectionId, NamedQuery, Outbox, TransformFuture,
+    Transformed, Transformer,
 };
 use views::limits::Limits;
 use views::metrics::Metrics;
@@ -22,13 +23,15 @@ use views::store::Copy;
 use views::{Ending, Options, Started};
 
 use crate::client::{Client, Store, key_text};
-use crate::data::{self, Ask, CLIENTS, MUTATIONS, cells, client_schema};
+use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, cells, client_schema};
 
 /// How the API server answers for one query name.
 #[derive(Clone, Debug)]
 pub enum Reply {
     Ask(Ask),
     Ast(Json),
+    /// The rows of `acct` that the asking user owns.
+    Mine,
     /// An error for this query only.
     Refuse(String),
     /// The answer lacks the query.
@@ -46,6 +49,10 @@ pub struct ApiState {
     pub failing_user: Option<(String, ErrorBody)>,
     pub delay: Duration,
     pub unconfigured: bool,
+    /// Queries with this token fail as a whole, while the token is found good.
+    pub weak_token: Option<String>,
+    /// Calls for queries of this name end in a panic.
+    pub panics: Option<String>,
 }
 
 /// The application's API server.
@@ -80,13 +87,21 @@ impl Transformer for Api {
                 .filter(|(user, _)| Some(user) == context.user_id.as_ref())
                 .map(|f| f.1.clone());
             let validation = queries.is_empty().then(|| state.validation_failure.clone()).flatten();
-            let result = match state.failure.clone().or(user_failure).or(validation) {
+            let is_weak = !queries.is_empty() && context.token.is_some() && context.token == state.weak_token;
+            let weak = is_weak.then(|| crate::queries::failure(500));
+            if let Some(name) = &state.panics
+                && queries.iter().any(|q| q.name == *name)
+            {
+                return Box::pin(async { panic!("as the test wants it") });
+            }
+            let result = match state.failure.clone().or(user_failure).or(validation).or(weak) {
                 Some(failure) => Err(failure),
                 None => Ok(queries
                     .into_iter()
                     .filter_map(|q| {
                         let ast = match state.replies.get(&q.name)? {
                             Reply::Ask(ask) => ask.ast(),
+                            Reply::Mine => mine(context.user_id.as_deref().unwrap_or_default()).ast(),
                             Reply::Ast(ast) => ast.clone(),
                             Reply::Refuse(message) => {
                                 let error = json!({"error": "app", "id": q.id, "name": q.name, "message": message});
@@ -132,6 +147,12 @@ pub struct World {
     pub limits: Limits,
     pub cvr_connections_max: usize,
     pub copy: Copy,
+    /// Whether readers that are opened from now on panic.
+    pub no_readers: Arc<AtomicBool>,
+    /// So many more readers of the replica cannot be opened.
+    pub unreadable: Arc<AtomicU64>,
+    /// Who was let in last, by group and client.
+    pub admitted: Arc<Mutex<BTreeMap<(String, String), ConnectionId>>>,
 }
 
 pub fn identity() -> Identity {
@@ -193,6 +214,9 @@ impl World {
             limits: Limits { node_live: Duration::ZERO, ..Limits::default() },
             cvr_connections_max: 2,
             copy: Copy { id: copy.into(), version: Version::new(version) },
+            no_readers: Arc::default(),
+            unreadable: Arc::default(),
+            admitted: Arc::default(),
         }
     }
 
@@ -200,7 +224,8 @@ impl World {
         assert!(self.life.is_none());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let (url, path) = (self.cvr_url.clone(), self.path.clone());
+        let (url, path, no_readers) = (self.cvr_url.clone(), self.path.clone(), Arc::clone(&self.no_readers));
+        let unreadable = Arc::clone(&self.unreadable);
         let options = Options {
             clients_table: CLIENTS.into(),
             mutations_table: MUTATIONS.into(),
@@ -215,7 +240,12 @@ impl World {
             memory_bytes: None,
             cvr_purge_hours: 48,
             hydrators: 2,
-            open_reader: Arc::new(move || Reader::open(&path)),
+            open_reader: Arc::new(move || {
+                assert!(!no_readers.load(Ordering::Relaxed), "as the test wants it");
+                let one_less = |left: u64| left.checked_sub(1);
+                let fails = unreadable.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+                Reader::open(if fails { Path::new("/dev/null/replica.db") } else { &path })
+            }),
             schema: self.writer.schema(),
             transformer: Arc::new(self.api.clone()),
             revalidate: self.revalidate,
@@ -248,6 +278,11 @@ impl World {
 
     pub fn is_running(&self) -> bool {
         self.life.is_some()
+    }
+
+    /// Since when something waits for the CVR database.
+    pub fn unflushed_since(&self) -> Option<Instant> {
+        *self.life.as_ref().unwrap().started.unflushed_since.borrow()
     }
 
     /// Why the views have ended, if they have. Says so once.
@@ -399,6 +434,7 @@ impl World {
             accepted_at,
             context: context(user).into(),
             outbox,
+            admission: self.admission(group, client, connection),
         };
         handle.commands.send(Command::Connect(Box::new(connect))).unwrap();
         Client {
@@ -406,6 +442,8 @@ impl World {
             connection,
             id: client.into(),
             group: group.into(),
+            keys: Keys::Usual,
+            user: user.map(str::to_owned),
             past: vec![store.clone()],
             store,
             outbox: receiver,
@@ -415,13 +453,31 @@ impl World {
         }
     }
 
+    /// What the gateway does.
+    fn admission(&self, group: &str, client: &str, connection: ConnectionId) -> Admission {
+        let (admitted, key) = (Arc::clone(&self.admitted), (group.to_owned(), client.to_owned()));
+        Admission::new(move || match admitted.lock().unwrap().insert(key, connection) {
+            Some(old) => Admitted::InsteadOf(old),
+            None => Admitted::Alone,
+        })
+    }
+
     /// The rows that these queries have now, computed from scratch.
     pub fn expected<'a>(&self, queries: impl IntoIterator<Item = &'a Ask>) -> BTreeMap<(String, String), Json> {
+        self.expected_by(Keys::Usual, queries)
+    }
+
+    /// The same, as a client with these keys knows them.
+    pub fn expected_by<'a>(
+        &self,
+        choice: Keys,
+        queries: impl IntoIterator<Item = &'a Ask>,
+    ) -> BTreeMap<(String, String), Json> {
         let mut reader = Reader::open(&self.path).unwrap();
         reader.begin().unwrap();
         let schema = reader.schema();
         let keys = |table: &Table| -> Vec<usize> {
-            data::client_key(&table.name).iter().map(|c| table.position(c).unwrap()).collect()
+            data::client_key(&table.name, choice).iter().map(|c| table.position(c).unwrap()).collect()
         };
         let mut rows = BTreeMap::new();
         for ask in queries {
@@ -436,7 +492,7 @@ impl World {
                         .map(|(c, v)| (c.name.to_string(), to_json(v)))
                         .collect::<serde_json::Map<_, _>>()
                         .into();
-                    rows.insert((table.name.to_string(), key_text(&table.name, &row)), row);
+                    rows.insert((table.name.to_string(), key_text(choice, &table.name, &row)), row);
                 })
                 .unwrap();
         }
@@ -465,13 +521,27 @@ fn upstream_key(spec: &TableSpec, row: &Json) -> String {
     spec.primary_key.iter().map(|c| row[c].to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// What [`Reply::Mine`] stands for.
+pub fn mine(user: &str) -> Ask {
+    data::all("acct").by("owner", user)
+}
+
+pub fn acct(id: i64, owner: &str, num: i64) -> Json {
+    json!({"id": id, "owner": owner, "secret": format!("of {owner}"), "num": num})
+}
+
 pub fn issue(id: &str, owner: &str, n: i64) -> Json {
     json!({"id": id, "owner": owner, "open": n % 2 == 0, "n": n})
 }
 
 /// `initConnection` with the schema and these operations.
 pub fn init(ops: &[Json]) -> Json {
-    json!({"desiredQueriesPatch": ops, "clientSchema": client_schema()})
+    init_by(Keys::Usual, ops)
+}
+
+/// The same with a schema that declares these keys.
+pub fn init_by(keys: Keys, ops: &[Json]) -> Json {
+    json!({"desiredQueriesPatch": ops, "clientSchema": client_schema(keys)})
 }
 
 /// `initConnection` of a client whose database knows its schema.

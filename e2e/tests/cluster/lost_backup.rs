@@ -159,3 +159,30 @@ async fn a_lost_slot_leads_to_a_new_copy_although_there_is_a_backup() -> Result<
     ensure!(copies(&cluster.managers[0].last_log()) == 0, "{}", cluster.managers[0].last_log());
     cluster.check_logs()
 }
+
+/// The change database was made anew, so the numbers of the log's owners began again. What the store holds was written under higher
+/// ones, by nobody who could still be at work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_made_anew_is_backed_up_as_well() -> Result<()> {
+    let (mut cluster, crowd) = deployment("new_log").await?;
+    // Every process that owned the log has made the number greater.
+    cluster.crash_manager(false)?;
+    cluster.await_manager().await.with_context(|| cluster.report())?;
+    cluster.await_backup().await?;
+    cluster.managers[0].kill()?;
+    cluster.database.execute("DROP SCHEMA \"zero_0/cdc\" CASCADE").await?;
+    cluster.managers[0].spawn()?;
+    cluster.await_manager().await.with_context(|| cluster.report())?;
+    cluster.await_backup().await.with_context(|| cluster.report())?;
+    cluster.database.execute(&write(1)).await?;
+    settle(&cluster, &crowd).await?;
+    let log = cluster.managers[0].last_log();
+    ensure!(log.contains("continues above its numbers") && !log.contains("the backup ends"), "{log}");
+    // It is what a node that has lost its disk starts from.
+    cluster.await_backup().await?;
+    cluster.crash_manager(true)?;
+    cluster.await_manager().await.with_context(|| cluster.report())?;
+    settle(&cluster, &crowd).await?;
+    ensure!(copies(&cluster.managers[0].last_log()) == 0, "a copy was made:\n{}", cluster.managers[0].last_log());
+    Ok(())
+}

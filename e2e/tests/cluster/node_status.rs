@@ -81,11 +81,17 @@ async fn nodes_say_what_they_do_from_the_first_second() -> Result<()> {
     let store = cluster.store.as_ref().context("there is a store")?;
     store.server.set_faults(Faults { delay: Duration::from_millis(500), ..Faults::default() });
     let mut syncer = cluster.syncer()?;
-    let syncer_port = syncer.port();
+    syncer.set("ZERO_ADMIN_PORT", &syncer.spare_port().to_string());
+    let syncer_port = syncer.admin_port();
     syncer.spawn()?;
     let restoring = |facts: &Value| facts["restoring"] == json!(true);
     let facts = await_facts(&mut syncer, syncer_port, "restoring", restoring).await?;
     ensure!(facts["role"] == json!("view-syncer") && facts["subscribers"].is_null(), "{facts}");
+    // Whoever waits for a page of the clients' port waits for a node that takes clients, and finds nothing else there.
+    for (path, expected) in [("/", 503), ("/keepalive", 503), ("/livez", 200), ("/statz", 404), ("/metrics", 404)] {
+        let (status, _) = http::get(syncer.port(), path, &http::basic("operator", "test"))?;
+        ensure!(status == expected, "{path} answered {status}");
+    }
     let store = cluster.store.as_ref().context("there is a store")?;
     store.server.set_faults(Faults::default());
     syncer.wait_ready(READY)?;
@@ -103,7 +109,7 @@ async fn nodes_say_what_they_do_from_the_first_second() -> Result<()> {
     manager.kill()?;
     let alone = |facts: &Value| facts["streaming"] == json!(false) && facts["lagSeconds"].is_null();
     await_facts(&mut syncer, syncer_port, "alone", alone).await?;
-    ensure!(syncer.answers(syncer_port));
+    ensure!(syncer.answers(syncer_port) && syncer.answers(syncer.port()));
     Ok(())
 }
 

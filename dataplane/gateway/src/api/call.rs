@@ -1,10 +1,13 @@
 //! One HTTP call with its retries, redirects, deadline and size limit.
+//!
+//! Redirects are followed within the origin of the call only: whoever answers there was configured, whoever it points to was not,
+//! and must get neither the credentials nor a way to show its pages to clients.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap, LOCATION};
+use hyper::header::{HeaderMap, LOCATION};
 use hyper::{Method, StatusCode};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -18,6 +21,8 @@ use crate::metrics::Metrics;
 
 const ATTEMPTS: u32 = 4;
 const REDIRECTS: usize = 5;
+/// Of the body of an answer that is an error, what is read at all: clients are shown the beginning of it.
+const ERROR_BYTES: usize = 4 * 1024;
 
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,11 +82,11 @@ impl Caller {
 
     /// Posts JSON and returns the body of a 2xx answer.
     pub(crate) async fn post(&self, operation: Operation, request: &Request, body: Bytes) -> Result<Bytes, CallError> {
-        self.measured(operation, Method::POST, &request.url, &request.headers, body).await
+        self.measured(operation, Method::POST, &request.url, &request.headers, body, self.timeout).await
     }
 
-    pub(crate) async fn get(&self, operation: Operation, url: &Url) -> Result<Bytes, CallError> {
-        self.measured(operation, Method::GET, url, &HeaderMap::new(), Bytes::new()).await
+    pub(crate) async fn get(&self, operation: Operation, url: &Url, timeout: Duration) -> Result<Bytes, CallError> {
+        self.measured(operation, Method::GET, url, &HeaderMap::new(), Bytes::new(), timeout).await
     }
 
     async fn measured(
@@ -91,14 +96,15 @@ impl Caller {
         url: &Url,
         headers: &HeaderMap,
         body: Bytes,
+        timeout: Duration,
     ) -> Result<Bytes, CallError> {
         let name = operation.name();
         let started = Instant::now();
         let in_flight = InFlight::new(&self.metrics, name);
         let attempts = self.attempts(name, method, url, headers, body);
-        let result = match tokio::time::timeout(self.timeout, attempts).await {
+        let result = match tokio::time::timeout(timeout, attempts).await {
             Ok(result) => result,
-            Err(_) => Err(CallError::Timeout(self.timeout.as_secs())),
+            Err(_) => Err(CallError::Timeout(timeout.as_secs())),
         };
         drop(in_flight);
         let label = match &result {
@@ -131,7 +137,10 @@ impl Caller {
                 }
                 Err(error) => error,
             };
-            let again = matches!(error, CallError::Network(_) | CallError::Http { status: 500.., .. });
+            let again = matches!(
+                error,
+                CallError::Network(_) | CallError::Exhausted(_) | CallError::Http { status: 500.., .. }
+            );
             if !again || attempt == ATTEMPTS {
                 return Err(error);
             }
@@ -140,7 +149,7 @@ impl Caller {
         }
     }
 
-    /// One request and its redirects, the way browsers follow them; credentials stay with the origin they were meant for.
+    /// One request and its redirects, the way browsers follow them.
     async fn follow(
         &self,
         mut method: Method,
@@ -154,33 +163,30 @@ impl Caller {
             *request.uri_mut() =
                 url.as_str().parse().map_err(|_| CallError::Refused("the URL cannot be requested".to_owned()))?;
             *request.headers_mut() = headers.clone();
-            let response = self.client.request(request).await.map_err(|e| CallError::Network(root_cause(&e)))?;
+            let response = self.client.request(request).await.map_err(|error| unreachable(&error))?;
             let status = response.status();
-            let location = match status.as_u16() {
-                301 | 302 | 303 | 307 | 308 => response.headers().get(LOCATION).and_then(|l| l.to_str().ok()),
-                _ => None,
-            };
-            let Some(location) = location else {
+            if status.is_success() {
                 return Ok((status, self.read(response.into_body()).await?));
-            };
-            let next = url
-                .join(location)
-                .ok()
-                .filter(|next| matches!(next.scheme(), "http" | "https"))
-                .ok_or_else(|| CallError::Network("redirected to something that is no http URL".to_owned()))?;
-            if next.origin() != url.origin() {
-                headers.remove(AUTHORIZATION);
-                headers.remove(COOKIE);
-                headers.remove("x-api-key");
             }
+            if !status.is_redirection() {
+                return Ok((status, beginning(response.into_body()).await));
+            }
+            let followed = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308);
+            let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok()).filter(|_| followed);
+            let Some(location) = location else { return Ok((status, Bytes::new())) };
+            let next = url.join(location).ok().filter(|next| next.origin() == url.origin());
+            url = next.ok_or_else(|| {
+                CallError::Refused(format!(
+                    "the API server answered with status {status}, a redirect to another origin"
+                ))
+            })?;
             if status == StatusCode::SEE_OTHER || (matches!(status.as_u16(), 301 | 302) && method == Method::POST) {
                 method = Method::GET;
                 body = Bytes::new();
                 headers.remove(hyper::header::CONTENT_TYPE);
             }
-            url = next;
         }
-        Err(CallError::Network(format!("redirected more than {REDIRECTS} times")))
+        Err(CallError::Refused(format!("the API server redirected more than {REDIRECTS} times")))
     }
 
     async fn read(&self, body: hyper::body::Incoming) -> Result<Bytes, CallError> {
@@ -192,13 +198,46 @@ impl Caller {
     }
 }
 
+/// What an error says first; the rest is not waited for.
+async fn beginning(mut body: hyper::body::Incoming) -> Bytes {
+    let mut text = Vec::new();
+    while text.len() < ERROR_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        text.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
+    }
+    text.truncate(ERROR_BYTES);
+    text.into()
+}
+
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> CallError {
+    let cause = root_cause(error);
+    if is_out_of_something(error) { CallError::Exhausted(cause) } else { CallError::Network(cause) }
+}
+
+/// Whether it is this node that cannot make another connection: for want of descriptors, memory or local ports.
+fn is_out_of_something(error: &(dyn std::error::Error + 'static)) -> bool {
+    // ENFILE, EMFILE, ENOMEM, EADDRNOTAVAIL, ENOBUFS: the standard library has no kinds for most of them.
+    const CODES: &[i32] = &[23, 24, 12, 99, 105];
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if code.is_some_and(|code| CODES.contains(&code)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    // A name that cannot be looked up for want of a descriptor says nothing of it.
+    std::fs::File::open("/dev/null").is_err_and(|error| error.raw_os_error().is_some_and(|code| CODES.contains(&code)))
+}
+
 fn backoff(attempt: u32) -> Duration {
     let ms = 100 * 2_u64.pow(attempt - 1) + rand::random_range(0..100);
     Duration::from_millis(ms.min(1000))
 }
 
 /// The innermost error says what happened ("connection refused"); the outer ones only where.
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -58,6 +58,13 @@ pub struct Api {
     script: Arc<Mutex<Script>>,
     /// Answers wait for a permit while the gate is closed.
     gate: Arc<Semaphore>,
+    stuck: Arc<Stuck>,
+}
+
+/// Requests that wait whatever the gate says.
+struct Stuck {
+    text: Mutex<Option<&'static str>>,
+    gate: Semaphore,
 }
 
 const OPEN: usize = 1_000_000;
@@ -68,14 +75,18 @@ impl Api {
         let address = listener.local_addr().unwrap();
         let script: Arc<Mutex<Script>> = Arc::new(Mutex::new(Arc::new(script)));
         let gate = Arc::new(Semaphore::new(OPEN));
+        let stuck = Arc::new(Stuck { text: Mutex::default(), gate: Semaphore::new(0) });
+        let stuck_in_task = Arc::clone(&stuck);
         let (sender, seen) = mpsc::unbounded_channel();
         let (script_in_task, gate_in_task) = (Arc::clone(&script), Arc::clone(&gate));
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (script, gate, sender) = (Arc::clone(&script_in_task), Arc::clone(&gate_in_task), sender.clone());
+                let stuck = Arc::clone(&stuck_in_task);
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                     let (script, gate, sender) = (Arc::clone(&script), Arc::clone(&gate), sender.clone());
+                    let stuck = Arc::clone(&stuck);
                     async move {
                         let (head, body) = request.into_parts();
                         let body = body.collect().await.unwrap().to_bytes();
@@ -86,7 +97,8 @@ impl Api {
                             text: String::from_utf8(body.to_vec()).unwrap(),
                         };
                         let _ = sender.send(seen.clone());
-                        gate.acquire().await.unwrap().forget();
+                        let is_stuck = stuck.text.lock().unwrap().is_some_and(|text| seen.text.contains(text));
+                        (if is_stuck { &stuck.gate } else { &*gate }).acquire().await.unwrap().forget();
                         let script = script.lock().unwrap().clone();
                         let reply = script(&seen);
                         let mut response = Response::new(Full::new(Bytes::from(reply.body)));
@@ -100,7 +112,7 @@ impl Api {
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
         });
-        Api { address, seen, script, gate }
+        Api { address, seen, script, gate, stuck }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -118,10 +130,16 @@ impl Api {
 
     pub fn release(&self) {
         self.gate.add_permits(OPEN / 2);
+        self.stuck.gate.add_permits(OPEN);
     }
 
     pub async fn request(&mut self) -> Seen {
         timeout(PATIENCE, self.seen.recv()).await.expect("a request within the time").unwrap()
+    }
+
+    /// From now on requests with `text` in their body are not answered before the release.
+    pub fn hold_those_with(&self, text: &'static str) {
+        *self.stuck.text.lock().unwrap() = Some(text);
     }
 
     /// Requests that arrived and were not looked at.

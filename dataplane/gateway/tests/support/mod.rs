@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::{Gate, Options, Outcome, Server};
-use port::StatusPage;
+use port::{Inside, Pages, StatusPage};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -25,6 +25,8 @@ pub struct Harness {
     pub transformer: Arc<dyn Transformer>,
     /// The views hold every client's queue; a socket whose queue they drop ends.
     pub outboxes: Vec<Outbox>,
+    /// Whether the views let in whoever comes.
+    pub is_trusting: bool,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Outcome>,
 }
@@ -40,6 +42,19 @@ pub fn options() -> Options {
 /// Of the harness's `/statz`.
 pub const ADMIN_PASSWORD: &str = "pw";
 
+pub fn pages(inside: Inside) -> Pages {
+    pages_of(&prometheus::Registry::new(), inside)
+}
+
+fn pages_of(registry: &prometheus::Registry, inside: Inside) -> Pages {
+    let status: port::Status =
+        Arc::new(|groups| Box::pin(async move { json!({"os": {"cpus": 2}, "asked": {"groups": groups.join("+")}}) }));
+    let failed_logins = prometheus::IntCounter::new("zero_failed_logins_total", "of this test").unwrap();
+    registry.register(Box::new(failed_logins.clone())).unwrap();
+    let status_page = StatusPage::new(status, Some(ADMIN_PASSWORD), false, failed_logins);
+    Pages::new(registry.clone(), status_page, inside)
+}
+
 impl Harness {
     pub async fn start(options: Options) -> Harness {
         let harness = Harness::start_closed(options).await;
@@ -49,11 +64,8 @@ impl Harness {
 
     /// The gate is not open yet; the handle opens it.
     pub async fn start_closed(options: Options) -> (Harness, Handle) {
-        let status: port::Status = Arc::new(|groups| {
-            Box::pin(async move { json!({"os": {"cpus": 2}, "asked": {"groups": groups.join("+")}}) })
-        });
-        let status_page = StatusPage::new(status, Some(ADMIN_PASSWORD), false);
-        let server = Server::build(options, prometheus::Registry::new(), status_page).await.unwrap();
+        let registry = prometheus::Registry::new();
+        let server = Server::build(options, &registry, pages_of(&registry, Inside::ShownWhenReady)).await.unwrap();
         let (commands, views) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let address = server.address();
@@ -63,7 +75,16 @@ impl Harness {
             let _ = stopped.await;
         }));
         (
-            Harness { address, gate, views, transformer, outboxes: Vec::new(), stop: Some(stop), task },
+            Harness {
+                address,
+                gate,
+                views,
+                transformer,
+                outboxes: Vec::new(),
+                is_trusting: true,
+                stop: Some(stop),
+                task,
+            },
             Handle { commands },
         )
     }
@@ -74,8 +95,11 @@ impl Harness {
 
     pub async fn connect(&mut self) -> Box<Connect> {
         match self.command().await {
-            Command::Connect(connect) => {
+            Command::Connect(mut connect) => {
                 self.outboxes.push(connect.outbox.clone());
+                if self.is_trusting {
+                    connect.admission.admit();
+                }
                 connect
             }
             other => panic!("expected Connect, got {other:?}"),

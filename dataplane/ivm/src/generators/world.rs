@@ -19,8 +19,9 @@ const JSONS: [&str; 4] = ["{}", "[1,2]", "null", "\"a\""];
 pub struct World {
     pub rng: Rng,
     schema: Arc<Schema>,
-    /// The key that the client schema declares, per table.
-    client_keys: BTreeMap<Arc<str>, Vec<usize>>,
+    first_keys: Option<Keys>,
+    /// Apart from `rng`, so that seeds keep their meaning.
+    keys_rng: Rng,
     rows: BTreeMap<Arc<str>, BTreeMap<Key, Row>>,
     version: u64,
 }
@@ -30,22 +31,13 @@ impl World {
     pub fn new(seed: u64) -> World {
         let mut rng = Rng::new(seed);
         let tables: Vec<Arc<Table>> = (0..=rng.below(4)).map(|i| Arc::new(table(&mut rng, i))).collect();
-        let client_keys = tables
-            .iter()
-            .map(|table| {
-                let mut key = if rng.one_in(3) { rng.pick(&table.unique_keys).clone() } else { table.key.clone() };
-                if rng.one_in(3) {
-                    key.reverse();
-                }
-                (Arc::clone(&table.name), key)
-            })
-            .collect();
+        let first_keys = Some(Keys::choose(&mut rng, 3, &tables));
         let rows = tables.iter().map(|table| (Arc::clone(&table.name), BTreeMap::new())).collect();
         let schema = Schema {
             tables: tables.into_iter().map(|table| (Arc::clone(&table.name), table)).collect(),
             hidden: BTreeMap::new(),
         };
-        World { rng, schema: Arc::new(schema), client_keys, rows, version: 0 }
+        World { rng, schema: Arc::new(schema), first_keys, keys_rng: Rng::new(!seed), rows, version: 0 }
     }
 
     #[must_use]
@@ -53,9 +45,10 @@ impl World {
         &self.schema
     }
 
-    #[must_use]
-    pub fn client_key(&self, table: &Table) -> Vec<usize> {
-        self.client_keys[&table.name].clone()
+    /// Keys that a client schema may declare: every client has its own view of the same tables.
+    pub fn keys(&mut self) -> Keys {
+        let tables = self.table_list();
+        self.first_keys.take().unwrap_or_else(|| Keys::choose(&mut self.keys_rng, 2, &tables))
     }
 
     /// The rows of a table, by replica key.
@@ -223,6 +216,30 @@ impl World {
             replaced.iter().any(|r| r.same_cells(row))
                 || table.unique_keys.iter().all(|key| row.key(key) != candidate.key(key))
         })
+    }
+}
+
+/// The key that a client schema declares, per table.
+#[derive(Clone, Debug)]
+pub struct Keys(BTreeMap<Arc<str>, Vec<usize>>);
+
+impl Keys {
+    /// One table in so many has any of its unique keys.
+    fn choose(rng: &mut Rng, other_in: usize, tables: &[Arc<Table>]) -> Keys {
+        let choose = |table: &Arc<Table>| {
+            let is_other = rng.one_in(other_in);
+            let mut key = if is_other { rng.pick(&table.unique_keys).clone() } else { table.key.clone() };
+            if rng.one_in(3) {
+                key.reverse();
+            }
+            (Arc::clone(&table.name), key)
+        };
+        Keys(tables.iter().map(choose).collect())
+    }
+
+    #[must_use]
+    pub fn of(&self, table: &Table) -> Vec<usize> {
+        self.0[&table.name].clone()
     }
 }
 

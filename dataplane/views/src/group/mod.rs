@@ -1,6 +1,8 @@
 //! A client group while it is in memory: its record, its connections and how each of its queries stands.
 
 pub mod record;
+mod room;
+pub mod user;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,8 +77,8 @@ pub struct Group {
     pub taken_at: Cookie,
     pub connections: Vec<ConnectionId>,
     pub queries: BTreeMap<String, QueryRun>,
-    /// The user of the first validated connection; others must match while the group is in memory.
-    pub user: Option<Option<String>>,
+    /// Whether credentials of any of its connections were found good on this node.
+    pub is_admitted: bool,
     /// The context of the newest validated connection, for work that no message asked for.
     pub background: Option<(ConnectionId, Arc<ConnectionContext>)>,
     pub pending: Pending,
@@ -154,7 +156,7 @@ impl Group {
             taken_at: Cookie::EMPTY,
             connections: Vec::new(),
             queries: BTreeMap::new(),
-            user: None,
+            is_admitted: false,
             background: None,
             pending: Pending::default(),
             clock_since: None,
@@ -171,7 +173,8 @@ impl Group {
     /// Takes over what the database had. Every cookie handed out from here on exceeds any that was handed out before, because
     /// former owners told no client of row changes beyond `bound`.
     pub fn take(&mut self, record: Option<Record>, bound: Version) {
-        if let Some(record) = record {
+        if let Some(mut record) = record {
+            record.bytes = room::json_bytes(&record);
             self.known = true;
             self.cookie = record.cookie.max(Cookie::new(bound, 0));
             self.taken_at = self.cookie;
@@ -216,6 +219,21 @@ impl Group {
         }
     }
 
+    /// A query that failed is not run until a client asks for it anew; who desires it still does. What clients hold of it is
+    /// deleted with the next poke. Returns what it was subscribed to.
+    pub fn fail_query(&mut self, hash: &str) -> Vec<MaterialisationId> {
+        let run = self.queries.remove(hash).unwrap_or_default();
+        if let Some(query) = self.record.queries.get_mut(hash) {
+            query.failed = Some(Cookie::EMPTY);
+            if let Some(holding) = query.holding.take() {
+                self.pending.left.push(Left { hash: hash.to_owned(), held: run.held, holding });
+            }
+            self.pending.got.push(QueryOp::Del { hash: hash.to_owned() });
+            self.pending.record = true;
+        }
+        run.held.into_iter().chain(run.coming).collect()
+    }
+
     /// A query that can no longer be served stays desired; what clients hold of it is deleted with the next poke.
     pub fn lose_query(&mut self, hash: &str) {
         let held = self.queries.get_mut(hash).and_then(|run| run.held.take());
@@ -234,7 +252,10 @@ impl Group {
             if let Some(holding) = query.holding {
                 self.pending.left.push(Left { hash: hash.to_owned(), held: run.held, holding });
             }
-            self.pending.got.push(QueryOp::Del { hash: hash.to_owned() });
+            // Of one that failed they were told before.
+            if query.failed.is_none() {
+                self.pending.got.push(QueryOp::Del { hash: hash.to_owned() });
+            }
             self.pending.record = true;
         }
         run.held.into_iter().chain(run.coming).collect()

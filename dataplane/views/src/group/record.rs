@@ -13,6 +13,8 @@ use protocol::up::UpQueryOp;
 use rows::Cookie;
 use serde::{Deserialize, Serialize};
 
+use super::room;
+use super::user::User;
 use crate::store::LineageId;
 
 /// TTL of a desired query whose client sent none, and the longest one kept (sync-protocol 4.7).
@@ -33,6 +35,9 @@ pub struct Record {
     #[serde(with = "cookie_text")]
     pub cookie: Cookie,
     pub client_schema: Option<ClientSchema>,
+    /// Whose the group is: of the first connection whose credentials were found good.
+    #[serde(default)]
+    pub user: Option<User>,
     pub profile_id: Option<String>,
     /// The group's clock: milliseconds during which any client was connected.
     pub ttl_clock_ms: u64,
@@ -43,6 +48,9 @@ pub struct Record {
     /// Cookies below this can no longer be caught up, because `removed` was cut.
     #[serde(with = "cookie_text")]
     pub floor: Cookie,
+    /// About as many bytes as it takes as JSON, or more.
+    #[serde(skip)]
+    pub bytes: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +58,9 @@ pub struct Query {
     pub definition: Definition,
     /// Present while the query is got.
     pub holding: Option<Holding>,
+    /// It failed, and clients were told with this cookie; it is run again when a client puts it again.
+    #[serde(default, with = "cookie_text::option")]
+    pub failed: Option<Cookie>,
     pub desires: BTreeMap<String, Desire>,
 }
 
@@ -160,11 +171,29 @@ pub struct DesirePatch {
     pub put: bool,
 }
 
+/// What came of a `desiredQueriesPatch`.
+#[derive(Debug, Default)]
+pub struct Desired {
+    pub patches: Vec<DesirePatch>,
+    /// Queries that are desired but too large to be kept: they fail.
+    pub unkept: Vec<Unkept>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unkept {
+    pub hash: String,
+    pub reason: String,
+}
+
 /// Why a message cannot be applied.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refused {
     #[error("query {hash} is new to the server but came with neither an AST nor a name")]
     NoDefinition { hash: String },
+    #[error("{what} is longer than {limit} bytes")]
+    TooLong { what: &'static str, limit: usize },
+    #[error("what the client group's clients desire takes more than {limit} bytes")]
+    TooLarge { limit: usize },
     #[error("the client group has more than {QUERIES_MAX} queries")]
     TooManyQueries,
     #[error("the client group has more than {CLIENTS_MAX} clients")]
@@ -176,6 +205,7 @@ pub enum Refused {
 impl Record {
     /// Adds a client that was not known. Returns whether it was new.
     pub fn ensure_client(&mut self, client: &str) -> Result<bool, Refused> {
+        room::check_id("the client's id", client)?;
         if self.clients.contains(client) {
             return Ok(false);
         }
@@ -187,8 +217,9 @@ impl Record {
     }
 
     /// Applies a `desiredQueriesPatch` in order. `now_ms` is the group's clock.
-    pub fn desire(&mut self, client: &str, ops: Vec<UpQueryOp>, now_ms: u64) -> Result<Vec<DesirePatch>, Refused> {
-        let mut patches = Vec::new();
+    pub fn desire(&mut self, client: &str, ops: Vec<UpQueryOp>, now_ms: u64) -> Result<Desired, Refused> {
+        room::make(self, client, &ops)?;
+        let Desired { mut patches, mut unkept } = Desired::default();
         for op in ops {
             match op {
                 UpQueryOp::Put { hash, ttl, query } => {
@@ -196,13 +227,18 @@ impl Record {
                     if hash == "lmids" || hash == "mutationResults" {
                         continue;
                     }
-                    let definition = query.map(|d| match d {
+                    let mut definition = query.map(|d| match d {
                         protocol::up::QueryDefinition::Ast(ast) => Definition::Ast(ast),
                         protocol::up::QueryDefinition::Named { name, args } => {
                             Definition::Named { name, args: serde_json::Value::Array(args) }
                         }
                     });
+                    let reason = definition.as_ref().and_then(room::too_large);
+                    if reason.is_some() {
+                        definition = definition.map(Definition::without_contents);
+                    }
                     if self.put(client, &hash, definition, clamp_ttl(ttl))? {
+                        unkept.extend(reason.map(|reason| Unkept { hash: hash.clone(), reason }));
                         patches.push(DesirePatch { client: client.to_owned(), hash, put: true });
                     }
                 }
@@ -222,7 +258,7 @@ impl Record {
                 }
             }
         }
-        Ok(patches)
+        Ok(Desired { patches, unkept })
     }
 
     fn put(&mut self, client: &str, hash: &str, definition: Option<Definition>, ttl_ms: u64) -> Result<bool, Refused> {
@@ -231,7 +267,15 @@ impl Record {
                 return Err(Refused::TooManyQueries);
             }
             let definition = definition.ok_or_else(|| Refused::NoDefinition { hash: hash.to_owned() })?;
-            self.queries.insert(hash.to_owned(), Query { definition, holding: None, desires: BTreeMap::new() });
+            let query = Query { definition, holding: None, failed: None, desires: BTreeMap::new() };
+            self.queries.insert(hash.to_owned(), query);
+        } else if let Some(query) = self.queries.get_mut(hash)
+            && query.failed.take().is_some()
+        {
+            // Asked for anew, it is run anew.
+            query.definition = definition.unwrap_or_else(|| query.definition.clone());
+            query.desires.insert(client.to_owned(), Desire { ttl_ms, inactivated_at_ms: None });
+            return Ok(true);
         }
         let query = self.queries.get_mut(hash).expect("inserted above when absent");
         match query.desires.get_mut(client) {
@@ -326,6 +370,15 @@ impl Record {
         }
     }
 
+    /// Stamps failures that clients were not told of yet with the cookie that carries them.
+    pub fn remember_failures(&mut self, at: Cookie) {
+        for failed in self.queries.values_mut().filter_map(|query| query.failed.as_mut()) {
+            if *failed == Cookie::EMPTY {
+                *failed = at;
+            }
+        }
+    }
+
     /// Stamps desire removals with the cookie that carries them.
     pub fn remember_desire_removals(&mut self, patches: &[DesirePatch], at: Cookie) {
         for patch in patches.iter().filter(|p| !p.put) {
@@ -339,6 +392,17 @@ impl Record {
             // A stale desire at a client costs one superfluous `del` later; it is not worth a floor.
             self.removed_desires.pop_front();
         }
+    }
+}
+
+impl Definition {
+    /// What is kept of one that is too large: enough to say which it is.
+    fn without_contents(self) -> Definition {
+        let name = match self {
+            Definition::Named { name, .. } => name.chars().take(64).collect(),
+            Definition::Ast(ast) => ast.table,
+        };
+        Definition::Named { name, args: serde_json::Value::Array(Vec::new()) }
     }
 }
 
@@ -374,6 +438,20 @@ mod cookie_text {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cookie, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+
+    pub mod option {
+        use rows::Cookie;
+        use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+        pub fn serialize<S: Serializer>(cookie: &Option<Cookie>, serializer: S) -> Result<S::Ok, S::Error> {
+            cookie.map(|cookie| cookie.to_string()).serialize(serializer)
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cookie>, D::Error> {
+            let text = Option::<String>::deserialize(deserializer)?;
+            text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+        }
     }
 }
 
@@ -442,11 +520,11 @@ mod tests {
         assert!(record.expired(1_019).is_empty());
         assert_eq!(record.expired(1_020), ["q"]);
         // Wanted again: alive.
-        assert_eq!(record.desire("a", vec![put("q", 5)], 1_020).unwrap().len(), 1);
+        assert_eq!(record.desire("a", vec![put("q", 5)], 1_020).unwrap().patches.len(), 1);
         assert!(record.expired(u64::MAX).is_empty());
         // The same wish with a TTL that is not longer changes nothing.
-        assert!(record.desire("a", vec![put("q", 5)], 1_020).unwrap().is_empty());
-        assert_eq!(record.desire("a", vec![put("q", 6)], 1_020).unwrap().len(), 1);
+        assert!(record.desire("a", vec![put("q", 5)], 1_020).unwrap().patches.is_empty());
+        assert_eq!(record.desire("a", vec![put("q", 6)], 1_020).unwrap().patches.len(), 1);
     }
 
     #[test]
@@ -456,7 +534,7 @@ mod tests {
         record.desire("a", vec![put("q", -1), put("lmids", 1)], 0).unwrap();
         assert_eq!(record.queries["q"].desires["a"].ttl_ms, TTL_MAX_MS);
         assert_eq!(record.queries.len(), 1);
-        let patches = record.desire("a", vec![UpQueryOp::Clear], 5).unwrap();
+        let patches = record.desire("a", vec![UpQueryOp::Clear], 5).unwrap().patches;
         assert_eq!(patches, [DesirePatch { client: "a".into(), hash: "q".into(), put: false }]);
         assert_eq!(record.expired(5), ["q"]);
     }
@@ -481,7 +559,47 @@ mod tests {
     fn a_new_hash_needs_a_definition() {
         let mut record = Record::default();
         let op = UpQueryOp::Put { hash: "q".into(), ttl: None, query: None };
-        assert_eq!(record.desire("a", vec![op], 0), Err(Refused::NoDefinition { hash: "q".into() }));
+        assert_eq!(record.desire("a", vec![op], 0).unwrap_err(), Refused::NoDefinition { hash: "q".into() });
+    }
+
+    #[test]
+    fn a_query_that_failed_is_run_again_when_it_is_put_again() {
+        let mut record = Record::default();
+        record.desire("a", vec![put("q", 100)], 0).unwrap();
+        record.queries.get_mut("q").unwrap().failed = Some(Cookie::EMPTY);
+        record.desire("b", vec![del("q")], 1).unwrap();
+        assert!(record.queries["q"].failed.is_some());
+        // The same wish with the same TTL is a change now.
+        assert_eq!(record.desire("a", vec![put("q", 100)], 2).unwrap().patches.len(), 1);
+        assert_eq!(record.queries["q"].failed, None);
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_kept() {
+        let named = |hash: &str, bytes: usize| UpQueryOp::Put {
+            hash: hash.into(),
+            ttl: Some(100),
+            query: Some(QueryDefinition::Named { name: "q".into(), args: vec!["x".repeat(bytes).into()] }),
+        };
+        let mut record = Record::default();
+        let desired = record.desire("a", vec![named("large", 2 << 20), put("q", 1)], 0).unwrap();
+        assert_eq!((desired.patches.len(), desired.unkept.len()), (2, 1));
+        assert_eq!(desired.unkept[0].hash, "large");
+        assert!(serde_json::to_string(&record).unwrap().len() < 2_000);
+        // As many as there is room for, and not a part of what is too much.
+        let many = (0..20).map(|n| named(&n.to_string(), 1_000_000)).collect();
+        assert!(matches!(record.desire("a", many, 0), Err(Refused::TooLarge { .. })));
+        assert_eq!(record.queries.len(), 2);
+        for n in 0..16 {
+            record.desire("a", vec![named(&n.to_string(), 1_000_000)], 0).unwrap();
+        }
+        assert!(matches!(record.desire("a", vec![named("16", 1_000_000)], 0), Err(Refused::TooLarge { .. })));
+        // What is gone makes room.
+        record.queries.remove("0");
+        record.desire("a", vec![named("16", 1_000_000)], 0).unwrap();
+        let long = put(&"h".repeat(2_000), 1);
+        assert!(matches!(record.desire("a", vec![long], 0), Err(Refused::TooLong { .. })));
+        assert!(record.ensure_client(&"c".repeat(2_000)).is_err());
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, Interval, MissedTickBehavior};
 use tokio_postgres::types::Type;
-use tokio_postgres::{Error, GenericClient};
-use tracing::{info, warn};
+use tokio_postgres::{Row, Transaction};
+use tracing::{error, info, warn};
 
-use super::connection::Connection;
+use super::connection::{Connection, Parameter};
+use super::fault::{Class, Fault};
 use super::history::{Delta, History, as_i64, as_version};
 use super::write::as_ms;
 use super::{Claim, Event, LineageId, NodeId, Question, Request, Tenure, Touched, Verdict, sql};
@@ -17,6 +18,12 @@ use crate::limits::Limits;
 
 /// Questions that one read of a history answers.
 const BATCH_MAX: usize = 256;
+/// What a history may have, for the time that reading it may take.
+const HISTORY_BYTES: usize = 64 << 20;
+/// A question that got no answer after so many attempts takes too long to answer.
+const SILENCES_MAX: u32 = 3;
+/// A node that was found unseen is gone if none of so many heartbeats came after that.
+const SUSPECTED_HEARTBEATS: u32 = 5;
 
 /// Ticks for the first time after one period.
 fn interval_after(period: Duration) -> Interval {
@@ -57,8 +64,8 @@ impl<E: Fn(Event)> Answerer<E> {
                     None => return,
                 },
                 _ = merge.tick() => {
-                    if let Err(error) = self.merge_fragmented().await {
-                        self.connection.broken("tidy up", &error).await;
+                    if let Err(fault) = self.merge_fragmented().await {
+                        self.connection.broken("tidy up", &fault).await;
                     }
                 }
                 _ = purge.tick() => (self.events)(Event::PurgeDue),
@@ -93,6 +100,7 @@ impl<E: Fn(Event)> Answerer<E> {
                 _ => true,
             });
         }
+        let mut silences = 0;
         loop {
             let result = match &request {
                 Request::Touched(_) => self.touched(&questions).await,
@@ -103,13 +111,26 @@ impl<E: Fn(Event)> Answerer<E> {
                     (self.events)(event);
                     break;
                 }
-                Err(error) => self.connection.broken("read", &error).await,
+                Err(fault) if fault.class() == Class::Refused || silences >= SILENCES_MAX => {
+                    let error = fault.describe();
+                    error!(error, "CVR database: cannot answer a question; whoever waits for it starts over");
+                    (self.events)(given_up(request, questions));
+                    break;
+                }
+                // The writer makes them anew.
+                Err(fault) if fault.class() == Class::Missing => self.connection.pause().await,
+                Err(fault) => {
+                    // To own a group is worth any number of attempts.
+                    let may_end = !matches!(request, Request::Claim(_));
+                    silences += u32::from(may_end && matches!(fault, Fault::Silent(_)));
+                    self.connection.broken("read", &fault).await;
+                }
             }
         }
         self.connection.succeeded();
     }
 
-    async fn answer(&mut self, request: &Request) -> Result<Event, Error> {
+    async fn answer(&mut self, request: &Request) -> Result<Event, Fault> {
         Ok(match request {
             Request::Claim(claim) => Event::Claimed { id: claim.group.clone(), verdict: self.claim(claim).await? },
             Request::RowSet { lineage } => {
@@ -121,26 +142,23 @@ impl<E: Fn(Event)> Answerer<E> {
         })
     }
 
-    async fn claim(&mut self, claim: &Claim) -> Result<Verdict, Error> {
+    async fn claim(&mut self, claim: &Claim) -> Result<Verdict, Fault> {
         let text = sql::claim(&self.schema);
         let (node, version) = (self.node, as_i64(claim.version));
         let (live, keep) = (as_ms(self.limits.node_live), as_ms(self.limits.contested_max));
         loop {
-            let client = self.connection.client().await;
             let age = as_ms(claim.connected_at.elapsed());
-            let row = client
-                .query_typed_one(
-                    &text,
-                    &[
-                        (&claim.group, Type::TEXT),
-                        (&node, Type::INT8),
-                        (&version, Type::INT8),
-                        (&age, Type::INT8),
-                        (&live, Type::INT8),
-                        (&keep, Type::INT8),
-                    ],
-                )
-                .await?;
+            let parameters: [Parameter<'_>; 6] = [
+                (&claim.group, Type::TEXT),
+                (&node, Type::INT8),
+                (&version, Type::INT8),
+                (&age, Type::INT8),
+                (&live, Type::INT8),
+                (&keep, Type::INT8),
+            ];
+            let rows = self.connection.query(&text, &parameters, 0).await?;
+            // A function answers with one row.
+            let Some(row) = rows.first() else { continue };
             let tenure = || Tenure { group: claim.group.clone(), epoch: row.get(2) };
             return Ok(match row.get(0) {
                 // The owner changed in between.
@@ -162,7 +180,7 @@ impl<E: Fn(Event)> Answerer<E> {
         }
     }
 
-    async fn touched(&mut self, questions: &[Question]) -> Result<Event, Error> {
+    async fn touched(&mut self, questions: &[Question]) -> Result<Event, Fault> {
         let Some(&Question { present, lineage, .. }) = questions.first() else {
             return Ok(Event::Touched(Touched { present: 0, answers: Vec::new(), latest: None }));
         };
@@ -177,39 +195,45 @@ impl<E: Fn(Event)> Answerer<E> {
         Ok(Event::Touched(Touched { present, answers, latest }))
     }
 
-    async fn history(&mut self, lineage: LineageId) -> Result<Option<History>, Error> {
-        let (schema, hours) = (self.schema.clone(), self.purge_hours);
-        load(&*self.connection.client().await, &schema, lineage, hours).await
+    async fn history(&mut self, lineage: LineageId) -> Result<Option<History>, Fault> {
+        let text = sql::load_history(&self.schema);
+        let rows = self
+            .connection
+            .query(&text, &[(&lineage, Type::INT8), (&self.purge_hours, Type::INT4)], HISTORY_BYTES)
+            .await?;
+        Ok(history_of(rows))
     }
 
-    async fn purge(&mut self, lineages: &[LineageId]) -> Result<Vec<LineageId>, Error> {
-        let (schema, hours) = (self.schema.clone(), self.purge_hours);
-        let unseen = self.limits.node_dead;
-        let client = self.connection.client().await;
-        client.execute_typed(&sql::touch_lineages(&schema), &[(&lineages, Type::INT8_ARRAY)]).await?;
-        purge(&client, &schema, hours, unseen).await
+    async fn purge(&mut self, lineages: &[LineageId]) -> Result<Vec<LineageId>, Fault> {
+        let text = sql::touch_lineages(&self.schema);
+        self.connection.query(&text, &[(&lineages, Type::INT8_ARRAY)], 0).await?;
+        purge(&mut self.connection, &self.schema, self.purge_hours, &self.limits).await
     }
 
-    async fn merge_fragmented(&mut self) -> Result<(), Error> {
+    async fn merge_fragmented(&mut self) -> Result<(), Fault> {
         let (least, node) = (self.limits.merge_deltas, self.node);
         let text = sql::fragmented(&self.schema);
-        let lineages: Vec<i64> = {
-            let client = self.connection.client().await;
-            let rows = client.query_typed(&text, &[(&least, Type::INT8), (&node, Type::INT8)]).await?;
-            rows.into_iter().map(|row| row.get(0)).collect()
-        };
-        for lineage in lineages {
-            self.merge(lineage).await?;
+        let rows = self.connection.query(&text, &[(&least, Type::INT8), (&node, Type::INT8)], 0).await?;
+        for row in rows {
+            let within = self.limits.answer * 4;
+            let lineage: LineageId = row.get(0);
+            let merged = tokio::time::timeout(within, self.merge(lineage)).await;
+            match merged.unwrap_or(Err(Fault::Silent(within))) {
+                // Others need not wait for one that cannot be merged.
+                Err(fault) if fault.class() == Class::Refused => {
+                    warn!(lineage, error = fault.describe(), "CVR: left a history unmerged");
+                }
+                merged => merged?,
+            }
         }
         Ok(())
     }
 
-    async fn merge(&mut self, lineage: LineageId) -> Result<(), Error> {
+    async fn merge(&mut self, lineage: LineageId) -> Result<(), Fault> {
         let (schema, hours) = (self.schema.clone(), self.purge_hours);
-        let mut client = self.connection.client().await;
-        let transaction = client.transaction().await?;
-        // Should this process stop here, others must not wait for it.
-        transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '10s'").await?;
+        let mut open = self.connection.opened().await;
+        let Some(open) = open.as_mut() else { return Ok(()) };
+        let transaction = open.begin().await?;
         if transaction.query_typed_opt(&sql::lock_lineage(&schema), &[(&lineage, Type::INT8)]).await?.is_none() {
             return Ok(());
         }
@@ -250,17 +274,34 @@ impl<E: Fn(Event)> Answerer<E> {
                 )
                 .await?;
         }
-        transaction.commit().await
+        Ok(transaction.commit().await?)
     }
 }
 
 async fn load(
-    client: &impl GenericClient,
+    transaction: &Transaction<'_>,
     schema: &str,
     lineage: LineageId,
     hours: i32,
-) -> Result<Option<History>, Error> {
-    let rows = client.query_typed(&sql::load_history(schema), &[(&lineage, Type::INT8), (&hours, Type::INT4)]).await?;
+) -> Result<Option<History>, Fault> {
+    let parameters: [Parameter<'_>; 2] = [(&lineage, Type::INT8), (&hours, Type::INT4)];
+    Ok(history_of(transaction.query_typed(&sql::load_history(schema), &parameters).await?))
+}
+
+/// The answer to what can never be answered: that nothing is known.
+fn given_up(request: Request, questions: Vec<Question>) -> Event {
+    match request {
+        Request::Claim(claim) => Event::Refused(Tenure { group: claim.group, epoch: 0 }),
+        Request::RowSet { lineage } => Event::RowSet { lineage, rows: None },
+        Request::Touched(Question { present, .. }) => {
+            let answers = questions.into_iter().map(|question| (question, None)).collect();
+            Event::Touched(Touched { present, answers, latest: None })
+        }
+        Request::Purge { .. } => Event::Purged { lineages: Vec::new() },
+    }
+}
+
+fn history_of(rows: Vec<Row>) -> Option<History> {
     let mut base = None;
     let mut deltas = Vec::with_capacity(rows.len());
     for row in rows {
@@ -273,25 +314,26 @@ async fn load(
     }
     // A union promises no order.
     deltas.sort_by_key(|delta| delta.version);
-    Ok(base.map(|(base_version, base)| History { base_version, base, deltas }))
+    base.map(|(base_version, base)| History { base_version, base, deltas })
 }
 
 /// Forgets nodes that are no more, then what nobody can come back for.
 pub(super) async fn purge(
-    client: &tokio_postgres::Client,
+    connection: &mut Connection,
     schema: &str,
     hours: i32,
-    unseen: Duration,
-) -> Result<Vec<LineageId>, Error> {
-    let unseen_ms = as_ms(unseen);
-    let dead = client.query_typed(&sql::unseen(schema), &[(&unseen_ms, Type::INT8)]).await?;
+    limits: &Limits,
+) -> Result<Vec<LineageId>, Fault> {
+    let (unseen_ms, since_ms) = (as_ms(limits.node_dead), as_ms(limits.heartbeat * SUSPECTED_HEARTBEATS));
+    connection.query(&sql::suspect(schema), &[(&unseen_ms, Type::INT8)], 0).await?;
+    let dead = connection.query(&sql::unseen(schema), &[(&unseen_ms, Type::INT8), (&since_ms, Type::INT8)], 0).await?;
     for row in &dead {
         let node: NodeId = row.get(0);
-        client.query_typed(&sql::retire(schema), &[(&node, Type::INT8), (&unseen_ms, Type::INT8)]).await?;
+        connection.query(&sql::retire(schema), &[(&node, Type::INT8), (&unseen_ms, Type::INT8)], 0).await?;
     }
-    let groups = client.execute_typed(&sql::purge_groups(schema), &[(&hours, Type::INT4)]).await?;
-    let gone: Vec<LineageId> = client
-        .query_typed(&sql::purge_lineages(schema), &[(&hours, Type::INT4)])
+    let groups = connection.query(&sql::purge_groups(schema), &[(&hours, Type::INT4)], 0).await?.len();
+    let gone: Vec<LineageId> = connection
+        .query(&sql::purge_lineages(schema), &[(&hours, Type::INT4)], 0)
         .await?
         .into_iter()
         .map(|row| row.get(0))

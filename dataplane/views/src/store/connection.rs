@@ -1,14 +1,20 @@
-//! A connection to the CVR database that comes back when it breaks.
+//! A connection to the CVR database that comes back when it breaks, or when it does not answer.
+//!
+//! What a role or database sets for its sessions (time limits of statements, read-only transactions) must not reach the
+//! statements here, and a pooler may give each transaction another session: so where anything of that kind is set, each
+//! transaction says first what it depends on.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Row, Transaction};
 use tracing::warn;
+
+use super::fault::Fault;
 
 /// Opens a connection to the CVR database; the error is for a log line and has no secrets.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, String>> + Send>> + Send + Sync>;
@@ -18,31 +24,114 @@ pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Large statements may take longer, as over a slow network.
+const BYTES_PER_MS: u64 = 1_000;
+
+/// Settings that would cancel or refuse statements, as the role, the database or the server has them: not as a session set
+/// them, for the next transaction may be in another one.
+const FOREIGN_SETTINGS: &str = "SELECT name, reset_val FROM pg_catalog.pg_settings
+    WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout',
+            'default_transaction_read_only', 'default_transaction_isolation', 'synchronous_commit')
+        AND NOT (name, reset_val) IN (('statement_timeout', '0'), ('lock_timeout', '0'), ('transaction_timeout', '0'),
+            ('idle_in_transaction_session_timeout', '0'), ('default_transaction_read_only', 'off'),
+            ('default_transaction_isolation', 'read committed'))
+        AND NOT (name = 'synchronous_commit' AND reset_val <> 'off')";
 
 /// A connection that is opened on first use and again after it broke. Two tasks may share one, in turns.
 pub(super) struct Connection {
     connector: Connector,
-    open: Arc<Mutex<Option<Client>>>,
+    open: Arc<Mutex<Option<Open>>>,
     retry: Duration,
+    /// How long an answer may take.
+    answer: Duration,
+}
+
+pub(super) struct Open {
+    client: Client,
+    /// What a transaction begins with, if it must say anything.
+    guard: Option<String>,
+}
+
+impl Open {
+    async fn new(client: Client) -> Result<Open, Fault> {
+        let foreign = client.query_typed(FOREIGN_SETTINGS, &[]).await?;
+        let own = |row: &Row| match row.get(0) {
+            "default_transaction_read_only" => "SET TRANSACTION READ WRITE;".to_owned(),
+            "default_transaction_isolation" => "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;".to_owned(),
+            "synchronous_commit" => "SET LOCAL synchronous_commit = on;".to_owned(),
+            limit => format!("SET LOCAL {limit} = 0;"),
+        };
+        let guard = (!foreign.is_empty()).then(|| foreign.iter().map(own).collect());
+        Ok(Open { client, guard })
+    }
+
+    /// A transaction of several statements.
+    pub(super) async fn begin(&mut self) -> Result<Transaction<'_>, Fault> {
+        let transaction = self.client.transaction().await?;
+        // Should this process stop here, others must not wait for it.
+        let guard = self.guard.as_deref().unwrap_or_default();
+        transaction.batch_execute(&format!("{guard} SET LOCAL idle_in_transaction_session_timeout = '10s'")).await?;
+        Ok(transaction)
+    }
+
+    /// One statement in a transaction of its own.
+    async fn query(&self, text: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
+        let Some(guard) = &self.guard else { return Ok(self.client.query_typed(text, parameters).await?) };
+        let begin = format!("BEGIN; {guard}");
+        // All at once, so that it takes no longer, and no lock is held while this process is slow.
+        let (begun, rows, committed) = tokio::join!(
+            self.client.batch_execute(&begin),
+            self.client.query_typed(text, parameters),
+            self.client.batch_execute("COMMIT"),
+        );
+        begun?;
+        let rows = rows?;
+        committed?;
+        Ok(rows)
+    }
 }
 
 impl Connection {
-    pub(super) fn new(connector: Connector) -> Connection {
-        Connection { connector, open: Arc::default(), retry: RETRY_MIN }
+    pub(super) fn new(connector: Connector, answer: Duration) -> Connection {
+        Connection { connector, open: Arc::default(), retry: RETRY_MIN, answer }
     }
 
     /// Another user of the same connection.
     pub(super) fn share(&self) -> Connection {
-        Connection { connector: Arc::clone(&self.connector), open: Arc::clone(&self.open), retry: RETRY_MIN }
+        Connection {
+            connector: Arc::clone(&self.connector),
+            open: Arc::clone(&self.open),
+            retry: RETRY_MIN,
+            answer: self.answer,
+        }
     }
 
-    /// The client, for one transaction; waits until the database is there.
-    pub(super) async fn client(&mut self) -> MappedMutexGuard<'_, Client> {
-        let mut open = self.open.lock().await;
+    /// Opens the connection, or says why that fails.
+    async fn connect(&self) -> Result<Open, String> {
+        let connecting = async {
+            let client = (self.connector)().await?;
+            Open::new(client).await.map_err(|fault| fault.describe())
+        };
+        match tokio::time::timeout(self.answer, connecting).await {
+            Ok(opened) => opened,
+            Err(_) => Err(Fault::Silent(self.answer).describe()),
+        }
+    }
+
+    /// Opens the connection now or not at all.
+    pub(super) async fn try_open(&mut self) -> Result<(), String> {
+        let opened = self.connect().await?;
+        *self.open.lock().await = Some(opened);
+        Ok(())
+    }
+
+    /// The connection, for one transaction; waits until the database is there.
+    pub(super) async fn opened(&mut self) -> OwnedMutexGuard<Option<Open>> {
+        let mut open = Arc::clone(&self.open).lock_owned().await;
         // Whoever shares the connection waits for the same database.
-        while open.as_ref().is_none_or(Client::is_closed) {
-            match (self.connector)().await {
-                Ok(client) => *open = Some(client),
+        while open.as_ref().is_none_or(|open| open.client.is_closed()) {
+            match self.connect().await {
+                Ok(opened) => *open = Some(opened),
                 Err(error) => {
                     warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot connect, will retry");
                     tokio::time::sleep(self.retry).await;
@@ -50,26 +139,63 @@ impl Connection {
                 }
             }
         }
-        MutexGuard::map(open, |open| open.as_mut().expect("opened above"))
+        open
     }
 
-    pub(super) async fn broken(&mut self, what: &str, error: &Error) {
-        let error = describe(error);
+    /// One statement in a transaction of its own, whose answer may take as long as `bytes` need in addition.
+    pub(super) async fn query(
+        &mut self,
+        text: &str,
+        parameters: &[Parameter<'_>],
+        bytes: usize,
+    ) -> Result<Vec<Row>, Fault> {
+        let within = self.answer + Duration::from_millis(bytes as u64 / BYTES_PER_MS);
+        let mut open = self.opened().await;
+        let query = open.as_ref().expect("opened above").query(text, parameters);
+        match tokio::time::timeout(within, query).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                *open = None;
+                Err(Fault::Silent(within))
+            }
+        }
+    }
+
+    /// Statements without parameters, as one transaction.
+    pub(super) async fn run(&mut self, statements: &str) -> Result<(), Fault> {
+        let within = self.answer;
+        let mut open = self.opened().await;
+        let opened = open.as_ref().expect("opened above");
+        let text = format!("BEGIN; {} {statements}; COMMIT", opened.guard.as_deref().unwrap_or_default());
+        match tokio::time::timeout(within, opened.client.batch_execute(&text)).await {
+            Ok(done) => {
+                if done.is_err() {
+                    // It would stay in the transaction that failed.
+                    *open = None;
+                }
+                Ok(done?)
+            }
+            Err(_) => {
+                *open = None;
+                Err(Fault::Silent(within))
+            }
+        }
+    }
+
+    pub(super) async fn broken(&mut self, what: &str, fault: &Fault) {
+        let error = fault.describe();
         warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot {what}, will retry");
         *self.open.lock().await = None;
+        self.pause().await;
+    }
+
+    /// Waits for longer each time, until something succeeds.
+    pub(super) async fn pause(&mut self) {
         tokio::time::sleep(self.retry).await;
         self.retry = (self.retry * 2).min(RETRY_MAX);
     }
 
     pub(super) fn succeeded(&mut self) {
         self.retry = RETRY_MIN;
-    }
-}
-
-/// The server's message without the statement's parameters.
-pub(super) fn describe(error: &Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!("{} ({})", db.message(), db.code().code()),
-        None => error.to_string(),
     }
 }

@@ -12,17 +12,22 @@
 //! the start. Everything works through a pooler that gives each transaction another connection.
 //!
 //! Invariants:
-//! * Flushes are applied in order and each is one transaction; [`Event::Flushed`] is reported after the commit. While the
-//!   database is away, flushes wait and are retried: nothing is dropped, and nothing that depends on them is sent.
+//! * Flushes are applied in order, large ones in several transactions, rows before the records that name them;
+//!   [`Event::Flushed`] is reported after the last commit. While the
+//!   database is away, flushes wait and are retried: nothing is dropped but what the database refuses for good, and nothing that
+//!   depends on them is sent.
 //! * No flush is stored after a group was taken from the node before that was reported by [`Event::Lost`].
 
 mod answer;
 mod connection;
+mod fault;
 mod history;
+mod parts;
 mod sql;
 mod tables;
 mod write;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -122,6 +127,12 @@ pub enum Event {
     },
     /// Another node owns the group; no flush that is reported from now on stored anything for it.
     Lost(Tenure),
+    /// The database refuses the group's record for good: nothing that depends on it is ever sent.
+    Refused(Tenure),
+    /// Tables were missing and were made anew: what was stored is gone.
+    MadeAnew,
+    /// A task of the store ended in a way that it must not.
+    Broken(String),
     /// This node was taken for dead: everything it owned is free or another's, its histories may be gone.
     Gone,
     /// The latest row set of a lineage; `None` when it is unknown or damaged.
@@ -263,35 +274,85 @@ pub struct Settings {
 
 /// Creates what is missing, forgets what is too old and registers this process.
 pub async fn register(settings: &Settings) -> Result<NodeId, String> {
-    let client = (settings.connector)().await?;
-    let schema = &settings.schema;
-    let copy_version = history::as_i64(settings.copy.version);
-    let registering = async {
-        client.batch_execute(&tables::create(schema)).await?;
-        answer::purge(&client, schema, settings.purge_hours, settings.limits.node_dead).await?;
-        let row = client
-            .query_typed_one(&sql::register(schema), &[(&settings.copy.id, Type::TEXT), (&copy_version, Type::INT8)])
-            .await?;
-        Ok(row.get(0))
-    };
-    registering
-        .await
-        .map_err(|e: tokio_postgres::Error| format!("prepare the CVR tables: {}", connection::describe(&e)))
+    let mut connection = Connection::new(Arc::clone(&settings.connector), settings.limits.answer);
+    // It is tried once: whoever starts the process says what to do about it.
+    connection.try_open().await?;
+    registered(&mut connection, settings).await.map_err(|fault| format!("prepare the CVR tables: {}", fault.describe()))
+}
+
+async fn registered(connection: &mut Connection, settings: &Settings) -> Result<NodeId, fault::Fault> {
+    let (schema, copy) = (&settings.schema, &settings.copy);
+    connection.run(&tables::create(schema)).await?;
+    answer::purge(connection, schema, settings.purge_hours, &settings.limits).await?;
+    let version = history::as_i64(copy.version);
+    loop {
+        let own = [(&copy.id as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT), (&version, Type::INT8)];
+        if let Some(row) = connection.query(&sql::register(schema), &own, 0).await?.first() {
+            return Ok(row.get(0));
+        }
+    }
 }
 
 /// Starts the tasks on the current runtime.
 pub fn spawn(settings: Settings, node: NodeId, events: impl Fn(Event) + Send + Sync + 'static) -> Store {
-    let Settings { connector, schema, purge_hours, connections_max, limits, metrics, .. } = settings;
+    let Settings { connector, schema, purge_hours, connections_max, copy, limits, metrics } = settings;
     let events = Arc::new(events);
     let (flushes, flush_receiver) = mpsc::unbounded_channel();
     let (requests, request_receiver) = mpsc::unbounded_channel();
     let (durable, durable_receiver) = watch::channel(0);
-    let writing = Connection::new(Arc::clone(&connector));
-    let reading = if connections_max < 2 { writing.share() } else { Connection::new(connector) };
-    let writer = write::Writer::new(writing, node, &schema, limits.clone(), metrics, durable, Arc::clone(&events));
-    tokio::spawn(writer.run(flush_receiver));
-    let answerer =
-        answer::Answerer { connection: reading, node, schema, purge_hours, limits, durable: durable_receiver, events };
-    tokio::spawn(answerer.run(request_receiver));
+    let connection = Connection::new(Arc::clone(&connector), limits.answer);
+    let reading = if connections_max < 2 { connection.share() } else { Connection::new(connector, limits.answer) };
+    let writer = write::Writer {
+        connection,
+        node,
+        copy,
+        schema: schema.clone(),
+        limits: limits.clone(),
+        metrics,
+        durable,
+        events: Arc::clone(&events),
+        state: write::State::default(),
+    };
+    watched("writes to the CVR database", Arc::clone(&events), writer.run(flush_receiver));
+    let answerer = answer::Answerer {
+        connection: reading,
+        node,
+        schema,
+        purge_hours,
+        limits,
+        durable: durable_receiver,
+        events: Arc::clone(&events),
+    };
+    watched("reads from the CVR database", events, answerer.run(request_receiver));
     Store { flushes, requests, handed_over: Arc::default() }
+}
+
+/// Runs a task; should it panic, that is told.
+fn watched(
+    what: &'static str,
+    events: Arc<impl Fn(Event) + Send + Sync + 'static>,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let task = tokio::spawn(task);
+    tokio::spawn(async move {
+        if task.await.is_err_and(|error| error.is_panic()) {
+            events(Event::Broken(format!("the task that {what} panicked")));
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_told() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let events = Arc::new(move |event| drop(sender.send(event)));
+        watched("ends as it should", Arc::clone(&events), async {});
+        watched("does not", events, async { panic!("as the test wants it") });
+        let Some(Event::Broken(reason)) = receiver.recv().await else { panic!("another event") };
+        assert!(reason.contains("does not"), "{reason}");
+        assert!(receiver.recv().await.is_none());
+    }
 }

@@ -10,16 +10,39 @@ pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// Seconds since the Unix epoch before which no node was registered: numbers of nodes have 31 bits.
+const FIRST_SECOND: i64 = 1_750_000_000;
+
+/// Registers a process. Numbers follow the time, so that none is used twice, be it that the tables were dropped in between:
+/// numbers of lineages are made of them, and a record may name lineages that are long gone. No row if another process took the
+/// number at the same moment.
 pub fn register(schema: &str) -> String {
-    format!("INSERT INTO {}.nodes (replica, replica_version) VALUES ($1, $2) RETURNING id", quoted(schema))
+    let s = quoted(schema);
+    let sequence = format!("pg_get_serial_sequence({}, 'id')", literal(&format!("{s}.nodes")));
+    format!(
+        "INSERT INTO {s}.nodes (id, replica, replica_version)
+         SELECT setval({sequence}, greatest(nextval({sequence}),
+            extract(epoch FROM clock_timestamp())::bigint - {FIRST_SECOND})), $1, $2
+         ON CONFLICT (id) DO NOTHING RETURNING id"
+    )
 }
 
-/// `$1` node, `$2` version that clients may be told of, `$3` losses that the node knows. Nothing is written unless the losses
-/// are these: whoever takes a group from the node changes them.
-const FENCE: &str = "mine AS (UPDATE {s}.nodes SET version = greatest(version, $2), seen = clock_timestamp()
-            WHERE id = $1 AND losses = $3 RETURNING id, replica, replica_version)";
+/// Registers a process again whose row is gone, under its number.
+pub fn register_again(schema: &str) -> String {
+    format!(
+        "INSERT INTO {}.nodes (id, losses, replica, replica_version) VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO NOTHING",
+        quoted(schema)
+    )
+}
+
+/// `$1` node, `$2` version that clients may be told of, `$3` losses that the node knows, `$4` number of the attempt. Nothing is
+/// written unless the losses are these: whoever takes a group from the node changes them. Nor if a later attempt was there
+/// before: this one was given up, and what it brings may be older than what is stored.
+const FENCE: &str = "mine AS (UPDATE {s}.nodes
+            SET version = greatest(version, $2), seen = clock_timestamp(), attempt = $4, suspected = NULL
+            WHERE id = $1 AND losses = $3 AND attempt < $4 RETURNING id, replica, replica_version)";
 const DELTAS: &str = "d AS (INSERT INTO {s}.deltas (lineage, version, entries)
-            SELECT * FROM unnest($4::bigint[], $5::bigint[], $6::bytea[]) WHERE EXISTS (SELECT FROM mine)
+            SELECT * FROM unnest($5::bigint[], $6::bigint[], $7::bytea[]) WHERE EXISTS (SELECT FROM mine)
             ON CONFLICT (lineage, version) DO NOTHING)";
 
 /// One statement, so one round trip and one transaction, and no lock is held while this process sleeps. A replayed flush (the
@@ -32,7 +55,7 @@ pub fn flush(schema: &str) -> String {
         "WITH {FENCE},
          l AS (INSERT INTO {{s}}.lineages (id, node, key, version, base)
             SELECT u.id, $1, u.key, u.version, u.base
-            FROM unnest($7::bigint[], $8::text[], $9::bigint[], $10::bytea[]) AS u (id, key, version, base)
+            FROM unnest($8::bigint[], $9::text[], $10::bigint[], $11::bytea[]) AS u (id, key, version, base)
             WHERE EXISTS (SELECT FROM mine)
             ON CONFLICT (id) DO NOTHING),
          {DELTAS},
@@ -40,14 +63,14 @@ pub fn flush(schema: &str) -> String {
                 (id, owner, epoch, record, lineages, idle, granted, taken, replica, replica_version)
             SELECT u.id, $1, u.epoch, u.record, u.lineages::bigint[], u.idle,
                 clock_timestamp() - u.age_ms * interval '1 ms', clock_timestamp(), mine.replica, mine.replica_version
-            FROM unnest($11::text[], $12::bigint[], $13::text[], $14::text[], $15::bool[], $16::bigint[])
+            FROM unnest($12::text[], $13::bigint[], $14::text[], $15::text[], $16::bool[], $17::bigint[])
                 AS u (id, epoch, record, lineages, idle, age_ms), mine
             ON CONFLICT (id) DO UPDATE
             SET record = EXCLUDED.record, lineages = EXCLUDED.lineages, idle = EXCLUDED.idle,
                 last_active = now(), granted = greatest(x.granted, EXCLUDED.granted)
             WHERE x.owner = EXCLUDED.owner AND x.epoch = EXCLUDED.epoch
             RETURNING x.id)
-         SELECT ARRAY(SELECT unnest($11::text[]) EXCEPT SELECT id FROM g) FROM mine"
+         SELECT ARRAY(SELECT unnest($12::text[]) EXCEPT SELECT id FROM g) FROM mine"
     )
     .replace("{s}", &quoted(schema))
 }
@@ -97,23 +120,34 @@ pub fn retire(schema: &str) -> String {
     format!("SELECT {}.retire_1($1, $2)", quoted(schema))
 }
 
-/// Nodes that were not seen for `$1` milliseconds, if the database was there for them to be seen.
-pub fn unseen(schema: &str) -> String {
+/// Notes nodes that were not seen for `$1` milliseconds, if the database was there for them to be seen. A node that lives
+/// clears that away with its next heartbeat.
+pub fn suspect(schema: &str) -> String {
     format!(
-        "SELECT id FROM {}.nodes
-         WHERE greatest(seen, pg_postmaster_start_time()) <= clock_timestamp() - $1 * interval '1 ms'",
+        "UPDATE {}.nodes SET suspected = clock_timestamp() WHERE suspected IS NULL
+         AND greatest(seen, pg_postmaster_start_time()) <= clock_timestamp() - $1 * interval '1 ms'",
         quoted(schema)
     )
 }
 
-/// The base and the deltas of a lineage as of one moment: another process may be merging them.
+/// Nodes that were not seen for `$1` milliseconds, and not since that was noted `$2` milliseconds ago: should the server's clock
+/// have jumped, all nodes look as if they had not been seen.
+pub fn unseen(schema: &str) -> String {
+    format!(
+        "SELECT id FROM {}.nodes WHERE suspected <= clock_timestamp() - $2 * interval '1 ms'
+         AND greatest(seen, pg_postmaster_start_time()) <= clock_timestamp() - $1 * interval '1 ms'",
+        quoted(schema)
+    )
+}
+
+/// The base of a lineage and the deltas after it, as of one moment: another process may be merging them.
 pub fn load_history(schema: &str) -> String {
     let s = quoted(schema);
     format!(
         "SELECT version, base, false, true FROM {s}.lineages WHERE id = $1
          UNION ALL
-         (SELECT version, entries, created < now() - make_interval(hours => $2), false FROM {s}.deltas
-          WHERE lineage = $1 ORDER BY version)"
+         (SELECT d.version, d.entries, d.created < now() - make_interval(hours => $2), false FROM {s}.deltas d
+          JOIN {s}.lineages l ON l.id = d.lineage WHERE d.lineage = $1 AND d.version > l.version ORDER BY d.version)"
     )
 }
 
@@ -135,7 +169,7 @@ pub fn lock_lineage(schema: &str) -> String {
 /// Removes what no client can come back for. What has an owner is in use.
 pub fn purge_groups(schema: &str) -> String {
     format!(
-        "DELETE FROM {}.groups WHERE owner IS NULL AND last_active < now() - make_interval(hours => $1)",
+        "DELETE FROM {}.groups WHERE owner IS NULL AND last_active < now() - make_interval(hours => $1) RETURNING 1",
         quoted(schema)
     )
 }
@@ -158,6 +192,12 @@ pub fn purge_lineages(schema: &str) -> String {
          deltas AS (DELETE FROM {s}.deltas WHERE lineage IN (SELECT id FROM gone))
          SELECT id FROM gone"
     )
+}
+
+/// Removes a lineage with all that is stored of it.
+pub fn forget_lineage(schema: &str) -> String {
+    let s = quoted(schema);
+    format!("WITH gone AS (DELETE FROM {s}.lineages WHERE id = $1) DELETE FROM {s}.deltas WHERE lineage = $1")
 }
 
 pub fn delete_deltas(schema: &str) -> String {

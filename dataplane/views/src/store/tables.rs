@@ -3,12 +3,14 @@
 /// Creates what is missing. One statement list, so one transaction; several processes may run it at once.
 ///
 /// `nodes.version` is what the whole of ownership stands on: no client was sent a plain cookie beyond it by this node.
-/// `nodes.losses` counts the groups that others took from it, and is checked by every flush of the node.
+/// `nodes.losses` counts the groups that others took from it, and is checked by every flush of the node; so is `nodes.attempt`.
+/// `nodes.suspected` is when somebody found it unseen for too long.
 pub(super) fn create(schema: &str) -> String {
     let s = super::sql::quoted(schema);
     // Two processes that create the same thing at once would fail, in spite of IF NOT EXISTS.
     let lock = super::sql::literal(&format!("zero-cvr {schema}"));
     let old = super::sql::literal(&format!("{s}.processes"));
+    let nodes = super::sql::literal(&format!("{s}.nodes"));
     let functions = [claim(&s), retire(&s)].join("\n");
     format!(
         r#"SELECT pg_advisory_xact_lock(hashtextextended({lock}, 0));
@@ -27,6 +29,11 @@ pub(super) fn create(schema: &str) -> String {
             losses bigint NOT NULL DEFAULT 0,
             replica text NOT NULL,
             replica_version bigint NOT NULL) WITH (fillfactor = 50);
+        DO $do$ BEGIN
+            IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = {nodes}::regclass AND attname = 'attempt') THEN
+                ALTER TABLE {s}.nodes ADD COLUMN attempt bigint NOT NULL DEFAULT 0, ADD COLUMN suspected timestamptz;
+            END IF;
+        END $do$;
         CREATE TABLE IF NOT EXISTS {s}.losses (
             node bigint NOT NULL,
             n bigint NOT NULL,

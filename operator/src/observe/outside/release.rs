@@ -22,10 +22,36 @@ const FREE_PAUSE: Duration = Duration::from_millis(100);
 const READERS: [&str; 3] = ["zero-replicator", "zero-initial-sync", "zero-backfill-stream"];
 
 /// Tables of the shard's schema. The order is that of their dependence.
-const TABLES: [&str; 6] = ["schemaHistory", "replicas", "publishedSchema", "shardConfig", "mutations", "clients"];
-/// Functions of the shard's schema.
-const FUNCTIONS: [&str; 5] =
-    ["emit_ddl_start()", "emit_ddl_end()", "emit_ddl_rewrite()", "update_schemas(text)", "schema_specs()"];
+const TABLES: [&str; 9] = [
+    "schemaHistory",
+    "replicas",
+    "publishedSchema",
+    "publishedTables",
+    "partitionFiles",
+    "schemaEvents",
+    "shardConfig",
+    "mutations",
+    "clients",
+];
+/// Functions of the shard's schema, those of former releases included.
+const FUNCTIONS: [&str; 16] = [
+    "emit_ddl_start()",
+    "emit_ddl_end()",
+    "emit_ddl_drop()",
+    "emit_ddl_rewrite()",
+    "emit_event(json)",
+    "emit_failure(text, text)",
+    "update_schemas(text)",
+    "update_schemas()",
+    "record_tables(text, oid[])",
+    "take_turn(text, bool)",
+    "publish_public()",
+    "check_partitions()",
+    "schema_specs()",
+    "table_specs(oid[])",
+    "descendants(oid[])",
+    "family(oid[])",
+];
 
 /// Says what was not released, and why.
 pub(super) async fn release(inputs: &Inputs, servers: &Servers) -> Result<(), String> {
@@ -113,7 +139,7 @@ fn schema(shard: &Shard) -> String {
 
 fn triggers(shard: &Shard) -> String {
     let Shard { app_id, number } = shard;
-    let names = ["start", "end", "rewrite"].map(|kind| format!("\"{app_id}_ddl_{kind}_{number}\""));
+    let names = ["start", "end", "drop", "rewrite"].map(|kind| format!("\"{app_id}_ddl_{kind}_{number}\""));
     names.map(|name| format!("DROP EVENT TRIGGER IF EXISTS {name}; ")).concat()
 }
 

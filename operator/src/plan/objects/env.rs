@@ -10,6 +10,10 @@ use super::super::wanted::Wanted;
 use super::{Render, stream_tls};
 use crate::observe::{Role, Secret};
 
+/// What a process takes at most to stop unless it is told otherwise, and what is left for the kubelet.
+const SHUTDOWN_USUAL_SECONDS: i32 = 90;
+const SHUTDOWN_MARGIN_SECONDS: i32 = 5;
+
 /// Variables that only the operator sets.
 pub const OWN: &[&str] = &[
     "AWS_ACCESS_KEY_ID",
@@ -63,6 +67,7 @@ pub const OWN: &[&str] = &[
     "ZERO_REPLICA_REMOVE_SIBLINGS",
     "ZERO_REPLICA_VACUUM_INTERVAL_HOURS",
     "ZERO_SHARD_NUM",
+    "ZERO_SHUTDOWN_GRACE_SECONDS",
     "ZERO_TASK_ID",
     "ZERO_UPSTREAM_DB",
     "ZERO_UPSTREAM_MAX_CONNS",
@@ -75,6 +80,7 @@ pub const OWN: &[&str] = &[
 /// All variables of a role, the operator's first. Later ones may refer to earlier ones.
 pub(super) fn variables(wanted: &Wanted, role: Role, render: &Render) -> Vec<EnvVar> {
     let mut plain = common(wanted, render);
+    plain.extend(shutdown_grace(wanted, role));
     if role != Role::ViewSyncer {
         plain.extend(writes_replica(wanted, render));
     }
@@ -195,6 +201,12 @@ fn common(wanted: &Wanted, render: &Render) -> Plain {
         plain.push(("OTEL_EXPORTER_OTLP_PROTOCOL", word(&otlp.protocol)));
     }
     plain
+}
+
+/// A process that has less time than it takes by itself is told, so that it gives up in order what it cannot store.
+fn shutdown_grace(wanted: &Wanted, role: Role) -> Option<(&'static str, String)> {
+    let left = super::pod::stop_seconds(wanted, role) - SHUTDOWN_MARGIN_SECONDS;
+    (left < SHUTDOWN_USUAL_SECONDS).then(|| ("ZERO_SHUTDOWN_GRACE_SECONDS", left.to_string()))
 }
 
 fn writes_replica(wanted: &Wanted, render: &Render) -> Plain {

@@ -57,14 +57,24 @@ pub(in crate::plan) fn template(cache: &crds::ZeroCache, wanted: &Wanted, role: 
     Template { template, revision, generation: render.generation.clone() }
 }
 
+/// From the end of a pod being asked for to its being killed, and what of that is over before the process hears of it.
+fn grace_seconds(wanted: &Wanted, role: Role) -> (i32, i32) {
+    let (syncer, manager) = (&wanted.spec.view_syncer, &wanted.spec.replication_manager);
+    match role {
+        Role::ViewSyncer => (syncer.termination_grace_period_seconds, syncer.pre_stop_delay_seconds),
+        Role::ReplicationManager | Role::SingleNode => (manager.termination_grace_period_seconds, 0),
+    }
+}
+
+/// What a process has to stop.
+pub(super) fn stop_seconds(wanted: &Wanted, role: Role) -> i32 {
+    let (grace, before) = grace_seconds(wanted, role);
+    grace - before
+}
+
 fn spec(wanted: &Wanted, role: Role, render: &Render, meta: &Meta) -> PodSpec {
     let placement = wanted.placement(role);
-    let syncer = &wanted.spec.view_syncer;
-    let manager = &wanted.spec.replication_manager;
-    let grace = match role {
-        Role::ViewSyncer => syncer.termination_grace_period_seconds,
-        Role::ReplicationManager | Role::SingleNode => manager.termination_grace_period_seconds,
-    };
+    let (grace, _) = grace_seconds(wanted, role);
     let mut spread = placement.topology_spread_constraints.clone();
     if spread.is_empty() && role != Role::SingleNode {
         spread = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
