@@ -1,11 +1,14 @@
 //! The folder that the replica is in: made if it is missing. And the folders of former generations beside it, `/data/v1` beside
 //! `/data/v2`, which are removed if that is asked for.
 //!
+//! A replica that this release cannot use is moved aside.
+//!
 //! Invariant: a folder is removed only if it holds a replica of this application that nobody uses, and nothing else; no file is
 //! ever removed that is not such a replica or a part of one.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -21,11 +24,51 @@ const MODE: u32 = 0o700;
 const SUFFIXES: [&str; 3] = ["", ".copying", ".restoring"];
 const PARTS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
+/// What belongs to a replica, the original server's too; the file first.
+const REPLICA_PARTS: [&str; 5] = ["", "-wal", "-wal2", "-shm", "-journal"];
+
 /// Makes the folder of a replica.
 pub fn make(file: &Path) -> Result<()> {
     let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
     let made = DirBuilder::new().recursive(true).mode(MODE).create(folder);
     made.with_context(|| format!("make the folder {} of ZERO_REPLICA_FILE", folder.display()))
+}
+
+/// Moves a replica aside that is of no use here: the original server's, or another release's. Nothing is lost, and nothing else is
+/// ever moved. Unless the replica may be made anew, that is for a person to do.
+pub fn clear(file: &Path, may_replace: bool) -> Result<()> {
+    let Some(former) = replica::former(file)? else { return Ok(()) };
+    let shown = file.display();
+    if !may_replace {
+        bail!(
+            "{shown} is {former}, and ZERO_AUTO_RESET is false: move it away, choose another ZERO_REPLICA_FILE, or set ZERO_AUTO_RESET, and everything is copied from upstream anew"
+        );
+    }
+    let aside = |number: u32, part: &str| with_suffix(file, &format!(".before-{number}{part}"));
+    let is_free = |number: &u32| REPLICA_PARTS.iter().all(|part| !aside(*number, part).exists());
+    let number = (1..).find(is_free).context("no name is left to move the former replica to")?;
+    // The file itself goes last, so that an attempt that was cut off is repeated.
+    for part in REPLICA_PARTS.iter().rev() {
+        let from = with_suffix(file, part);
+        match fs::rename(&from, aside(number, part)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("move {} aside", from.display()));
+            }
+            _ => {}
+        }
+    }
+    warn!(
+        file = %shown,
+        moved_to = %aside(number, "").display(),
+        "the file is {former}: it is moved aside, and everything is copied anew; remove it when it is not needed any more"
+    );
+    Ok(())
+}
+
+fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Removes, in the background, what former generations left, if this node is to.
@@ -167,6 +210,50 @@ mod tests {
         data.put("file");
         let error = make(&data.file("file")).unwrap_err().to_string();
         assert!(error.contains("ZERO_REPLICA_FILE") && error.contains("/file"), "{error}");
+    }
+
+    #[test]
+    fn a_replica_of_the_original_makes_way_and_nothing_else_does() {
+        let data = Data::new();
+        let file = data.file("v1");
+        make(&file).unwrap();
+        clear(&file, true).unwrap();
+        let mut original = b"SQLite format 3\0".to_vec();
+        original.resize(3 << 20, 7);
+        // Across two reads.
+        let at = (1 << 20) - 5;
+        let table = b"CREATE TABLE \"_zero.replicationConfig\" (";
+        original[at..at + table.len()].copy_from_slice(table);
+        fs::write(&file, &original).unwrap();
+        data.put("v1/replica.db-wal2");
+        let refusal = clear(&file, false).unwrap_err().to_string();
+        assert!(refusal.contains("original zero-cache") && refusal.contains("ZERO_AUTO_RESET"), "{refusal}");
+        for number in 1..3 {
+            fs::write(&file, &original).unwrap();
+            clear(&file, true).unwrap();
+            assert_eq!(fs::read(data.0.join(format!("v1/replica.db.before-{number}"))).unwrap(), original);
+        }
+        let left = ["v1", "v1/replica.db.before-1", "v1/replica.db.before-1-wal2", "v1/replica.db.before-2"];
+        assert_eq!(data.paths(), BTreeSet::from(left.map(str::to_owned)));
+
+        // Another program's database, no database, and our own replica stay where they are.
+        let foreign = [b"SQLite format 3\0".to_vec(), vec![0; 4096]].concat();
+        for contents in [foreign, b"precious".to_vec()] {
+            fs::write(&file, &contents).unwrap();
+            clear(&file, true).unwrap();
+            assert_eq!(fs::read(&file).unwrap(), contents);
+            fs::remove_file(&file).unwrap();
+        }
+        let ours = data.replica("v2", "app");
+        clear(&ours, true).unwrap();
+        assert!(ours.exists());
+        // Unless another release wrote it: the format is a number in the header.
+        let mut bytes = fs::read(&ours).unwrap();
+        bytes[60..64].copy_from_slice(&99_i32.to_be_bytes());
+        fs::write(&ours, bytes).unwrap();
+        assert!(clear(&ours, false).unwrap_err().to_string().contains("format 99"));
+        clear(&ours, true).unwrap();
+        assert!(!ours.exists());
     }
 
     #[test]

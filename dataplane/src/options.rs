@@ -10,6 +10,7 @@ use prometheus::{IntCounter, Registry};
 use upstream::{Address, App};
 
 use crate::config::{self, ApiServer, Config, TokenKey};
+use crate::memory;
 use crate::node::Node;
 use crate::stop::Share;
 
@@ -31,8 +32,15 @@ pub fn upstream(config: &Config) -> Result<upstream::Options> {
         inbound_timeout: config.upstream.inbound_timeout.map(|t| if t.is_zero() { Duration::MAX } else { t }),
         copy_workers: config.upstream.initial_sync_table_copy_workers,
         task_id: config.task_id.clone(),
+        row_bytes_max: row_bytes_max(memory::limit()),
         ..upstream::Options::new(address, app)
     })
+}
+
+/// A row passes through here in about ten copies at the same time: of the message, of the change, of what is stored, of what is
+/// sent on. It must not end the process, for it would come again.
+fn row_bytes_max(memory_bytes: Option<usize>) -> usize {
+    memory_bytes.map_or(upstream::ROW_BYTES_MAX, |bytes| (bytes / 16).min(upstream::ROW_BYTES_MAX))
 }
 
 pub fn changes(config: &Config) -> Result<changes::Options> {
@@ -172,4 +180,16 @@ fn auth(config: &Config) -> AuthOptions {
         Some(TokenKey::Secret(secret)) => auth.secret = Some(Secret(secret.expose().to_owned())),
     }
     auth
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_bytes_max;
+
+    #[test]
+    fn a_row_fits_the_memory() {
+        assert_eq!(row_bytes_max(Some(1 << 30)), 64 << 20);
+        assert_eq!(row_bytes_max(Some(64 << 30)), upstream::ROW_BYTES_MAX);
+        assert_eq!(row_bytes_max(None), upstream::ROW_BYTES_MAX);
+    }
 }

@@ -73,6 +73,8 @@ pub async fn run(config: Config) -> Result<Ending> {
 async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
     let tls = StreamTls::open(config)?;
     folder::make(&config.replica.file)?;
+    // A node that follows only gets what the replication-manager has already.
+    folder::clear(&config.replica.file, config.replica.auto_reset || config.role == Role::ViewSyncer)?;
     let status = Status::default();
     let mut pacing = REBUILDS;
     let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);

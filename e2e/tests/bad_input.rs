@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testkit::api::Mood;
-use testkit::client::{Client, Query};
+use testkit::client::{self, Client, Query};
 use testkit::postgres::{Options, Postgres, Version};
 use testkit::process::ZeroCache;
 use testkit::slot::Holder;
 
-use crate::app::{Site, all_issues, cmp, fence, query, with_log};
+use crate::app::{Site, all_issues, client_schema, cmp, fence, query, with_log};
 
 /// Starts a server that cannot work and returns its log once it contains all of the words.
 pub fn failing_start(mut server: ZeroCache, words: &[&str]) -> Result<String> {
@@ -128,6 +128,62 @@ async fn a_foreign_or_broken_replica_file_is_left_alone() -> Result<()> {
         &[&garbage.display().to_string(), "ZERO_REPLICA_FILE"],
     )?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_cannot_hold_is_left_out_by_name() -> Result<()> {
+    let mut site = Site::prepare("unfit_keys").await?;
+    let setup = "
+        CREATE TABLE account (id numeric(20) PRIMARY KEY, v text);
+        INSERT INTO account VALUES (1234567890123456789, 'a'), (1234567890123456790, 'b');
+        CREATE TABLE reading (at timestamptz PRIMARY KEY, v text);
+        INSERT INTO reading VALUES ('infinity', 'x'), ('2024-01-01Z', 'y');";
+    site.database.execute(setup).await?;
+    // Of the original server, in its own journal mode, which SQLite does not open.
+    let mut original = b"SQLite format 3\0\x10\x00\x03\x03".to_vec();
+    original.resize(4000, 0);
+    original.extend_from_slice(b"CREATE TABLE \"_zero.replicationConfig\" (");
+    let file = site.server.replica_file();
+    fs::write(&file, &original)?;
+    site.server.start()?;
+    ensure!(fs::read(file.with_file_name(format!("{}.before-1", file_name(&file)?)))? == original);
+
+    let key = |column: &str| json!({column: {"type": "number"}, "v": {"type": "string"}});
+    let mut schema = client_schema();
+    schema["tables"]["reading"] = json!({"columns": key("at"), "primaryKey": ["at"]});
+    let readings = query(json!({"table": "reading", "orderBy": [["at", "asc"]]}));
+    let client = Client::start(client::Options::new(site.server.port(), schema.clone()), &[fence(), readings]).await?;
+    let seen = |client: &Client| -> Vec<Value> {
+        client.store().rows.get("reading").into_iter().flat_map(|rows| rows.values()).map(|r| r["v"].clone()).collect()
+    };
+    site.settle(&[&client]).await?;
+    ensure!(seen(&client) == ["y"], "{:?}", seen(&client));
+    let changes =
+        "UPDATE reading SET at = '2025-01-01Z' WHERE v = 'x'; UPDATE reading SET at = '-infinity' WHERE v = 'y';
+        INSERT INTO account VALUES (1234567890123456791, 'c'); UPDATE account SET v = v || v;";
+    site.database.execute(changes).await?;
+    site.settle(&[&client]).await?;
+    ensure!(seen(&client) == ["x"], "{:?}", seen(&client));
+
+    schema["tables"]["account"] = json!({"columns": key("id"), "primaryKey": ["id"]});
+    let mut refused = Client::new(client::Options::new(site.server.port(), schema));
+    refused.want(&[fence()]);
+    refused.connect().await?;
+    refused.wait_within(Duration::from_secs(10), "a refusal", |store| store.error.is_some()).await?;
+    let error = format!("{:?}", refused.store().error);
+    ensure!(error.contains("account") && error.contains("tell apart"), "{error}");
+
+    site.server.terminate()?;
+    site.server.start()?;
+    let log = site.server.log();
+    for (words, count) in [("clients hold a numeric as a number of 15 digits", 1), ("the original zero-cache", 1)] {
+        ensure!(log.matches(words).count() == count, "'{words}' in the log:\n{log}");
+    }
+    site.server.check_log()
+}
+
+fn file_name(path: &std::path::Path) -> Result<String> {
+    Ok(path.file_name().context("a file has a name")?.to_string_lossy().into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]

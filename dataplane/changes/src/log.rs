@@ -11,8 +11,8 @@ use crate::error::{Error, Result, failed};
 use crate::page::{Batch, PAGE_BYTES, Page};
 use crate::reader::{Lineage, Options, Owner, Param, Reader, Tables, number, timed, version};
 
-/// Bytes sent in one statement, far below what Postgres accepts as one message.
-const STATEMENT_BYTES: usize = 64 << 20;
+/// Bytes sent in one statement, which are held twice while it is made: far below what Postgres accepts as one message.
+const STATEMENT_BYTES: usize = 16 << 20;
 
 /// What a purge did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

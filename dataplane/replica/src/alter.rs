@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rows::schema::ColumnSpec;
 use rows::transaction::{AddedColumn, Backfill};
 use rows::{Cell, TableSpec, Version};
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use crate::error::Fault;
 use crate::layout::{Layout, column_name, declared_type, index_columns, table_name};
@@ -31,8 +31,7 @@ pub(crate) fn create(
 ) -> Result<Arc<Layout>, Fault> {
     let layout = Arc::new(Layout::new(Arc::clone(spec), version));
     conn.execute_batch(&format!("DROP TABLE IF EXISTS {}; {}", layout.name(), layout.create_table()))?;
-    finish(conn, &layout, rows, version)?;
-    Ok(layout)
+    finish(conn, &layout, rows, version)
 }
 
 pub(crate) fn drop_table(conn: &Connection, oid: u32) -> Result<(), Fault> {
@@ -85,7 +84,7 @@ pub(crate) fn alter(
             Some(_) => {}
         }
     }
-    finish(conn, &layout, rows, version)?;
+    let layout = finish(conn, &layout, rows, version)?;
     Ok((layout, effect))
 }
 
@@ -98,20 +97,46 @@ fn same_contents(old: &Layout, new: &Layout) -> bool {
 }
 
 /// Rows, indexes and description, once the columns are right.
-fn finish(conn: &Connection, layout: &Arc<Layout>, rows: &Backfill, version: Version) -> Result<(), Fault> {
+fn finish(conn: &Connection, layout: &Arc<Layout>, rows: &Backfill, version: Version) -> Result<Arc<Layout>, Fault> {
     if let Backfill::Rows(rows) = rows {
         let mut writer = TableWriter::new(Arc::clone(layout));
         for row in rows {
             writer.insert(conn, row, version)?;
         }
     }
+    let layout = add_indexes(conn, layout)?;
+    meta::write_table(conn, &layout)?;
+    Ok(layout)
+}
+
+/// Creates the indexes that the table lacks. If it holds two rows of one key, which a damaged index upstream lets in, the table is
+/// left out: nobody can tell which of them is meant.
+pub(crate) fn add_indexes(conn: &Connection, layout: &Arc<Layout>) -> Result<Arc<Layout>, Fault> {
     let present: BTreeSet<String> = indexes(conn, layout.spec.oid)?.into_iter().collect();
     for (name, sql) in layout.indexes() {
-        if !present.contains(&name) {
-            conn.execute_batch(&sql)?;
+        if present.contains(&name) {
+            continue;
+        }
+        match conn.execute_batch(&sql) {
+            Ok(()) => {}
+            Err(e) if is_constraint(&e) && !layout.key.is_empty() => {
+                let reason = format!(
+                    "table {} holds rows with equal keys, so it is left out; look for duplicates upstream, mend its unique index (REINDEX), and let the replica be copied anew",
+                    layout.spec.wire_name()
+                );
+                tracing::warn!("{reason}");
+                let left_out = Layout::left_out(Arc::clone(&layout.spec), layout.min_version, reason);
+                drop_indexes(conn, &left_out, &left_out.spec.columns.iter().map(|c| c.attnum).collect())?;
+                return add_indexes(conn, &Arc::new(left_out));
+            }
+            Err(e) => return Err(e.into()),
         }
     }
-    meta::write_table(conn, layout)
+    Ok(Arc::clone(layout))
+}
+
+fn is_constraint(e: &rusqlite::Error) -> bool {
+    e.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }
 
 /// Names of the table's indexes.

@@ -103,7 +103,9 @@ impl Planner<'_> {
             return Ok(());
         }
         let mut text = Text { planner: self, sql: String::new(), params: Vec::new(), aliases: 1 };
-        text.push(&format!("SELECT count(*) FROM (SELECT 1 FROM {} AS t0 WHERE TRUE", child.name()));
+        text.push("SELECT count(*) FROM (SELECT 1");
+        text.from(child, 0);
+        text.push("TRUE");
         let level = Level {
             layout: child,
             table: &plan.table,
@@ -187,7 +189,7 @@ impl<'a> Text<'a> {
             }
             self.push(&format!("t0.\"{VERSION_COLUMN}\""));
         }
-        self.push(&format!(" FROM {} AS t0 WHERE ", layout.name()));
+        self.from(layout, 0);
         for (i, &column) in plan.constraint.iter().enumerate() {
             self.column(0, layout, column);
             self.sql.push_str(" = ");
@@ -460,7 +462,7 @@ impl<'a> Text<'a> {
             }
             self.column(inner.alias, inner.layout, child);
         }
-        self.push(&format!(" FROM {} AS t{} WHERE ", inner.layout.name(), inner.alias));
+        self.from(inner.layout, inner.alias);
         for &(_, child) in pairs {
             if !inner.table.columns[child].not_null {
                 self.term(inner, child, " IS NOT NULL AND ");
@@ -483,7 +485,8 @@ impl<'a> Text<'a> {
         pairs: &[(usize, usize)],
     ) -> Result<(), Fault> {
         self.sql.push_str(if exists.negated { "NOT EXISTS (" } else { "EXISTS (" });
-        self.push(&format!("SELECT 1 FROM {} AS t{} WHERE ", inner.layout.name(), inner.alias));
+        self.push("SELECT 1");
+        self.from(inner.layout, inner.alias);
         for &(parent, child) in pairs {
             self.term(inner, child, " = ");
             self.term(level, parent, " AND ");
@@ -491,6 +494,11 @@ impl<'a> Text<'a> {
         self.condition(inner, inner.filter)?;
         self.sql.push(')');
         Ok(())
+    }
+
+    /// The rows that queries see; a condition must follow.
+    fn from(&mut self, layout: &Layout, alias: usize) {
+        self.push(&format!(" FROM {} AS t{alias} WHERE {}", layout.name(), layout.shown(alias)));
     }
 
     fn term(&mut self, level: &Level<'_>, column: usize, then: &str) {

@@ -13,7 +13,7 @@ pub enum Error {
     /// The contents are unusable or no longer follow upstream: copy or restore anew.
     #[error("replica file {} must be replaced by a new copy: {reason}", path.display())]
     Resync { path: PathBuf, reason: String },
-    /// The disk or the operating system failed. The failed call left no trace; after a restart it can be repeated.
+    /// The disk, the memory or the operating system failed. The failed call left no trace and can be repeated.
     #[error("replica file {}: {action}: {cause}", path.display())]
     Storage { path: PathBuf, action: &'static str, cause: String },
     /// The caller of [`crate::Writer::apply_when`] decided against the commit; nothing changed.

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use rows::schema::{ColumnSpec, IndexSpec};
-use rows::{ColumnType, Schema, Table, TableSpec, Version};
+use rows::{ColumnType, Row, Schema, Table, TableSpec, Version};
 
 /// The version that last wrote a row; 0 means the table's [`Layout::min_version`].
 pub(crate) const VERSION_COLUMN: &str = "_0_version";
@@ -25,35 +25,82 @@ pub(crate) struct Layout {
     pub visible: Vec<usize>,
     /// Positions in `spec.columns` of the row key; empty if there is none.
     pub key: Vec<usize>,
+    /// Positions in `spec.columns` of those columns of the row key whose cells may have no value that clients can receive.
+    pub fragile: Vec<usize>,
     /// Positions in `spec.columns` of the replica identity.
     pub identity: Vec<usize>,
     /// For each position in `spec.identity` that identifies the row: (index into the identity tuple, position in `spec.columns`).
     /// The row key where the identity contains it, else the whole identity.
     pub locate: Vec<(usize, usize)>,
+    /// Upstream checks the key at the end of a transaction: within it, rows may have the same key. They are told apart by the whole
+    /// identity, without which upstream refuses to change them.
+    pub deferred: bool,
+    /// Why the table is left out although its description would do: its contents contradict it.
+    pub left_out: Option<String>,
 }
 
 impl Layout {
     pub(crate) fn new(spec: Arc<TableSpec>, min_version: Version) -> Layout {
-        let position = |name: &str| spec.columns.iter().position(|c| c.name == name);
         let table = Table::visible(&spec).map(Arc::new).map_err(|e| e.to_string());
+        Layout::of(spec, table, min_version, None)
+    }
+
+    /// Of a table that queries must not see, for a reason that its description does not show.
+    pub(crate) fn left_out(spec: Arc<TableSpec>, min_version: Version, reason: String) -> Layout {
+        Layout::of(spec, Err(reason.clone()), min_version, Some(reason))
+    }
+
+    fn of(
+        spec: Arc<TableSpec>,
+        table: Result<Arc<Table>, String>,
+        min_version: Version,
+        left_out: Option<String>,
+    ) -> Layout {
+        let position = |name: &str| spec.columns.iter().position(|c| c.name == name);
         let visible: Vec<usize> =
             (0..spec.columns.len()).filter(|&i| spec.columns[i].ty != ColumnType::Hidden).collect();
-        let key: Vec<usize> = match &table {
-            Ok(t) => t.key.iter().map(|&k| visible[k]).collect(),
-            Err(_) => Vec::new(),
+        let (key, fragile): (Vec<usize>, Vec<usize>) = match &table {
+            Ok(t) => {
+                (t.key.iter().map(|&k| visible[k]).collect(), t.fragile_key().into_iter().map(|k| visible[k]).collect())
+            }
+            Err(_) => (Vec::new(), Vec::new()),
         };
         let identity: Vec<usize> = spec.identity.iter().filter_map(|n| position(n)).collect();
         let of_key: Option<Vec<(usize, usize)>> =
             key.iter().map(|k| identity.iter().position(|i| i == k).map(|at| (at, *k))).collect();
+        let deferred = !key.is_empty() && is_deferred(&spec, &key);
         let locate = match of_key {
-            Some(of_key) if !of_key.is_empty() => of_key,
+            Some(of_key) if !of_key.is_empty() && !deferred => of_key,
             _ => identity.iter().copied().enumerate().collect(),
         };
-        Layout { table, min_version, visible, key, identity, locate, spec }
+        Layout { table, min_version, visible, key, fragile, identity, locate, deferred, left_out, spec }
     }
 
     pub(crate) fn name(&self) -> String {
         table_name(self.spec.oid)
+    }
+
+    /// Whether queries see a row of the visible table; see [`Table::shows`].
+    pub(crate) fn shows(&self, row: &Row) -> bool {
+        self.fragile.is_empty() || self.table.as_ref().is_ok_and(|table| table.shows(row))
+    }
+
+    /// What [`Layout::shows`] says, as conditions on stored rows of `alias`, each followed by AND. A sign in front keeps SQLite
+    /// from taking it for a way to find rows.
+    pub(crate) fn shown(&self, alias: usize) -> String {
+        self.fragile.iter().fold(String::new(), |mut sql, &k| {
+            let _ = write!(sql, "+t{alias}.{} BETWEEN {:e} AND {:e} AND ", self.column(k), f64::MIN, f64::MAX);
+            sql
+        })
+    }
+
+    pub(crate) fn tell_not_shown(&self) {
+        let columns: Vec<&str> = self.fragile.iter().map(|&k| self.spec.columns[k].name.as_str()).collect();
+        tracing::warn!(
+            table = self.spec.wire_name(),
+            ?columns,
+            "rows whose key is infinite or not a number are not shown to clients, which have no such keys; they are shown once it is finite"
+        );
     }
 
     /// SQLite name of the column at a position of `spec.columns`.
@@ -96,14 +143,14 @@ impl Layout {
 
     /// Every index this table should have, by name, with the statement that creates it.
     ///
-    /// The row key is UNIQUE. Indexes mirrored from upstream are not, because within a transaction rows may collide for a
+    /// The row key is UNIQUE, unless upstream defers that. Indexes mirrored from upstream are not, because within a transaction rows may collide for a
     /// moment; they end with the row key, so that an ordering completed by the key, and a join that only needs the key, can be
     /// read from the index alone.
     pub(crate) fn indexes(&self) -> BTreeMap<String, String> {
         let mut indexes = BTreeMap::new();
         if !self.key.is_empty() {
             let columns: Vec<(usize, bool)> = self.key.iter().map(|&k| (k, false)).collect();
-            let (name, sql) = self.index("k", true, &columns);
+            let (name, sql) = self.index("k", !self.deferred, &columns);
             indexes.insert(name, sql);
         }
         for index in &self.spec.indexes {
@@ -175,6 +222,16 @@ impl Layout {
     pub(crate) fn row_version(&self, stored: i64) -> Version {
         Version::new(stored as u64).max(self.min_version)
     }
+}
+
+/// Whether the key is a primary key that no index enforces at once.
+fn is_deferred(spec: &TableSpec, key: &[usize]) -> bool {
+    let names: Vec<&str> = key.iter().map(|&k| spec.columns[k].name.as_str()).collect();
+    let mut same = spec
+        .indexes
+        .iter()
+        .filter(|i| i.columns.len() == names.len() && i.columns.iter().all(|(name, _)| names.contains(&name.as_str())));
+    spec.primary_key == names && same.clone().next().is_some() && same.all(|i| !i.unique)
 }
 
 pub(crate) fn table_name(oid: u32) -> String {

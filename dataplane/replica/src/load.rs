@@ -5,15 +5,17 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rows::{CopyBlock, TableSpec, Version};
+use rows::{CellRef, CopyBlock, TableSpec, Version};
 use rusqlite::types::ValueRef as Stored;
 use rusqlite::{Connection, OpenFlags};
 
+use crate::alter;
 use crate::cells::{bind, to_stored};
 use crate::connection;
 use crate::error::{At, Error, Fault};
 use crate::layout::Layout;
 use crate::meta::{self, Description};
+use crate::names;
 use crate::open::{self, Found};
 
 const CACHE_KIB: u32 = 16 << 10;
@@ -28,6 +30,8 @@ pub struct Loader {
     description: Description,
     tables: Vec<Layout>,
     inserts: Vec<String>,
+    /// Tables of which it was said that they have rows that are not shown.
+    told: Vec<bool>,
     /// `None` once finished.
     conn: Option<Connection>,
 }
@@ -51,6 +55,7 @@ impl Loader {
             description,
             tables: Vec::new(),
             inserts: Vec::new(),
+            told: Vec::new(),
             conn: Some(conn),
         };
         loader.prepare(tables).map_err(|fault| fault.at(&loader.temporary, "create tables"))?;
@@ -69,6 +74,7 @@ impl Loader {
             let layout = Layout::new(spec, Version::ZERO);
             conn.execute_batch(&layout.create_table())?;
             self.inserts.push(layout.insert());
+            self.told.push(false);
             self.tables.push(layout);
         }
         conn.set_prepared_statement_cache_capacity(self.tables.len().max(16));
@@ -77,6 +83,12 @@ impl Loader {
 
     /// Appends rows to the table at `index` of the list given to [`Loader::create`].
     pub fn block(&mut self, index: usize, block: &CopyBlock) -> Result<(), Error> {
+        let layout = &self.tables[index];
+        let unbounded = |row: usize, k: usize| matches!(block.cell(row, k), CellRef::Float(f) if !f.is_finite());
+        if !self.told[index] && (0..block.row_count()).any(|row| layout.fragile.iter().any(|&k| unbounded(row, k))) {
+            self.told[index] = true;
+            layout.tell_not_shown();
+        }
         self.append(index, block).map_err(|fault| fault.at(&self.temporary, "copy rows"))
     }
 
@@ -122,11 +134,15 @@ impl Loader {
         conn.execute_batch("COMMIT")?;
         connection::spill_beside(&conn, &self.target);
         conn.execute_batch(&format!("PRAGMA cache_size = -{INDEX_CACHE_KIB}"))?;
-        for layout in meta::read_catalog(&conn)?.layouts.values() {
-            for sql in layout.indexes().values() {
-                conn.execute_batch(sql)?;
+        let layouts = meta::read_catalog(&conn)?.layouts;
+        let specs: Vec<Arc<TableSpec>> = layouts.values().map(|l| Arc::clone(&l.spec)).collect();
+        for layout in layouts.values() {
+            let indexed = alter::add_indexes(&conn, layout)?;
+            if indexed.left_out.is_some() {
+                meta::write_table(&conn, &indexed)?;
             }
         }
+        names::renew(&conn, &specs)?;
         conn.execute_batch("PRAGMA analysis_limit = 1000; ANALYZE;")?;
         conn.execute_batch("PRAGMA locking_mode = NORMAL; PRAGMA synchronous = FULL;")?;
         conn.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;

@@ -118,7 +118,7 @@ pub(crate) fn write_table(conn: &Connection, layout: &Layout) -> Result<(), Faul
             layout.spec.oid,
             layout.spec.wire_name(),
             layout.min_version.as_u64() as i64,
-            spec_to_json(&layout.spec).to_string()
+            layout_to_json(layout).to_string()
         ],
     )?;
     Ok(())
@@ -139,9 +139,25 @@ pub(crate) fn read_catalog(conn: &Connection) -> Result<Catalog, Fault> {
             .map_err(|e| Fault::diverged(format!("the stored description of table {oid} is not JSON: {e}")))?;
         let spec = spec_from_json(&value)
             .ok_or_else(|| Fault::diverged(format!("the stored description of table {oid} is incomplete")))?;
-        layouts.insert(oid, Arc::new(Layout::new(Arc::new(spec), Version::new(min_version as u64))));
+        let (spec, min_version) = (Arc::new(spec), Version::new(min_version as u64));
+        let layout = match value[LEFT_OUT].as_str() {
+            Some(reason) => Layout::left_out(spec, min_version, reason.to_owned()),
+            None => Layout::new(spec, min_version),
+        };
+        layouts.insert(oid, Arc::new(layout));
     }
     Ok(Catalog::new(layouts))
+}
+
+/// In a table's description: why it is left out.
+const LEFT_OUT: &str = "leftOut";
+
+fn layout_to_json(layout: &Layout) -> Value {
+    let mut value = spec_to_json(&layout.spec);
+    if let Some(reason) = &layout.left_out {
+        value[LEFT_OUT] = json!(reason);
+    }
+    value
 }
 
 fn type_name(ty: ColumnType) -> &'static str {

@@ -9,6 +9,7 @@ use rows::{Schema, TableSpec, Version};
 
 use crate::connection;
 use crate::error::{At, Error};
+use crate::former::former;
 use crate::layout::Catalog;
 use crate::load::temporary_path;
 use crate::meta::{self, APPLICATION_ID, Description, FORMAT, Identity, State};
@@ -121,9 +122,8 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
     }
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if number(68) != APPLICATION_ID {
-        return Err(refused(
-            "it is an SQLite database of another program; move it away or choose another path".to_owned(),
-        ));
+        let whose = former(path)?.map_or_else(|| "an SQLite database of another program".to_owned(), |f| f.to_string());
+        return Err(refused(format!("it is {whose}; move it away or choose another path")));
     }
     let format = number(60);
     if format != FORMAT {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use rows::schema::TableSpec;
-use rows::{Cell, CellRef, Row, RowBuilder, Table, Version};
+use rows::{Cell, CellRef, ColumnType, Row, RowBuilder, Table, Version};
 use rusqlite::types::ValueRef as Stored;
 use rusqlite::{CachedStatement, Connection, ErrorCode, Statement};
 use rustc_hash::FxHashMap;
@@ -27,6 +27,10 @@ pub(crate) struct TableWriter {
     find_by_identity: String,
     delete: String,
     updates: FxHashMap<Vec<usize>, String>,
+    /// Whether it was said that a row is not shown.
+    told: bool,
+    /// Two rows had one key: what changed cannot be said row by row.
+    pub collided: bool,
 }
 
 /// Old and new state of a visible row; both `None` where nothing changed or nothing is visible.
@@ -38,13 +42,15 @@ impl TableWriter {
         let select = format!("SELECT {}\"{VERSION_COLUMN}\", rowid FROM {} WHERE ", all.concat(), layout.name());
         let key: Vec<usize> = layout.key.clone();
         let located: Vec<usize> = layout.locate.iter().map(|&(_, c)| c).collect();
-        let whole = layout.key.is_empty();
+        let whole = layout.key.is_empty() || layout.deferred;
         TableWriter {
             insert: layout.insert(),
             find_by_key: find(&select, &layout, &key, false),
             find_by_identity: find(&select, &layout, &located, whole),
             delete: format!("DELETE FROM {} WHERE rowid = ?", layout.name()),
             updates: FxHashMap::default(),
+            told: false,
+            collided: false,
             seen: Arc::clone(&layout.spec),
             layout,
         }
@@ -79,6 +85,9 @@ impl TableWriter {
 
     pub(crate) fn insert(&mut self, conn: &Connection, new: &[Cell], version: Version) -> Result<Step, Fault> {
         let values = self.all_stored(new)?;
+        if self.layout.deferred {
+            self.note_collision(conn, |k| values[k])?;
+        }
         let mut statement = conn.prepare_cached(&self.insert)?;
         match execute_insert(&mut statement, &values, version) {
             Ok(()) => {}
@@ -92,7 +101,8 @@ impl TableWriter {
             }
             Err(e) => return Err(e.into()),
         }
-        Ok((None, self.packed(&values, version)?))
+        let new = self.packed(&values, version)?;
+        Ok((None, self.shown(new)))
     }
 
     pub(crate) fn update(
@@ -105,7 +115,9 @@ impl TableWriter {
         let statement = self.located(conn, key, new)?;
         let mut steps = Vec::with_capacity(1);
         let key_may_change = key.is_some() || self.layout.key.iter().any(|k| !self.layout.identity.contains(k));
-        if key_may_change && let Some(victim) = self.displaced(conn, key, new)? {
+        if self.layout.deferred {
+            self.note_moved(conn, key, new)?;
+        } else if key_may_change && let Some(victim) = self.displaced(conn, key, new)? {
             steps.push(victim);
         }
         match self.change(conn, statement, new, version)? {
@@ -164,6 +176,16 @@ impl TableWriter {
         Ok(Some(builder.finish(version)))
     }
 
+    /// The row, if clients can hold it.
+    fn shown(&mut self, row: Option<Row>) -> Option<Row> {
+        let shown = row.filter(|row| self.layout.shows(row));
+        if shown.is_none() && !self.told && !self.layout.fragile.is_empty() {
+            self.told = true;
+            self.layout.tell_not_shown();
+        }
+        shown
+    }
+
     /// A statement bound to find the row that the change is about.
     fn located<'c>(
         &self,
@@ -196,12 +218,38 @@ impl TableWriter {
         Ok(statement)
     }
 
+    /// Notes whether a row with this key is there already; for tables whose keys are checked later.
+    fn note_collision<'a>(&mut self, conn: &Connection, cell: impl Fn(usize) -> Stored<'a>) -> Result<(), Fault> {
+        let mut statement = conn.prepare_cached(&self.find_by_key)?;
+        for (i, &k) in self.layout.key.iter().enumerate() {
+            bind(&mut statement, i + 1, cell(k))?;
+        }
+        self.collided |= statement.raw_query().next()?.is_some();
+        Ok(())
+    }
+
+    /// The same for an update that gives a row another key.
+    fn note_moved(&mut self, conn: &Connection, key: Option<&[Cell]>, new: &[Cell]) -> Result<(), Fault> {
+        let layout = Arc::clone(&self.layout);
+        let old_of = |k: usize| key.and_then(|key| layout.identity.iter().position(|&i| i == k).map(|at| &key[at]));
+        let moves = layout.key.iter().any(|&k| old_of(k).is_some_and(|old| !same(old, &new[k])));
+        if !moves {
+            return Ok(());
+        }
+        let cells = layout.key.iter().map(|&k| {
+            to_stored(&layout.spec.columns[k], borrow(&new[k]).unwrap_or(CellRef::Null)).map(|cell| (k, cell))
+        });
+        let cells: FxHashMap<usize, Stored<'_>> = cells.collect::<Result<_, Fault>>()?;
+        self.note_collision(conn, |k| cells[&k])
+    }
+
     /// Removes the row that already has the new row's key, when an update changes the key.
     fn displaced(&self, conn: &Connection, key: Option<&[Cell]>, new: &[Cell]) -> Result<Option<Step>, Fault> {
         let layout = &*self.layout;
         let old_of =
             |column: usize| key.and_then(|k| layout.identity.iter().position(|&i| i == column).map(|at| &k[at]));
-        let moves = layout.key.iter().any(|&k| new[k] != Cell::Unchanged && old_of(k).is_none_or(|old| *old != new[k]));
+        let moves =
+            layout.key.iter().any(|&k| new[k] != Cell::Unchanged && old_of(k).is_none_or(|old| !same(old, &new[k])));
         if !moves {
             return Ok(None);
         }
@@ -240,7 +288,7 @@ impl TableWriter {
             let mut rows = find.raw_query();
             let Some(row) = rows.next()? else { return Ok((None, None)) };
             let old = if self.layout.table.is_ok() { Some(visible_row(&self.layout, row, 0)?) } else { None };
-            (old, row.get::<_, i64>(columns + 1)?)
+            (old.filter(|old| self.layout.shows(old)), row.get::<_, i64>(columns + 1)?)
         };
         conn.prepare_cached(&self.delete)?.execute([rowid])?;
         Ok((old, None))
@@ -278,7 +326,7 @@ impl TableWriter {
                 return Ok(Some((None, None)));
             }
             let step = if visible {
-                let old = visible_row(layout, row, 0)?;
+                let old = Some(visible_row(layout, row, 0)?).filter(|old| layout.shows(old));
                 let mut builder = RowBuilder::new(layout.visible.len());
                 for &i in &layout.visible {
                     let value = match borrow(&new[i]) {
@@ -287,7 +335,7 @@ impl TableWriter {
                     };
                     builder.push(from_stored(columns[i].ty, value)?);
                 }
-                (Some(old), Some(builder.finish(version)))
+                (old, Some(builder.finish(version)))
             } else {
                 (None, None)
             };
@@ -306,7 +354,16 @@ impl TableWriter {
         bind(&mut statement, changed.len() + 1, Stored::Integer(version.as_u64() as i64))?;
         bind(&mut statement, changed.len() + 2, Stored::Integer(rowid))?;
         statement.raw_execute()?;
-        Ok(Some(step))
+        let (old, new) = step;
+        Ok(Some((old, if visible { self.shown(new) } else { new })))
+    }
+}
+
+/// Equality as upstream means it: NaN equals itself.
+fn same(a: &Cell, b: &Cell) -> bool {
+    match (a, b) {
+        (Cell::Float(a), Cell::Float(b)) => a == b || (a.is_nan() && b.is_nan()),
+        (a, b) => a == b,
     }
 }
 
@@ -318,12 +375,14 @@ fn execute_insert(statement: &mut Statement<'_>, values: &[Stored<'_>], version:
     statement.raw_execute().map(drop)
 }
 
-/// `select` by equality of the columns. Where they may be null or repeat, nulls are equal and one row is enough.
+/// `select` by equality of the columns. Where they may be null or repeat, nulls are equal and one row is enough. A number that is
+/// none is kept as null.
 fn find(select: &str, layout: &Layout, columns: &[usize], loose: bool) -> String {
     let mut sql = select.to_owned();
     for (i, &c) in columns.iter().enumerate() {
         let and = if i == 0 { "" } else { " AND " };
-        let is = if layout.spec.columns[c].not_null || !loose { "=" } else { "IS" };
+        let column = &layout.spec.columns[c];
+        let is = if column.ty != ColumnType::Float && (column.not_null || !loose) { "=" } else { "IS" };
         let _ = write!(sql, "{and}{} {is} ?", layout.column(c));
     }
     if columns.is_empty() {

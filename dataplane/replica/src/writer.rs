@@ -16,6 +16,7 @@ use crate::gate::CommitGate;
 use crate::keeper::{WalEnd, WalKeeper};
 use crate::layout::{Catalog, Layout};
 use crate::meta::{self, State};
+use crate::names;
 use crate::net::Net;
 use crate::table::{Step, TableWriter};
 
@@ -77,6 +78,7 @@ impl Writer {
             broken: false,
         };
         writer.install(catalog);
+        writer.name_tables()?;
         Ok(writer)
     }
 
@@ -152,6 +154,7 @@ impl Writer {
             writer.state.version = version;
             writer.state.commit_time_us = commit_time_us;
             if pass.schema_changed {
+                names::renew(&writer.conn, &writer.specs())?;
                 writer.state.schema_epoch += 1;
                 writer.state.stats_epoch += 1;
             }
@@ -234,6 +237,15 @@ impl Writer {
         Ok(())
     }
 
+    /// For a file of a release that did not.
+    fn name_tables(&mut self) -> Result<(), Error> {
+        let specs = self.specs();
+        if names::are_current(&self.conn, &specs).at(&self.path, "read the names of tables")? {
+            return Ok(());
+        }
+        self.transact(|writer| names::renew(&writer.conn, &specs)).map_err(|fault| self.undo(fault))
+    }
+
     fn transact<T>(&mut self, body: impl FnOnce(&mut Writer) -> Result<T, Fault>) -> Result<T, Fault> {
         if self.broken {
             return Err(std::io::Error::other("it failed before; open it again").into());
@@ -296,6 +308,7 @@ impl Writer {
                 let (conn, writer) = self.table(table)?;
                 let step = writer.insert(conn, new, version)?;
                 record(&mut pass.net, writer, step);
+                reset_collided(&mut pass.net, writer);
                 *self.churn.entry(table.oid).or_default() += 1;
             }
             Change::Update { table, key, new } => {
@@ -303,6 +316,7 @@ impl Writer {
                 for step in writer.update(conn, key.as_deref(), new, version)? {
                     record(&mut pass.net, writer, step);
                 }
+                reset_collided(&mut pass.net, writer);
             }
             Change::Delete { table, key } => {
                 let (conn, writer) = self.table(table)?;
@@ -330,6 +344,11 @@ impl Writer {
     }
 
     fn schema_change(&mut self, pass: &mut Pass, change: &SchemaChange, version: Version) -> Result<(), Fault> {
+        match change {
+            SchemaChange::CreateTable { table, .. } => names::release(&self.conn, table.oid)?,
+            SchemaChange::DropTable { table } => names::release(&self.conn, table.oid)?,
+            SchemaChange::AlterTable { old, .. } => names::release(&self.conn, old.oid)?,
+        }
         match change {
             SchemaChange::CreateTable { table, rows } => {
                 let layout = alter::create(&self.conn, table, rows, version)?;
@@ -403,6 +422,15 @@ fn record(net: &mut Net, writer: &TableWriter, (old, new): Step) {
         && (old.is_some() || new.is_some())
     {
         net.record(writer.layout.spec.oid, table, old, new);
+    }
+}
+
+/// Where rows had one key for a moment, what is known of the table's changes is not their difference.
+fn reset_collided(net: &mut Net, writer: &mut TableWriter) {
+    if std::mem::take(&mut writer.collided)
+        && let Some(table) = writer.table()
+    {
+        net.reset(writer.layout.spec.oid, table);
     }
 }
 

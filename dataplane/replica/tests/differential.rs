@@ -12,8 +12,8 @@ use ivm::memory::MemorySource;
 use ivm::source::{ScanArgs, ScanPlan, Source, SourceError};
 use ivm::{Changes, Graph};
 use replica::{Reader, Writer};
-use rows::schema::IndexSpec;
-use rows::{Batch, Cell, Change, Key, Row, RowBuilder, Table, TableSpec, Transaction, Value, ValueRef};
+use rows::schema::{ColumnSpec, IndexSpec};
+use rows::{Batch, Cell, Change, ColumnType, Key, Row, RowBuilder, Table, TableSpec, Transaction, Value, ValueRef};
 
 use crate::fixture::{column, create, index, rows};
 
@@ -83,10 +83,10 @@ impl Both<'_> {
                     *self.rng.pick(&[ValueRef::Bool(true), ValueRef::Int(1), ValueRef::Str("a"), ValueRef::Json("{}")])
                 }
                 n => match column.ty {
-                    rows::ColumnType::Bool => ValueRef::Bool(n > 5),
-                    rows::ColumnType::Int => ValueRef::Int(n as i64 - 4),
-                    rows::ColumnType::Float => ValueRef::Float(n as f64 / 2.0 - 2.0),
-                    rows::ColumnType::Str => ValueRef::Str(self.rng.pick::<&str>(&["", "a", "ab", "ž", "zz"])),
+                    ColumnType::Bool => ValueRef::Bool(n > 5),
+                    ColumnType::Int => ValueRef::Int(n as i64 - 4),
+                    ColumnType::Float => ValueRef::Float(n as f64 / 2.0 - 2.0),
+                    ColumnType::Str => ValueRef::Str(self.rng.pick::<&str>(&["", "a", "ab", "ž", "zz"])),
                     _ => ValueRef::Null,
                 },
             };
@@ -210,8 +210,12 @@ fn invent_statistics(path: &std::path::Path, rng: &mut Rng) {
 
 /// The upstream table that clients see as `table`, with some more indexes.
 fn spec(rng: &mut Rng, oid: u32, table: &Table) -> TableSpec {
-    let columns =
+    let mut columns: Vec<ColumnSpec> =
         table.columns.iter().enumerate().map(|(i, c)| column(i as i16 + 1, &c.name, c.ty, c.not_null)).collect();
+    for column in columns.iter_mut().filter(|c| c.ty == ColumnType::Float) {
+        // Of a type that is never NaN, so that NOT NULL means here what it means upstream.
+        column.type_name = "timestamptz".to_owned();
+    }
     let names = |positions: &[usize]| positions.iter().map(|&p| &*table.columns[p].name).collect::<Vec<&str>>();
     let mut indexes: Vec<IndexSpec> =
         table.unique_keys.iter().enumerate().map(|(i, k)| index(&format!("u{i}"), true, &names(k))).collect();

@@ -8,6 +8,8 @@ mod differential;
 mod files;
 mod fixture;
 mod keeper;
+mod keys;
 mod model;
+mod names;
 mod plans;
 mod roundtrip;

@@ -105,6 +105,19 @@ pub enum CellRef<'a> {
     Bytes(&'a [u8]),
 }
 
+impl From<CellRef<'_>> for Cell {
+    fn from(cell: CellRef<'_>) -> Cell {
+        match cell {
+            CellRef::Null => Cell::Null,
+            CellRef::Bool(b) => Cell::Bool(b),
+            CellRef::Int(i) => Cell::Int(i),
+            CellRef::Float(f) => Cell::Float(f),
+            CellRef::Text(s) => Cell::Text(s.into()),
+            CellRef::Bytes(b) => Cell::Bytes(b.into()),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum BlockCell {
     Null,

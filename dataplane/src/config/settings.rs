@@ -139,7 +139,7 @@ const QUERIES: &[Setting] = &[
 ];
 
 const REPLICA: &[Setting] = &[
-    text("ZERO_REPLICA_FILE", "path of the SQLite replica; its folder is made if it is missing").default("zero.db"),
+    text("ZERO_REPLICA_FILE", "path of the SQLite replica; its folder is made if it is missing, and a replica of the original server or of another release is moved aside").default("zero.db"),
     boolean(
         "ZERO_REPLICA_REMOVE_SIBLINGS",
         "when ready, remove folders beside the replica's own that hold only a replica of the same name and application, such as `/data/v1` beside `/data/v2`",
@@ -148,7 +148,7 @@ const REPLICA: &[Setting] = &[
     number("ZERO_REPLICA_VACUUM_INTERVAL_HOURS", "compact the replica at start when the last time is so long ago")
         .derived("never")
         .not_built("compaction of the replica file"),
-    boolean("ZERO_AUTO_RESET", "wipe the replica and sync anew when replication cannot continue").default("true"),
+    boolean("ZERO_AUTO_RESET", "wipe the replica and sync anew when replication cannot continue; `false` also refuses a replica of the original server or of another release").default("true"),
 ];
 
 const APPLICATION: &[Setting] = &[

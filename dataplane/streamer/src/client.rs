@@ -68,7 +68,6 @@ impl Subscriber {
             source,
             after,
             parts: Vec::new(),
-            parts_bytes: 0,
             events: sender.clone(),
             ledger: Arc::clone(&ledger),
             options: options.clone(),
@@ -120,9 +119,8 @@ struct Pump {
     source: Source<Connection>,
     /// The last transaction that was handed out.
     after: Version,
-    /// Of a page that has not ended.
+    /// Of a page that has not ended. However large it is: the owner has applied it, so this node must.
     parts: Vec<Bytes>,
-    parts_bytes: usize,
     events: mpsc::Sender<(Result<Event>, u64)>,
     ledger: Arc<Ledger>,
     options: Options,
@@ -158,14 +156,8 @@ impl Pump {
     async fn page(&mut self, page: PageFrame, bytes: u64) -> Result<()> {
         if page.is_start {
             self.parts.clear();
-            self.parts_bytes = 0;
         } else if self.parts.is_empty() {
             return Err(Error::transient("the owner sent the end of a page without its beginning"));
-        }
-        self.parts_bytes += page.body.len();
-        if self.parts_bytes > self.options.transaction_bytes_max {
-            let limit = self.options.transaction_bytes_max;
-            return Err(Error::configuration(format!("a transaction is larger than the limit of {limit} bytes")));
         }
         if !page.is_end {
             // A page may be larger than the window: what waits for its end must not keep it from coming.

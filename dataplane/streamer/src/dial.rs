@@ -41,8 +41,6 @@ pub struct Options {
     pub versions: RangeInclusive<u16>,
     /// Encoded bytes that may be on their way or waiting to be taken.
     pub window_bytes: u64,
-    /// A larger transaction ends the stream.
-    pub transaction_bytes_max: usize,
     /// From the TCP connect to the owner's answer.
     pub connect_timeout: Duration,
     /// A sign of life is given this often.
@@ -64,7 +62,6 @@ impl Options {
             node: node.into(),
             versions: VERSIONS,
             window_bytes: 16 << 20,
-            transaction_bytes_max: 2 << 30,
             connect_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_secs(4),
             silence_max: Duration::from_secs(12),

@@ -222,7 +222,7 @@ async fn attempt(options: &Options, table: &Published, delivered: &Delivered) ->
     }
     check_size(&mut connection, options, table).await?;
     tracing::info!(table = table.spec.wire_name(), "reading the table's contents anew");
-    let mut copy = TableCopy::start(&mut connection, table, None).await?;
+    let mut copy = TableCopy::start(&mut connection, table, None, options.row_bytes_max).await?;
     let (mut blocks, mut bytes) = (Vec::new(), 0);
     while let Some(block) = copy.next().await? {
         bytes += block.byte_count() + block.row_count() * block.column_count() * std::mem::size_of::<rows::Cell>();

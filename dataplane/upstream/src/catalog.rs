@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rows::schema::{ColumnSpec, IndexSpec};
 use rows::{ColumnType, TableSpec};
 use serde::Deserialize;
 
 use crate::decode::{Kind, Scalar, TEXT_EXTENSIONS, builtin};
+use crate::key::Blurred;
 use crate::{Error, Result};
 
 /// A table with what the wire shape cannot say.
@@ -34,6 +36,8 @@ pub(crate) struct ColumnDetail {
     pub missing: Option<String>,
     /// Labels of an enum by object id: renaming one changes what rows show.
     pub labels: BTreeMap<i64, String>,
+    /// Whether it was said that a value was too large; shared, so that it is said once.
+    pub told_too_large: Arc<AtomicBool>,
 }
 
 /// Published tables by object id.
@@ -130,6 +134,8 @@ struct RawColumn {
     class: String,
     element: Option<RawElement>,
     dimensions: i16,
+    /// Absent in snapshots of former releases.
+    modifier: Option<i32>,
     not_null: bool,
     filled: bool,
     missing: Option<String>,
@@ -196,8 +202,10 @@ impl RawTable {
         let table = format!("{}.{}", self.schema, self.name);
         let mut columns = Vec::with_capacity(self.columns.len());
         let mut details = Vec::with_capacity(self.columns.len());
+        let mut blurred = Blurred::default();
         for raw in self.columns {
             let (kind, ty) = raw.kind();
+            blurred.note(&raw.name, kind, raw.modifier);
             let type_name = raw.written_type();
             if ty == ColumnType::Hidden {
                 warnings.push(format!(
@@ -218,18 +226,25 @@ impl RawTable {
                 filled: raw.filled,
                 missing: raw.missing,
                 labels: raw.labels.into_iter().flatten().collect(),
+                told_too_large: Arc::default(),
             });
         }
         let published = |names: &[(String, bool)]| names.iter().all(|(n, _)| columns.iter().any(|c| c.name == *n));
         let names = |i: &RawIndex| i.columns.iter().flatten().map(|(n, _)| n.clone()).collect::<Vec<_>>();
         let usable: Vec<&RawIndex> =
             self.indexes.iter().filter(|i| i.columns.as_ref().is_some_and(|c| !c.is_empty() && published(c))).collect();
-        let primary_key = usable.iter().find(|i| i.primary).map(|i| names(i)).unwrap_or_default();
+        let mut primary_key = usable.iter().find(|i| i.primary).map(|i| names(i)).unwrap_or_default();
         let identity = match self.identity.as_str() {
             "f" => columns.iter().map(|c| c.name.clone()).collect(),
             "i" => usable.iter().find(|i| i.identity).map(|i| names(i)).unwrap_or_default(),
             _ => primary_key.clone(),
         };
+        if let Some(reason) = blurred.obstacle(&primary_key, &identity).filter(|_| !primary_key.is_empty()) {
+            warnings.push(format!(
+                "the primary key of table {table} cannot identify rows for clients: {reason}; a unique index over other NOT NULL columns takes its place if it is made the replica identity (ALTER TABLE ... REPLICA IDENTITY USING INDEX ...), and without one the table is not synced"
+            ));
+            primary_key.clear();
+        }
         if identity.is_empty() {
             warnings.push(format!(
                 "table {table} has neither a primary key nor a replica identity: Postgres refuses updates and deletes of its rows while it is published"
@@ -239,7 +254,8 @@ impl RawTable {
             .into_iter()
             .map(|i| IndexSpec {
                 name: i.name.clone(),
-                unique: i.unique,
+                // For clients, that is: what differs upstream may be equal for them.
+                unique: i.unique && blurred.obstacle(&names(i), &identity).is_none(),
                 columns: i.columns.clone().unwrap_or_default(),
             })
             .collect();
@@ -261,9 +277,12 @@ impl RawTable {
     }
 }
 
+/// int2vector and oidvector: arrays that are printed in a form of their own.
+const PRINTED_VECTORS: [u32; 2] = [22, 30];
+
 impl RawColumn {
     fn kind(&self) -> (Kind, ColumnType) {
-        if let Some(element) = &self.element {
+        if let Some(element) = self.element.as_ref().filter(|_| !PRINTED_VECTORS.contains(&self.type_oid)) {
             let (scalar, _) = scalar(element.oid, &element.type_name, &element.class);
             let delimiter = element.delimiter.as_bytes().first().copied().unwrap_or(b',');
             return (Kind::Array { element: scalar, delimiter }, ColumnType::Json);

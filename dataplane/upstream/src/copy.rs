@@ -151,6 +151,7 @@ async fn copy_under(
     let work = Arc::new(Work {
         tasks: Mutex::new(tasks(&tables, &sizes)),
         tables,
+        row_bytes_max: options.row_bytes_max,
         rows: AtomicU64::new(0),
         rows_expected: sizes.iter().map(|s| s.rows).sum(),
     });
@@ -263,6 +264,7 @@ fn tasks(tables: &[Published], sizes: &[Size]) -> VecDeque<Task> {
 struct Work {
     tasks: Mutex<VecDeque<Task>>,
     tables: Vec<Published>,
+    row_bytes_max: usize,
     rows: AtomicU64,
     rows_expected: u64,
 }
@@ -271,7 +273,7 @@ async fn copy_tables(mut connection: Connection, work: Arc<Work>, sink: mpsc::Se
     loop {
         let task = work.tasks.lock().expect("no panic under this lock").pop_front();
         let Some(Task { table, pages }) = task else { return Ok(()) };
-        let mut copy = TableCopy::start(&mut connection, &work.tables[table], pages).await?;
+        let mut copy = TableCopy::start(&mut connection, &work.tables[table], pages, work.row_bytes_max).await?;
         while let Some(block) = copy.next().await? {
             work.rows.fetch_add(block.row_count() as u64, Ordering::Relaxed);
             deliver(&sink, CopyMessage::Block { table, block }).await?;

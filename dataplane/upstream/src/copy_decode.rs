@@ -7,6 +7,7 @@ use rows::CopyBlock;
 use crate::catalog::Published;
 use crate::connect::quote_identifier;
 use crate::decode::{Kind, Scalar, binary};
+use crate::limit::Limit;
 use crate::reader::{Malformed, Reader};
 use crate::wire::{Connection, parse_error};
 use crate::{Error, Result};
@@ -73,12 +74,13 @@ impl<'a> TableCopy<'a> {
         connection: &'a mut Connection,
         table: &Published,
         pages: Option<Pages>,
+        row_bytes_max: usize,
     ) -> Result<TableCopy<'a>> {
         connection.send_query(&statement(table, pages)).await?;
         Ok(TableCopy {
             connection,
             table: format!("{}.{}", table.spec.schema, table.spec.name),
-            rows: RowDecoder::new(table),
+            rows: RowDecoder::new(table, row_bytes_max),
             ended: false,
         })
     }
@@ -114,6 +116,7 @@ impl<'a> TableCopy<'a> {
 struct RowDecoder {
     kinds: Vec<Kind>,
     names: Vec<String>,
+    limit: Limit,
     header_read: bool,
     scratch: Vec<u8>,
     table: String,
@@ -132,10 +135,11 @@ fn tell_left_out(left_out: &mut BTreeSet<usize>, table: &str, names: &[String], 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
 impl RowDecoder {
-    fn new(table: &Published) -> RowDecoder {
+    fn new(table: &Published, row_bytes_max: usize) -> RowDecoder {
         RowDecoder {
             kinds: table.columns.iter().map(|c| c.kind).collect(),
             names: table.spec.columns.iter().map(|c| c.name.clone()).collect(),
+            limit: Limit::new(table, row_bytes_max),
             header_read: false,
             scratch: Vec::new(),
             table: table.spec.wire_name(),
@@ -164,12 +168,17 @@ impl RowDecoder {
                 return Err(Malformed::new(format!("a row has {count} columns instead of {}", self.kinds.len())));
             }
             let mut is_left_out = false;
+            let mut room = self.limit.row();
             for (column, kind) in self.kinds.iter().enumerate() {
                 let Ok(length) = usize::try_from(r.i32()?) else {
                     block.push(rows::CellRef::Null);
                     continue;
                 };
                 let bytes = r.bytes(length)?;
+                if !self.limit.admits(&mut room, column, length) {
+                    block.push(self.limit.stand_in(column, length));
+                    continue;
+                }
                 let read = binary::value(*kind, bytes, &mut self.scratch, &mut |cell| block.push(cell));
                 if let Err(reason) = read {
                     // The other columns keep their places until the row is taken back.
@@ -229,7 +238,7 @@ mod tests {
     #[test]
     fn rows_are_read() {
         let mut block = CopyBlock::new(2);
-        RowDecoder::new(&table("null")).message(&message(), &mut block).unwrap();
+        RowDecoder::new(&table("null"), usize::MAX).message(&message(), &mut block).unwrap();
         assert_eq!(block.row_count(), 2);
         assert_eq!(block.cell(0, 0), CellRef::Int(9));
         assert_eq!(block.cell(0, 1), CellRef::Text("x"));
@@ -242,7 +251,7 @@ mod tests {
         let at = m.iter().position(|b| *b == b'x').unwrap();
         m[at] = 0xff;
         let mut block = CopyBlock::new(2);
-        RowDecoder::new(&table("null")).message(&m, &mut block).unwrap();
+        RowDecoder::new(&table("null"), usize::MAX).message(&m, &mut block).unwrap();
         assert_eq!(block.row_count(), 1);
         assert_eq!((block.cell(0, 0), block.cell(0, 1)), (CellRef::Int(8), CellRef::Null));
     }
@@ -254,7 +263,7 @@ mod tests {
             let length = m.len();
             m[at % length] ^= b;
             m.truncate(end.min(length));
-            let _ = RowDecoder::new(&table("null")).message(&m, &mut CopyBlock::new(2));
+            let _ = RowDecoder::new(&table("null"), usize::MAX).message(&m, &mut CopyBlock::new(2));
         }
     }
 }

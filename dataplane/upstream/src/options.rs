@@ -53,6 +53,9 @@ impl App {
     }
 }
 
+/// The values of a row have at most so many bytes. SQLite takes rows of 1 GB, made of what several changes left.
+pub const ROW_BYTES_MAX: usize = 128 << 20;
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub address: Address,
@@ -74,6 +77,8 @@ pub struct Options {
     pub transaction_bytes_warn: usize,
     /// Cell bytes of decoded transactions that may wait for the caller.
     pub queue_bytes_max: usize,
+    /// Bytes of a row's values, as Postgres sends them. A value that would exceed it is left out.
+    pub row_bytes_max: usize,
     /// A table larger than this upstream is not re-read within a schema change; the replica is rebuilt instead.
     pub backfill_bytes_max: u64,
 }
@@ -92,6 +97,7 @@ impl Options {
             inbound_timeout: None,
             transaction_bytes_warn: 256 << 20,
             queue_bytes_max: 64 << 20,
+            row_bytes_max: ROW_BYTES_MAX,
             backfill_bytes_max: 512 << 20,
         }
     }

@@ -170,7 +170,14 @@ impl Stream {
             (known, goal),
             (
                 continuity,
-                Assembler::new(telling, options.transaction_bytes_warn, schema, &withheld, horizon, resume.after)?,
+                Assembler::new(
+                    telling,
+                    (options.transaction_bytes_warn, options.row_bytes_max),
+                    schema,
+                    &withheld,
+                    horizon,
+                    resume.after,
+                )?,
             ),
         ))
     }

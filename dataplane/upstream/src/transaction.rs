@@ -16,6 +16,7 @@ use crate::catalog::{Catalog, Published};
 use crate::ddl;
 use crate::decode::{self, Kind};
 use crate::diff::diff;
+use crate::limit::{Limit, Room};
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
 use crate::schema::{Difference, Schema};
@@ -26,6 +27,7 @@ use crate::{Error, Result};
 pub(crate) struct Assembler {
     telling: Telling,
     bytes_warn: usize,
+    row_bytes_max: usize,
     pub schema: Schema,
     pub withheld: Withheld,
     /// The table whose rows are events, once it was described.
@@ -70,6 +72,7 @@ pub(crate) struct Finished {
 struct Mapped {
     spec: Arc<TableSpec>,
     kinds: Vec<Kind>,
+    limit: Limit,
     /// Positions of the identity's columns in a tuple.
     identity: Vec<usize>,
 }
@@ -78,7 +81,7 @@ impl Assembler {
     /// `withheld` is as remembered, `horizon` as in [`Withheld::restore`].
     pub(crate) fn new(
         telling: Telling,
-        bytes_warn: usize,
+        (bytes_warn, row_bytes_max): (usize, usize),
         schema: Schema,
         withheld: &str,
         horizon: u64,
@@ -89,6 +92,7 @@ impl Assembler {
         Ok(Assembler {
             telling,
             bytes_warn,
+            row_bytes_max,
             schema,
             withheld,
             events: None,
@@ -303,7 +307,8 @@ impl Assembler {
             .iter()
             .map(|name| spec.columns.iter().position(|c| c.name == *name).expect("the catalog lists identity columns"))
             .collect();
-        Ok(Mapped { spec: Arc::clone(spec), kinds: table.columns.iter().map(|c| c.kind).collect(), identity })
+        let kinds = table.columns.iter().map(|c| c.kind).collect();
+        Ok(Mapped { spec: Arc::clone(spec), kinds, limit: Limit::new(table, self.row_bytes_max), identity })
     }
 
     /// A row of the table of events.
@@ -541,8 +546,9 @@ impl Mapped {
         self.check(tuple)?;
         let mut data = tuple.data();
         let mut cells = Vec::with_capacity(self.kinds.len());
+        let mut room = self.limit.row();
         for (i, kind) in self.kinds.iter().enumerate() {
-            let cell = self.cell(i, *kind, data.next()?)?;
+            let cell = self.cell(i, *kind, data.next()?, &mut room)?;
             *size += cell_size(&cell);
             cells.push(cell);
         }
@@ -550,10 +556,19 @@ impl Mapped {
     }
 
     #[inline]
-    fn cell(&self, column: usize, kind: Kind, datum: Datum<'_>) -> std::result::Result<Cell, NoChange> {
+    fn cell(
+        &self,
+        column: usize,
+        kind: Kind,
+        datum: Datum<'_>,
+        room: &mut Room,
+    ) -> std::result::Result<Cell, NoChange> {
         match datum {
             Datum::Null => Ok(Cell::Null),
             Datum::Unchanged => Ok(Cell::Unchanged),
+            Datum::Text(bytes) if !self.limit.admits(room, column, bytes.len()) => {
+                Ok(self.limit.stand_in(column, bytes.len()).into())
+            }
             Datum::Text(bytes) => decode::text(kind, bytes).map_err(|reason| NoChange::Unreadable { column, reason }),
         }
     }
@@ -562,11 +577,12 @@ impl Mapped {
     fn key(&self, tuple: Tuple<'_>, size: &mut usize) -> std::result::Result<Vec<Cell>, NoChange> {
         self.check(tuple)?;
         let mut data = tuple.data();
+        let mut room = self.limit.row();
         let mut key = vec![Cell::Null; self.identity.len()];
         for (i, kind) in self.kinds.iter().enumerate() {
             let datum = data.next()?;
             if let Some(position) = self.identity.iter().position(|&p| p == i) {
-                key[position] = self.cell(i, *kind, datum)?;
+                key[position] = self.cell(i, *kind, datum, &mut room)?;
                 *size += cell_size(&key[position]);
             }
         }

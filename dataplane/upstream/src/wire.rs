@@ -20,8 +20,10 @@ use crate::dial::{Channel, Endpoint, Search, dial, failed};
 use crate::error::ServerError;
 use crate::{Error, Result, session};
 
-/// Postgres itself limits a value to 1 GiB; a length beyond that is garbage.
-const MESSAGE_MAX: usize = 1 << 30;
+/// Postgres itself limits a message's contents to 1 GiB; a length beyond that is garbage.
+const MESSAGE_MAX: usize = (1 << 30) + 4;
+/// The memory of a larger message is given back when it is read.
+const KEPT_BYTES: usize = 4 << 20;
 /// A read fills at least this much, so that small messages cost few system calls.
 const READ_BYTES: usize = 128 << 10;
 
@@ -227,6 +229,11 @@ impl Connection {
 
     fn give_back(&mut self) {
         self.received.advance(self.lent);
+        if self.lent > KEPT_BYTES {
+            let mut rest = BytesMut::with_capacity(READ_BYTES.max(self.received.len()));
+            rest.extend_from_slice(&self.received);
+            self.received = rest;
+        }
         self.lent = 0;
     }
 

@@ -7,6 +7,7 @@ mod connect;
 mod ddl;
 mod evil;
 mod identity;
+mod keys;
 mod model;
 mod random;
 mod slots;

@@ -20,7 +20,9 @@ CREATE TABLE everything (
   c_mood mood, c_positive positive, c_pair pair,
   a_bool bool[], a_int4 int4[], a_int8 int8[], a_float8 float8[], a_numeric numeric[], a_text text[], a_json json[], a_jsonb jsonb[],
   a_date date[], a_timestamptz timestamptz[], a_time time[], a_uuid uuid[], a_mood mood[], a_bytea bytea[], a_box box[], a_inet inet[],
-  a_positive positive[], a_pair pair[]
+  a_positive positive[], a_pair pair[],
+  c_int2vector int2vector, c_oidvector oidvector, a_char "char"[], a_int2vector int2vector[], a_bit bit(3)[], a_interval interval[],
+  a_money money[], a_range int4range[], c_wide json
 );
 "#;
 
@@ -34,13 +36,16 @@ const ROWS: [&str; 4] = [
     '{t,f,NULL}', '{{1,2},{3,NULL}}', '{9007199254740993}', '{0.1,1e300,NaN,Infinity}', '{1.50,123456789012345678901}', ARRAY['a', 'b,"c\', NULL, ''],
     ARRAY['{"x": 1}'::json, 'null', NULL], ARRAY['{"x": 1}'::jsonb], '{2024-02-29,infinity}', '{2024-02-29 12:34:56.789012+02,NULL}', '{23:59:59.999}',
     '{A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11}', ARRAY['sad'::mood, 'it''s "fine"'], ARRAY['\x00ff'::bytea],
-    '{(1,1),(0,0);(2,2),(1,1)}', '{1.2.3.4,::1/64}', '{1,2}', ARRAY[ROW(1, 'x y')::pair]"#,
+    '{(1,1),(0,0);(2,2),(1,1)}', '{1.2.3.4,::1/64}', '{1,2}', ARRAY[ROW(1, 'x y')::pair],
+    '1 2 3', '10 20', ARRAY['a'::"char", '"', ',', NULL, ''], ARRAY['1 2'::int2vector, ''], '{101,NULL}', ARRAY['1 day 02:03'::interval], '{1.50}',
+    ARRAY['[1,5)'::int4range, 'empty'], '{"a": 1, "a": 123456789012345678901234567890, "b": 1e400, "c": "\u0000 x"}'"#,
     r#"false, 0, -2147483648, -9223372036854775808, 'NaN', '-Infinity', 'NaN', '-5',
     '', '', '', '', '', '00000000-0000-0000-0000-000000000000', '',
     'infinity', '24:00:00', '00:00:00+14', 'infinity', '-infinity', '-1 mon',
     'null', 'null', '::1', '::/0', '00:00:00:00:00:00', '00:00:00:00:00:00:00:00', '0/0',
     '000', '', '(1e10,-0)', '((1,1),(1,1))', 'empty', '', 'it''s "fine"', 1, '(,)',
-    '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'"#,
+    '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
+    '', '', ARRAY['\377'::"char"], '{}', '{}', '{}', '{}', '{}', ' [ ] '"#,
     r#"NULL, 1, 1, 1, 3.4028235e38, 5e-324, 'Infinity', '0', 'NULL', 'NULL', '     ', 'é', 'é', 'ffffffff-ffff-ffff-ffff-ffffffffffff', 'abc',
     '4713-01-01 BC', '00:00', '24:00:00-01', '0044-03-15 12:00 BC', '0001-12-31 23:59:59.999999+00 BC', '0',
     '"x"', '"\u00e9"', '1.2.3.4/24', '1.2.3.0/24', 'ff:ff:ff:ff:ff:ff', 'ff:ff:ff:ff:ff:ff:ff:ff', 'FFFFFFFF/FFFFFFFF',
@@ -76,6 +81,8 @@ async fn check(server: Server) {
         ("c_positive", ColumnType::Hidden),
         ("c_pair", ColumnType::Hidden),
         ("c_char", ColumnType::Hidden),
+        ("c_int2vector", ColumnType::Hidden),
+        ("a_int2vector", ColumnType::Json),
     ] {
         assert_eq!(ty(column), expected, "{column}");
     }
@@ -137,6 +144,11 @@ async fn values_are_what_clients_expect() {
         ("a_text", text(r#"["a","b,\"c\\",null,""]"#)),
         ("a_json", text(r#"[{"x": 1},null,null]"#)),
         ("a_date", text("[1709164800000,null]")),
+        ("c_int2vector", text("1 2 3")),
+        ("a_char", text(r#"["a","\"",",",null,""]"#)),
+        ("a_bit", text(r#"["101",null]"#)),
+        ("a_range", text(r#"["[1,5)","empty"]"#)),
+        ("c_wide", text(r#"{"a": 1, "a": 123456789012345678901234567890, "b": 1e400, "c": "\u0000 x"}"#)),
     ] {
         assert_eq!(cell(name), &expected, "{name}");
     }

@@ -2,7 +2,7 @@
 
 use rows::{ValueRef, json};
 
-use super::{Scalar, bool_text, float_text, int_text, utf8};
+use super::{Scalar, bool_text, float_text, int_text, printed, utf8};
 use crate::reader::Malformed;
 
 /// Postgres' own limit of dimensions.
@@ -110,7 +110,8 @@ fn write_element(element: Scalar, text: &[u8], out: &mut Vec<u8>) -> Result<(), 
             out.extend_from_slice(text);
         }
         Scalar::Json | Scalar::Jsonb => out.extend_from_slice(utf8(text)?.as_bytes()),
-        Scalar::Text | Scalar::Uuid | Scalar::Printed | Scalar::Bytea => json::write_string(out, utf8(text)?),
+        Scalar::Text | Scalar::Uuid | Scalar::Bytea => json::write_string(out, utf8(text)?),
+        Scalar::Printed => json::write_string(out, &printed(text)),
         number => {
             let value = float_text(number, text)?;
             json::write_value(out, ValueRef::Float(value)).map_err(|e| Malformed::new(e.to_string()))?;

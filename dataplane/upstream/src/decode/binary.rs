@@ -2,7 +2,7 @@
 
 use rows::CellRef;
 
-use super::{Kind, Scalar, array, one_nan, time, utf8, widen};
+use super::{Kind, Scalar, array, one_nan, printed, time, utf8, widen};
 use crate::reader::{Malformed, Reader};
 
 /// Decodes one value and hands it to `emit`. `scratch` holds what has to be built.
@@ -43,7 +43,11 @@ pub(crate) fn value(
             let us = r.i64()?;
             CellRef::Float(time::timetz_binary(us, r.i32()?))
         }
-        Scalar::Text | Scalar::Json | Scalar::Printed => CellRef::Text(utf8(bytes)?),
+        Scalar::Text | Scalar::Json => CellRef::Text(utf8(bytes)?),
+        Scalar::Printed => {
+            emit(CellRef::Text(&printed(bytes)));
+            return Ok(());
+        }
         Scalar::Jsonb => match bytes {
             [1, text @ ..] => CellRef::Text(utf8(text)?),
             _ => return Err(Malformed::new("a jsonb value has an unknown version")),

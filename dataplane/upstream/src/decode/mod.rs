@@ -91,7 +91,8 @@ fn scalar_text(scalar: Scalar, bytes: &[u8]) -> Result<Cell, Malformed> {
     Ok(match scalar {
         Scalar::Bool => Cell::Bool(bool_text(bytes)?),
         Scalar::Int2 | Scalar::Int4 | Scalar::Int8 => Cell::Int(int_text(bytes)?),
-        Scalar::Text | Scalar::Uuid | Scalar::Json | Scalar::Jsonb | Scalar::Printed => Cell::Text(utf8(bytes)?.into()),
+        Scalar::Text | Scalar::Uuid | Scalar::Json | Scalar::Jsonb => Cell::Text(utf8(bytes)?.into()),
+        Scalar::Printed => Cell::Text(printed(bytes).into()),
         Scalar::Bytea => Cell::Bytes(bytea_text(bytes)?.into()),
         number => Cell::Float(float_text(number, bytes)?),
     })
@@ -165,6 +166,11 @@ pub(crate) fn int_text(bytes: &[u8]) -> Result<i64, Malformed> {
 
 pub(crate) fn utf8(bytes: &[u8]) -> Result<&str, Malformed> {
     std::str::from_utf8(bytes).map_err(|_| Malformed::new("text is not UTF-8"))
+}
+
+/// What some types print is not text in the database's encoding, such as a `"char"` above 127.
+pub(crate) fn printed(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
 }
 
 fn bytea_text(bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
