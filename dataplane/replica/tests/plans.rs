@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ivm::filter::{Exists, Filter};
+use ivm::like::Pattern;
 use ivm::query::Op;
 use ivm::source::{ScanArgs, ScanPlan, Start};
 use replica::{Reader, Writer};
@@ -223,7 +224,8 @@ fn alternatives_by_index_are_united() {
 fn prefixes_of_patterns_are_ranges() {
     let mut i = issues();
     let titled = |pattern: &str| {
-        plan(&i.issue, compare(4, Op::Like, text(pattern)), vec![(4, Direction::Asc), (0, Direction::Asc)])
+        let like = Filter::Like { column: 4, negated: false, pattern: Arc::new(Pattern::new(pattern, false)) };
+        plan(&i.issue, like, vec![(4, Direction::Asc), (0, Direction::Asc)])
     };
     let (range, whole) = (titled("title 0123%"), titled("%0123_"));
     let steps = i.steps(&range, ScanArgs::default());

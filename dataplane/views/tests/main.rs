@@ -11,6 +11,7 @@ mod world;
 
 mod faults;
 mod indexes;
+mod large;
 mod mutations;
 mod nodes;
 mod ownership;

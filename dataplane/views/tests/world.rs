@@ -215,6 +215,7 @@ impl World {
             memory_bytes: None,
             cvr_purge_hours: 48,
             hydrators: 2,
+            spool_folder: self.folder.path().to_owned(),
             open_reader: Arc::new(move || Reader::open(&path)),
             schema: self.writer.schema(),
             transformer: Arc::new(self.api.clone()),
