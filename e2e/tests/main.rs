@@ -15,6 +15,7 @@ mod bad_input;
 mod chaos;
 mod cluster;
 mod compose;
+mod large;
 mod restart;
 mod schema_change;
 mod sharing;

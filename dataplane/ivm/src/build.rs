@@ -27,7 +27,7 @@ pub const MAX_EXISTS: usize = 256;
 pub const MAX_PATTERNS: usize = 256;
 pub const MAX_PATTERN_BYTES: usize = 16 << 10;
 /// Bytes of all literals of one query.
-pub const MAX_LITERAL_BYTES: usize = 4 << 20;
+pub const MAX_LITERAL_BYTES: usize = 1 << 20;
 
 /// Why a query cannot be run against a schema.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -21,11 +21,11 @@ pub enum Filter {
         value: Value,
     },
     /// `negated` is NOT IN; a null cell matches neither. Values are non-null, of the column's class,
-    /// and ascend.
+    /// and ascend. Shared by all plans of a query.
     In {
         column: usize,
         negated: bool,
-        values: Vec<Value>,
+        values: Arc<[Value]>,
     },
     /// `negated` is NOT LIKE; a null cell matches neither. The column holds strings.
     Like {

@@ -93,7 +93,7 @@ fn membership(
             let op = if negated { Op::Ne } else { Op::Eq };
             Filter::Compare { column, op, value: values.swap_remove(0) }
         }
-        _ => Filter::In { column, negated, values },
+        _ => Filter::In { column, negated, values: values.into() },
     })
 }
 
@@ -136,7 +136,7 @@ pub(crate) fn relax(filter: &Filter) -> Filter {
         Filter::Or(parts) => any(parts.iter().map(relax)),
         Filter::Compare { column, op, value } => Filter::Compare { column: *column, op: *op, value: value.clone() },
         Filter::In { column, negated, values } => {
-            Filter::In { column: *column, negated: *negated, values: values.clone() }
+            Filter::In { column: *column, negated: *negated, values: Arc::clone(values) }
         }
         Filter::Like { column, negated, pattern } => {
             Filter::Like { column: *column, negated: *negated, pattern: Arc::clone(pattern) }

@@ -134,13 +134,13 @@ impl Run {
     fn strip_prefix<'t>(&self, text: &'t str) -> Option<&'t str> {
         let mut chars = text.chars();
         let fits = self.0.iter().all(|one| chars.next().is_some_and(|c| one.is_none_or(|o| o == c)));
-        fits.then(|| chars.as_str())
+        fits.then_some(chars.as_str())
     }
 
     fn strip_suffix<'t>(&self, text: &'t str) -> Option<&'t str> {
         let mut chars = text.chars();
         let fits = self.0.iter().rev().all(|one| chars.next_back().is_some_and(|c| one.is_none_or(|o| o == c)));
-        fits.then(|| chars.as_str())
+        fits.then_some(chars.as_str())
     }
 }
 

@@ -93,7 +93,7 @@ fn errors_say_what_and_where() {
         ),
         (likes(257, "%a"), "the query has more than 256 LIKE and ILIKE patterns"),
         (below_exists(likes(200, &"%a".repeat(50))), "the query has more than 16384 bytes of LIKE and ILIKE patterns"),
-        (with("text", Op::Eq, text(&"a".repeat(5 << 20))), "the query has more than 4194304 bytes of literals"),
+        (with("text", Op::Eq, text(&"a".repeat((1 << 20) + 1))), "the query has more than 1048576 bytes of literals"),
     ] {
         assert_eq!(db().build(&query).unwrap_err().to_string(), expected);
     }

@@ -239,14 +239,17 @@ fn long_lists_are_one_parameter() {
     let mut i = issues();
     let ids = |step: usize| (0..20_000).step_by(step).map(|n| text(&format!("i{n:06}"))).collect::<Vec<Value>>();
     for (negated, expected) in [(false, 10_000), (true, 10_000)] {
-        let listed = plan(&i.issue, Filter::In { column: 0, negated, values: ids(2) }, vec![(0, Direction::Asc)]);
+        let listed =
+            plan(&i.issue, Filter::In { column: 0, negated, values: ids(2).into() }, vec![(0, Direction::Asc)]);
         assert_eq!(rows(&mut i.reader, &listed, ScanArgs::default()).len(), expected);
     }
-    let listed = plan(&i.issue, Filter::In { column: 0, negated: false, values: ids(200) }, vec![(0, Direction::Asc)]);
+    let listed =
+        plan(&i.issue, Filter::In { column: 0, negated: false, values: ids(200).into() }, vec![(0, Direction::Asc)]);
     let steps = i.steps(&listed, ScanArgs::default());
     assert!(steps.contains("json_each") && steps.contains("SEARCH t0 USING INDEX k1_1 (c1=?)"), "{steps}");
     let ranks: Vec<Value> = (0..200).map(Value::Int).collect();
-    let listed = plan(&i.issue, Filter::In { column: 5, negated: false, values: ranks }, vec![(0, Direction::Asc)]);
+    let listed =
+        plan(&i.issue, Filter::In { column: 5, negated: false, values: ranks.into() }, vec![(0, Direction::Asc)]);
     assert_eq!(rows(&mut i.reader, &listed, ScanArgs::default()).len(), 3000);
 }
 

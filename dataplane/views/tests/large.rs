@@ -187,3 +187,34 @@ async fn a_node_without_room_sheds_what_is_unused_then_lets_wait_then_sends_away
     world.issue("i0", "c", 2).await;
     c.until("a change", |s| s.rows.len() == 201).await;
 }
+
+#[tokio::test]
+async fn what_grows_beyond_the_budget_by_itself_sends_the_newest_away() {
+    let mut world = World::stopped(&shared().url("postgres"));
+    world.limits.graph_bytes = 60_000;
+    world.limits.history_bytes = 1_000;
+    world.limits.crowded_retry = Duration::from_secs(5);
+    world.limits.group_idle = Duration::ZERO;
+    world.start().await;
+    let rows = |world: &mut World, owner: &str, n: std::ops::Range<usize>| {
+        n.map(|n| world.put("issue", crate::world::issue(&format!("{owner}{n}"), owner, 1))).collect::<Vec<_>>()
+    };
+    let mut changes = rows(&mut world, "a", 0..200);
+    changes.extend(rows(&mut world, "b", 0..200));
+    world.apply(changes).await;
+    let mut clients = Vec::new();
+    for owner in ["a", "b"] {
+        world.api.ask(owner, all("issue").by("owner", owner));
+        let mut c = world.connect(owner, "c1", Store::default(), init(&[put(owner, 1000)]));
+        c.until("200 rows", |s| s.rows.len() == 200).await;
+        clients.push(c);
+    }
+    let changes = rows(&mut world, "a", 200..500);
+    world.apply(changes).await;
+    let mut b = clients.pop().unwrap();
+    assert_eq!(b.refused().await.0["kind"], "ServerOverloaded");
+    let mut a = clients.pop().unwrap();
+    a.until("500 rows", |s| s.rows.len() == 500).await;
+    world.issue("a0", "a", 2).await;
+    assert_eq!(a.poke().await.keys("put"), [r#"issue/"a0""#]);
+}
