@@ -68,16 +68,26 @@ fn run(arguments: &[&str]) -> (bool, String) {
 }
 
 fn try_template(values: &[&str]) -> (bool, String) {
+    try_template_with(None, values)
+}
+
+/// With a file of values besides, below the chart.
+fn try_template_with(file: Option<&str>, values: &[&str]) -> (bool, String) {
     let mut arguments = vec!["template", "zero-cache-operator", "charts/zero-cache-operator"];
     arguments.extend(["--namespace", "system", "--kube-version", "1.35.4"]);
+    let file = file.map(|name| chart().join(name).display().to_string());
+    arguments.extend(file.iter().flat_map(|path| ["--values", path]));
     arguments.extend(values.iter().flat_map(|value| ["--set-json", value]));
     run(&arguments)
 }
 
 /// The objects that come out.
 fn template(values: &[&str]) -> Vec<Value> {
-    let (is_ok, text) = try_template(values);
-    assert!(is_ok, "{values:?}: {text}");
+    objects_of(try_template(values))
+}
+
+fn objects_of((is_ok, text): (bool, String)) -> Vec<Value> {
+    assert!(is_ok, "{text}");
     let documents = text.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
     documents.filter(Value::is_object).collect()
 }
@@ -271,6 +281,34 @@ fn watched_namespaces_have_roles_of_their_own_and_nothing_is_cluster_wide() {
     assert_eq!(variable(pod(&objects), "WATCH_NAMESPACES")["value"], "shop,system");
 }
 
+/// The values for clusters with tenants, as they are handed out: rights in the named namespaces only, no way to where only the
+/// operator could go, and nothing told that was read there.
+#[test]
+fn a_shared_cluster_gets_an_operator_that_is_no_way_in() {
+    let objects = objects_of(try_template_with(
+        Some("shared-cluster.yaml"),
+        &[r#"watchNamespaces=["shop"]"#, "rbac.aggregate=false"],
+    ));
+    assert!(kinds(&objects).iter().all(|kind| !kind.starts_with("Cluster")), "{:?}", kinds(&objects));
+    for name in ["COARSE_STATUS", "REFUSE_RAW_POD_FIELDS"] {
+        assert_eq!(variable(pod(&objects), name)["value"], "true");
+        assert_eq!(variable(pod(&template(&[])), name)["value"], "false");
+    }
+    let policy = &find(&objects, "NetworkPolicy", NAME)["spec"];
+    assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
+    let egress = policy["egress"].as_array().unwrap();
+    assert_eq!(egress[0]["ports"][0]["port"], 53, "names are looked up");
+    let blocks = egress.iter().flat_map(|rule| rule["to"].as_array().into_iter().flatten()).map(|to| &to["ipBlock"]);
+    let public: Vec<&Value> = blocks.filter(|block| block.is_object()).collect();
+    assert_eq!(public.len(), 1);
+    for private in ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"] {
+        assert!(public[0]["except"].as_array().unwrap().contains(&json!(private)), "{private}");
+    }
+    let default = template(&[]);
+    let open = &find(&default, "NetworkPolicy", NAME)["spec"];
+    assert_eq!((&open["policyTypes"], &open["egress"]), (&json!(["Ingress"]), &Value::Null));
+}
+
 #[test]
 fn two_replicas_take_over_from_each_other() {
     let objects = template(&["replicas=2"]);
@@ -394,6 +432,9 @@ fn wrong_values_are_refused() {
         ("service.port=0", "port"),
         (r#"leaderElection="yes""#, "leaderElection"),
         (r#"networkPolicy.metricsFrom={}"#, "metricsFrom"),
+        (r#"networkPolicy.egress="none""#, "egress"),
+        (r#"tenants.coarseStatus="yes""#, "coarseStatus"),
+        ("tenants.refuseRawPodField=true", "refuseRawPodField"),
         (r#"podLabels={"a":1}"#, "podLabels"),
         (r#"resources.memory="1Gi""#, "memory"),
     ];

@@ -43,6 +43,12 @@ pub struct Settings {
     /// DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// Tell of faults outside the cluster by their class only, for clusters with tenants.
+    #[arg(long, env = "COARSE_STATUS", default_value = "false", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub coarse_status: bool,
+    /// Refuse fields that become parts of pods as they are written: `podTemplate`, and volumes of the node.
+    #[arg(long, env = "REFUSE_RAW_POD_FIELDS", default_value = "false", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub refuse_raw_pod_fields: bool,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +73,8 @@ impl Settings {
             repository: self.default_image.clone(),
             tag: self.default_tag.clone(),
             cluster_domain: self.cluster_domain.clone(),
+            is_coarse: self.coarse_status,
+            refuses_raw_fields: self.refuse_raw_pod_fields,
         }
     }
 

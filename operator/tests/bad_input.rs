@@ -281,3 +281,83 @@ fn what_another_resource_uses_is_not_released() {
     assert!(!events.iter().any(|event| event.reason == "Released"), "{events:?}");
     assert_eq!(cache.status.unwrap().deletion.unwrap().step, crds::status::DeletionStep::Done);
 }
+
+/// Whoever runs the operator for several tenants may have it refuse what reaches beyond a namespace.
+#[test]
+fn raw_parts_of_pods_are_refused_where_the_installation_says_so() {
+    for (part, field) in [
+        (json!({ "podTemplate": { "spec": { "hostNetwork": true } } }), "viewSyncer.podTemplate"),
+        (json!({ "extraVolumes": [{ "name": "node", "hostPath": { "path": "/" } }] }), "viewSyncer.extraVolumes"),
+        (
+            json!({ "extraVolumes": [{ "name": "other", "nfs": { "path": "/", "server": "nfs" } }] }),
+            "viewSyncer.extraVolumes",
+        ),
+    ] {
+        let (cache, observed) = fresh(json!({ "viewSyncer": part }));
+        assert_ne!(condition(&plan(&cache, &observed), "Ready").reason, "InvalidSpec", "allowed by default");
+        let words = [field, "does not allow"];
+        let said = Said { kind: "Ready", reason: "InvalidSpec", event: "InvalidSpec", words: &words };
+        check(&cache, &observed, &said, |observed| observed.installation.refuses_raw_fields = true);
+    }
+    let harmless = json!({ "viewSyncer": { "extraVolumes": [
+        { "name": "a", "secret": { "secretName": "bundle" } },
+        { "name": "b", "configMap": { "name": "bundle" } },
+        { "name": "c", "emptyDir": {} },
+    ] } });
+    let (cache, mut observed) = fresh(harmless);
+    observed.installation.refuses_raw_fields = true;
+    assert_ne!(condition(&plan(&cache, &observed), "Ready").reason, "InvalidSpec");
+}
+
+/// What a tenant is told of the world outside depends on the class of a fault alone.
+#[test]
+fn coarse_messages_hold_nothing_that_was_read_outside() {
+    const READ: &str = "10.0.0.7:5432 says: no pg_hba.conf entry for 172.16.0.9";
+    let text = || READ.to_owned();
+    let (cache, mut observed) = running(json!({}));
+    observed.nodes.as_mut().unwrap().streaming = Some(false);
+    let faults = [
+        Fault::InvalidUrl(text()),
+        Fault::Unreachable(text()),
+        Fault::LoginRefused(text()),
+        Fault::NoDatabase(text()),
+        Fault::Standby(text()),
+        Fault::WalLevel(text()),
+        Fault::VersionTooOld(text()),
+        Fault::NoReplicationRole(text()),
+        Fault::SlotsExhausted(text()),
+    ];
+    let stores = [StoreFault::NoSuchBucket(text()), StoreFault::AccessDenied(text()), StoreFault::Unreachable(text())];
+    let backups = [BackupFault::AccessDenied(text()), BackupFault::Failing(text())];
+    let mut seen = Vec::new();
+    for fault in faults {
+        let mut bad = observed.clone();
+        bad.databases.upstream.as_mut().unwrap().fault = Some(fault);
+        seen.push(bad);
+    }
+    for fault in stores {
+        seen.push(Observed { store_fault: Some(fault), nodes: None, ..observed.clone() });
+    }
+    for fault in backups {
+        let mut bad = observed.clone();
+        bad.nodes.as_mut().unwrap().backup_fault = Some(fault);
+        seen.push(bad);
+    }
+    seen.push(Observed { rivals: vec![format!("other/{READ}"), format!("web/{READ}")], ..observed.clone() });
+    seen.push(Observed { release: Some(Err(text())), ..observed.clone() });
+    for mut bad in seen {
+        let said = |observed: &Observed| {
+            let plan = plan(&cache, observed);
+            let conditions = plan.status.conditions.iter().map(|it| it.message.clone());
+            conditions.chain(plan.events.into_iter().map(|event| event.message)).collect::<Vec<_>>().join("\n")
+        };
+        let fine = said(&bad);
+        bad.coarsen("shop");
+        let coarse = said(&bad);
+        assert!(!coarse.contains("10.0.0.7"), "{coarse}");
+        assert!(bad.release.is_some() || fine.contains("10.0.0.7"), "{fine}");
+    }
+    let mut rivals = Observed { rivals: vec!["web/a".to_owned(), "shop/b".to_owned()], ..observed };
+    rivals.coarsen("shop");
+    assert_eq!(rivals.rivals, ["a ZeroCache of another namespace", "shop/b"]);
+}

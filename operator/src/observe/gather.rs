@@ -77,6 +77,9 @@ impl Sources {
         observed.secrets = secrets.hashes.clone();
         let inputs = Inputs::of(cache, &|reference| secrets.value(reference), &pods, &self.installation.cluster_domain);
         self.outside.look(key, inputs).fill(&mut observed);
+        if self.installation.is_coarse {
+            observed.coarsen(&key.namespace);
+        }
         Ok(Some(Picture { observed, existing, losses }))
     }
 

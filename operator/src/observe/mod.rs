@@ -4,6 +4,7 @@
 //! and `outside` learn the facts, `gather` puts them together for one resource.
 
 pub mod clock;
+mod coarse;
 mod databases;
 pub mod gather;
 pub mod kinds;
@@ -78,6 +79,10 @@ pub struct Installation {
     pub tag: String,
     /// DNS domain of the cluster, such as `cluster.local`.
     pub cluster_domain: String,
+    /// Texts from outside the cluster are told by their class only.
+    pub is_coarse: bool,
+    /// Fields that become parts of pods as they are written are refused.
+    pub refuses_raw_fields: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crds::ZeroCache;
 use crds::names::{annotation, child, service_host, tls};
 use crds::spec::{Placement, SecretKeyRef, Topology, ZeroCacheSpec};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{PodTemplateSpec, Volume};
 use sha2::{Digest as _, Sha256};
 
 use super::annotation_of;
@@ -19,6 +19,8 @@ pub enum Problem {
     OwnVariable { field: &'static str, name: String },
     #[error("{field} is not a pod template: {message}")]
     Template { field: &'static str, message: String },
+    #[error("{field}: {what}, which whoever runs the operator does not allow; remove it")]
+    NotAllowed { field: &'static str, what: String },
     #[error(
         "{} already uses this replication slot; give another appId or shardNum, or delete one of the two: two would fight for it",
         .0.join(", ")
@@ -80,7 +82,7 @@ impl<'a> Wanted<'a> {
         };
         let mut problems = Vec::new();
         for &role in wanted.roles() {
-            wanted.check(role, &mut problems);
+            wanted.check(role, observed.installation.refuses_raw_fields, &mut problems);
         }
         if !observed.rivals.is_empty() {
             problems.push(Problem::Rival(observed.rivals.clone()));
@@ -88,16 +90,30 @@ impl<'a> Wanted<'a> {
         (wanted, problems)
     }
 
-    fn check(&mut self, role: Role, problems: &mut Vec<Problem>) {
+    fn check(&mut self, role: Role, refuses_raw_fields: bool, problems: &mut Vec<Problem>) {
         let is_view_syncer = role == Role::ViewSyncer;
-        let (env_field, template_field) = match is_view_syncer {
-            true => ("spec.viewSyncer.extraEnv", "spec.viewSyncer.podTemplate"),
-            false => ("spec.replicationManager.extraEnv", "spec.replicationManager.podTemplate"),
+        let (env_field, template_field, volumes_field) = match is_view_syncer {
+            true => ("spec.viewSyncer.extraEnv", "spec.viewSyncer.podTemplate", "spec.viewSyncer.extraVolumes"),
+            false => (
+                "spec.replicationManager.extraEnv",
+                "spec.replicationManager.podTemplate",
+                "spec.replicationManager.extraVolumes",
+            ),
         };
         let placement = self.placement(role);
         for variable in &placement.extra_env {
             if env::OWN.contains(&variable.name.as_str()) {
                 problems.push(Problem::OwnVariable { field: env_field, name: variable.name.clone() });
+            }
+        }
+        if refuses_raw_fields {
+            if placement.pod_template.is_some() {
+                problems
+                    .push(Problem::NotAllowed { field: template_field, what: "it changes pods at will".to_owned() });
+            }
+            for volume in placement.extra_volumes.iter().filter(|volume| !is_harmless(volume)) {
+                let what = format!("{} is no volume of the namespace's own", volume.name);
+                problems.push(Problem::NotAllowed { field: volumes_field, what });
             }
         }
         if let Some(template) = &placement.pod_template {
@@ -229,6 +245,21 @@ impl<'a> Wanted<'a> {
             .collect();
         short_hash(lines.concat().as_bytes())
     }
+}
+
+/// Of the kinds that Kubernetes' restricted pods may have: they reach nothing outside the namespace.
+fn is_harmless(volume: &Volume) -> bool {
+    let Volume {
+        config_map, csi, downward_api, empty_dir, ephemeral, persistent_volume_claim, projected, secret, ..
+    } = volume;
+    config_map.is_some()
+        || csi.is_some()
+        || downward_api.is_some()
+        || empty_dir.is_some()
+        || ephemeral.is_some()
+        || persistent_volume_claim.is_some()
+        || projected.is_some()
+        || secret.is_some()
 }
 
 /// Ten hexadecimal digits.

@@ -228,6 +228,8 @@ impl World {
             repository: "registry.example.com/zero-cache".to_owned(),
             tag: "1.0.0".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            is_coarse: false,
+            refuses_raw_fields: false,
         };
         let manager = self.ready_manager();
         let probe = Probe {
