@@ -45,6 +45,9 @@ impl Chunk {
     }
 }
 
+/// Takes a row and its operation.
+type EachRow<'a, E> = &'a mut dyn FnMut(RowId, &[u8]) -> Result<(), E>;
+
 impl Payload {
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
@@ -56,7 +59,7 @@ impl Payload {
     }
 
     /// Calls with every row of the chunks and its operation.
-    pub fn each<E: From<std::io::Error>>(&self, call: &mut dyn FnMut(RowId, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn each<E: From<std::io::Error>>(&self, call: EachRow<'_, E>) -> Result<(), E> {
         for chunk in &self.chunks {
             let (ops, ids) = (chunk.ops.read()?, chunk.ids.read()?);
             let (mut start, mut ends, mut outcome) = (0, chunk.ends.iter(), Ok(()));
