@@ -1,6 +1,6 @@
 //! The half of a node that serves clients: its views over the replica.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +82,7 @@ fn options(node: &Node<'_>, cvr: Address, writer: &Writer, copy: &Description) -
         memory_bytes: crate::memory::limit(),
         cvr_purge_hours: i32::try_from(config.cvr.inactivity_threshold.as_secs() / 3600).unwrap_or(i32::MAX).max(1),
         hydrators: config.engine.threads,
+        spool_folder: path.parent().map_or_else(|| PathBuf::from("."), Path::to_owned),
         open_reader: Arc::new(move || replica::Reader::open(&path)),
         schema: writer.schema(),
         transformer: Arc::clone(&node.transformer),

@@ -16,6 +16,7 @@ mod chaos;
 mod cluster;
 mod compose;
 mod faults;
+mod large;
 mod restart;
 mod schema_change;
 mod sharing;

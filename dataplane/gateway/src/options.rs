@@ -81,7 +81,8 @@ pub struct Limits {
     pub payload_bytes_max: usize,
     /// Larger request head: 431. Clients put up to 8 KiB into one header.
     pub header_bytes_max: usize,
-    /// Bytes waiting for one socket; beyond it the client is disconnected and catches up by cookie.
+    /// Bytes waiting for one socket beside the bodies of pokes, which the views bound; beyond it the client, which asks and does not
+    /// read, is disconnected.
     pub outbox_bytes_max: usize,
     /// Sockets; beyond it upgrades are answered 503.
     pub connections_max: usize,

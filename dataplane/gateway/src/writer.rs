@@ -1,7 +1,7 @@
 //! Writing to one socket.
 //!
-//! A message goes out as fragments of bounded size, so that memory per socket does not grow with the largest poke, and so
-//! that a peer that takes nothing is noticed. Pongs and endings pass between messages, ahead of everything queued.
+//! A message goes out as fragments of bounded size, whose bytes are taken from where they lie as the socket drains: memory per
+//! socket does not grow with what a client is owed, and a peer that takes nothing for a while is noticed. Pongs and endings pass between messages, ahead of everything queued.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,13 +14,16 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame as WireFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use views::api::{Frame, OutboxReceiver};
+use views::api::{Frame, OutboxReceiver, Piece};
 
 use crate::control::{Control, Ending};
 use crate::metrics::Metrics;
 
 /// Payload of one WebSocket frame, at most.
 pub(crate) const FRAGMENT_BYTES: usize = 16 * 1024;
+
+/// Read from disk at once.
+const READ_BYTES: usize = 128 * 1024;
 
 /// To say goodbye; a peer that does not take it in this time is cut off.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -54,7 +57,7 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
                 return Err("slow_client");
             }
             if control.take_pong() {
-                self.send(&[down::pong()]).await?;
+                self.send(&[down::pong().into()]).await?;
                 last = Instant::now();
                 continue;
             }
@@ -71,10 +74,10 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
                 Some(Some(frame)) => {
                     match &frame {
                         Frame::Parts(parts) => self.send(parts).await?,
-                        Frame::Text(text) => self.send(std::slice::from_ref(text)).await?,
+                        Frame::Text(text) => self.send(&[text.clone().into()]).await?,
                         Frame::Close(_) => {}
                     }
-                    outbox.sent(frame.len());
+                    outbox.sent(&frame);
                     last = Instant::now();
                 }
                 None => {
@@ -97,18 +100,22 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
     }
 
     /// One text message whose payload is the concatenation of `parts`.
-    async fn send(&mut self, parts: &[Bytes]) -> Result<(), &'static str> {
-        let total: usize = parts.iter().map(Bytes::len).sum();
+    async fn send(&mut self, parts: &[Piece]) -> Result<(), &'static str> {
+        let total: usize = parts.iter().map(Piece::len).sum();
         let mut sent = 0;
         let mut opcode = Data::Text;
-        for part in parts.iter().filter(|part| !part.is_empty()) {
-            let mut rest = part.clone();
-            while !rest.is_empty() {
-                let fragment = rest.split_to(rest.len().min(FRAGMENT_BYTES));
-                sent += fragment.len();
-                let frame = WireFrame::message(fragment, OpCode::Data(opcode), sent == total);
-                within(self.stall_timeout, self.sink.feed(Message::Frame(frame))).await?;
-                opcode = Data::Continue;
+        for part in parts {
+            let mut read = 0;
+            while read < part.len() {
+                let mut rest = read_part(part, read).await?;
+                read += rest.len();
+                while !rest.is_empty() {
+                    let fragment = rest.split_to(rest.len().min(FRAGMENT_BYTES));
+                    sent += fragment.len();
+                    let frame = WireFrame::message(fragment, OpCode::Data(opcode), sent == total);
+                    within(self.stall_timeout, self.sink.feed(Message::Frame(frame))).await?;
+                    opcode = Data::Continue;
+                }
             }
         }
         self.metrics.messages_sent.inc();
@@ -126,7 +133,7 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
             Ending::Close(code, reason) => self.close(Some((code, reason))).await,
             Ending::Error(body, status) => {
                 let error = down::error(&body);
-                if timeout(GOODBYE, self.send(&[error])).await.is_ok_and(|sent| sent.is_ok()) {
+                if timeout(GOODBYE, self.send(&[error.into()])).await.is_ok_and(|sent| sent.is_ok()) {
                     self.close(status).await;
                 }
             }
@@ -140,6 +147,22 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
         // A peer that is gone needs no goodbye.
         let _ = timeout(GOODBYE, self.sink.send(Message::Close(frame))).await;
     }
+}
+
+/// The next bytes of a piece. Those on disk are read on a thread that may wait for the disk.
+async fn read_part(piece: &Piece, from: usize) -> Result<Bytes, &'static str> {
+    let read = match piece {
+        Piece::Memory(_) => piece.read_part(from, usize::MAX),
+        Piece::File(_) => {
+            let piece = piece.clone();
+            let read = tokio::task::spawn_blocking(move || piece.read_part(from, READ_BYTES)).await;
+            read.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        }
+    };
+    read.map_err(|error| {
+        tracing::error!(%error, "cannot read what waits for a client");
+        "read_failed"
+    })
 }
 
 async fn within(limit: Duration, step: impl Future<Output = Result<(), Error>>) -> Result<(), &'static str> {

@@ -5,7 +5,7 @@ use futures_util::SinkExt;
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
-use views::api::{Admitted, ClientMessage, Command, Frame};
+use views::api::{Admitted, ClientMessage, Command, Frame, Piece, Spool};
 
 use crate::support::client::Client;
 use crate::support::{Harness, options, params};
@@ -94,7 +94,8 @@ async fn frames_arrive_whole_whatever_their_size() {
     let text = |n: usize| format!("[\"x\",\"{}\"]", "€".repeat(n));
     for n in [0, 1, 5461, 5462, 40_000, 1_000_000] {
         let whole = text(n);
-        let parts: Vec<Bytes> = whole.as_bytes().chunks(whole.len() / 3 + 1).map(Bytes::copy_from_slice).collect();
+        let chunks = whole.as_bytes().chunks(whole.len() / 3 + 1);
+        let parts: Vec<Piece> = chunks.map(|chunk| Bytes::copy_from_slice(chunk).into()).collect();
         connect.outbox.send(Frame::Text(whole.clone().into())).unwrap();
         connect.outbox.send(Frame::Parts(parts.into())).unwrap();
         for _ in 0..2 {
@@ -107,6 +108,32 @@ async fn frames_arrive_whole_whatever_their_size() {
     let (code, reason) = client.closed().await.unwrap();
     assert_eq!(code, 3000);
     assert!(reason.len() <= 123 && reason.ends_with("..."), "{reason}");
+}
+
+#[tokio::test]
+async fn what_a_client_is_owed_may_be_larger_than_any_limit_and_on_disk() {
+    let mut options = options();
+    options.limits.outbox_bytes_max = 100_000;
+    let mut harness = Harness::start(options).await;
+    let (mut client, connect) = harness.client("c").await;
+    let folder = tempfile::tempdir().unwrap();
+    // One part of the text is in memory.
+    let spool = Spool::new(folder.path(), 400_000);
+    let whole = format!("[\"x\",\"{}\"]", "€".repeat(100_000));
+    let piece = |text: &[u8]| spool.keep(text.to_vec()).unwrap();
+    for _ in 0..100 {
+        let parts = whole.as_bytes().chunks(whole.len() / 3 + 1).map(piece).collect::<Vec<Piece>>();
+        connect.outbox.send(Frame::Parts(parts.into())).unwrap();
+    }
+    assert!(connect.outbox.queued() > 20_000_000);
+    for _ in 0..100 {
+        let Some(Ok(Message::Text(got))) = client.raw().await else { panic!("text") };
+        assert!(got.as_str() == whole);
+    }
+    // The last frame counts until the socket has it.
+    connect.outbox.send(Frame::Text(Bytes::from_static(b"[\"last\",{}]"))).unwrap();
+    client.expect("last").await;
+    assert!(connect.outbox.queued() < 100);
 }
 
 #[tokio::test]

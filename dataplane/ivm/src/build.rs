@@ -10,7 +10,7 @@ use crate::delta::KeyedTable;
 use crate::filter::{Exists, Filter};
 use crate::fold;
 use crate::level::{Condition as Dependency, ExistsNode, Level, Parent, Program, Selection, next_plan_id};
-use crate::query::{Condition, EXISTS_SAMPLE, Op, Query, Related};
+use crate::query::{Condition, EXISTS_SAMPLE, Literal, Op, Query, Related};
 use crate::source::{ScanPlan, Start};
 
 /// Levels of one graph: a row's presence is one bit per level.
@@ -23,6 +23,11 @@ pub const MAX_IN_VALUES: usize = 10_000;
 pub const MAX_CONDITIONS: usize = 4_096;
 /// EXISTS conditions of one query, synced or not.
 pub const MAX_EXISTS: usize = 256;
+/// LIKE and ILIKE patterns of one query, in number and in bytes together: each is matched with every changed row of its table.
+pub const MAX_PATTERNS: usize = 256;
+pub const MAX_PATTERN_BYTES: usize = 16 << 10;
+/// Bytes of all literals of one query.
+pub const MAX_LITERAL_BYTES: usize = 1 << 20;
 
 /// Why a query cannot be run against a schema.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -54,6 +59,9 @@ pub(crate) fn build(
         schema,
         keys,
         conditions: 0,
+        patterns: 0,
+        pattern_bytes: 0,
+        literal_bytes: 0,
         program: Program { tables: Vec::new(), levels: Vec::new(), exists: Vec::new() },
         by_name: FxHashMap::default(),
     };
@@ -65,6 +73,9 @@ struct Builder<'a> {
     schema: &'a Schema,
     keys: &'a dyn Fn(&Table) -> Vec<usize>,
     conditions: usize,
+    patterns: usize,
+    pattern_bytes: usize,
+    literal_bytes: usize,
     program: Program,
     by_name: FxHashMap<Arc<str>, usize>,
 }
@@ -166,6 +177,7 @@ impl Builder<'_> {
         let keyed = Arc::clone(&self.program.tables[request.table]);
         let order = self.order(&keyed, request.order_by)?;
         let start = request.start.map(|s| start_position(&keyed.table, &order, s)).transpose()?;
+        self.count_literals(condition, depth)?;
         // EXISTS conditions inherit what the plain comparisons pin down, so those are compiled first.
         let mut constants = request.implied;
         self.pinned(request.table, condition, &mut constants, depth)?;
@@ -197,6 +209,38 @@ impl Builder<'_> {
         let plan = Arc::new(plan(request.constraint, filter));
         let relaxed = relaxed.unwrap_or_else(|| Arc::clone(&plan));
         Ok(Arc::new(Selection { table: request.table, plan, relaxed, conditions, reads, constants }))
+    }
+
+    /// Refuses conditions whose literals are too large, before anything is made of them. Those below an EXISTS are counted where
+    /// it is built.
+    fn count_literals(&mut self, condition: &Condition, depth: usize) -> Result<(), BuildError> {
+        check_depth(depth)?;
+        let (op, literal) = match condition {
+            Condition::And(parts) | Condition::Or(parts) => {
+                return parts.iter().try_for_each(|part| self.count_literals(part, depth + 1));
+            }
+            Condition::Compare { op, value, .. } => (*op, value),
+            Condition::Exists { .. } => return Ok(()),
+        };
+        let bytes = match literal {
+            Literal::One(value) => literal_bytes(value),
+            Literal::Many(values) => values.iter().map(literal_bytes).sum(),
+        };
+        self.literal_bytes += bytes;
+        if matches!(op, Op::Like | Op::NotLike | Op::ILike | Op::NotILike) {
+            self.patterns += 1;
+            self.pattern_bytes += bytes;
+        }
+        for (count, limit, what) in [
+            (self.literal_bytes, MAX_LITERAL_BYTES, "bytes of literals"),
+            (self.patterns, MAX_PATTERNS, "LIKE and ILIKE patterns"),
+            (self.pattern_bytes, MAX_PATTERN_BYTES, "bytes of LIKE and ILIKE patterns"),
+        ] {
+            if count > limit {
+                return Err(BuildError::TooLarge { what, limit });
+            }
+        }
+        Ok(())
     }
 
     /// Columns that the top-level comparisons of a condition fix to one value.
@@ -367,6 +411,13 @@ impl Builder<'_> {
     }
 }
 
+fn literal_bytes(value: &Value) -> usize {
+    match value {
+        Value::Str(text) | Value::Json(text) => text.len(),
+        _ => size_of::<Value>(),
+    }
+}
+
 fn check_depth(depth: usize) -> Result<(), BuildError> {
     if depth > MAX_DEPTH {
         return Err(BuildError::TooLarge { what: "nested queries and conditions", limit: MAX_DEPTH });
@@ -378,7 +429,7 @@ fn check_depth(depth: usize) -> Result<(), BuildError> {
 fn survey(filter: &Filter, exists: &mut Vec<usize>, reads: &mut Vec<usize>) {
     match filter {
         Filter::And(parts) | Filter::Or(parts) => parts.iter().for_each(|part| survey(part, exists, reads)),
-        Filter::Compare { column, .. } | Filter::In { column, .. } => reads.push(*column),
+        Filter::Compare { column, .. } | Filter::In { column, .. } | Filter::Like { column, .. } => reads.push(*column),
         Filter::Exists(condition) => {
             exists.push(condition.id);
             reads.extend(&condition.parent);

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use rows::{Row, Value, ValueRef};
 
 use crate::filter::{Exists, Filter};
-use crate::like::like;
+use crate::like::Pattern;
 use crate::query::Op;
 
 /// Whether `row` passes; `exists` answers whether the children of an EXISTS are there (negation is applied here). Filters are
@@ -36,6 +36,7 @@ pub fn matches<E>(
         }
         Filter::Compare { column, op, value } => Ok(compare(row.get(*column), *op, value)),
         Filter::In { column, negated, values } => Ok(within_ascending(row.get(*column), *negated, values)),
+        Filter::Like { column, negated, pattern } => Ok(like(row.get(*column), *negated, pattern)),
         Filter::Exists(condition) => Ok(exists(condition, row)? != condition.negated),
     }
 }
@@ -48,6 +49,7 @@ pub fn may_match(filter: &Filter, row: &Row) -> bool {
         Filter::Or(any) => any.iter().any(|part| may_match(part, row)),
         Filter::Compare { column, op, value } => compare(row.get(*column), *op, value),
         Filter::In { column, negated, values } => within_ascending(row.get(*column), *negated, values),
+        Filter::Like { column, negated, pattern } => like(row.get(*column), *negated, pattern),
         Filter::Exists(_) => true,
     }
 }
@@ -62,10 +64,6 @@ pub fn compare(cell: ValueRef<'_>, op: Op, value: &Value) -> bool {
         _ if cell.is_null() || value.is_null() => return false,
         _ => {}
     }
-    let text = |negated: bool, insensitive: bool| match (cell, value) {
-        (ValueRef::Str(text), ValueRef::Str(pattern)) => like(text, pattern, insensitive) != negated,
-        _ => false,
-    };
     let order = || cell.cmp_total(value);
     match op {
         Op::Eq => order() == Ordering::Equal,
@@ -74,13 +72,13 @@ pub fn compare(cell: ValueRef<'_>, op: Op, value: &Value) -> bool {
         Op::Gt => order() == Ordering::Greater,
         Op::Le => order() != Ordering::Greater,
         Op::Ge => order() != Ordering::Less,
-        Op::Like => text(false, false),
-        Op::NotLike => text(true, false),
-        Op::ILike => text(false, true),
-        Op::NotILike => text(true, true),
-        // Built as `Filter::In`; `IS` was answered above.
-        Op::In | Op::NotIn | Op::Is | Op::IsNot => false,
+        // Built as filters of their own; `IS` was answered above.
+        Op::Like | Op::NotLike | Op::ILike | Op::NotILike | Op::In | Op::NotIn | Op::Is | Op::IsNot => false,
     }
+}
+
+fn like(cell: ValueRef<'_>, negated: bool, pattern: &Pattern) -> bool {
+    matches!(cell, ValueRef::Str(text) if pattern.matches(text) != negated)
 }
 
 /// `IN` and `NOT IN`, for values in any order.
@@ -114,18 +112,24 @@ mod tests {
             (s("x"), Ne, Value::Null, false),
             (Value::Null, Lt, Value::Int(1), false),
             (Value::Null, Ge, Value::Int(1), false),
-            (Value::Null, Like, s("%"), false),
-            (Value::Null, NotLike, s("x"), false),
-            (Value::Null, NotILike, s("x"), false),
             (Value::Int(3), Eq, Value::Float(3.0), true),
             (Value::Int(3), Lt, Value::Float(3.5), true),
             (Value::Bool(false), Lt, Value::Bool(true), true),
             (s("Z"), Lt, s("a"), true),
             (s("\u{FFFF}"), Lt, s("😀"), true),
-            (s("ab"), NotLike, s("a%"), false),
-            (s("AB"), ILike, s("a%"), true),
         ] {
             assert_eq!(compare(cell.as_ref(), op, &value), expected, "{cell:?} {op:?} {value:?}");
+        }
+        for (cell, negated, pattern, insensitive, expected) in [
+            (Value::Null, false, "%", false, false),
+            (Value::Null, true, "x", false, false),
+            (Value::Null, true, "x", true, false),
+            (s("ab"), true, "a%", false, false),
+            (s("AB"), false, "a%", true, true),
+            (s("AB"), true, "a%", false, true),
+        ] {
+            let filter = like(cell.as_ref(), negated, &Pattern::new(pattern, insensitive));
+            assert_eq!(filter, expected, "{cell:?} {negated} {pattern}");
         }
         for member in [within, within_ascending] {
             assert!(!member(ValueRef::Null, true, &[]));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rows::Value;
 
+use crate::like::Pattern;
 use crate::query::Op;
 use crate::source::ScanPlan;
 
@@ -13,18 +14,24 @@ pub enum Filter {
     And(Vec<Filter>),
     /// Empty is false.
     Or(Vec<Filter>),
-    /// `op` is never `In`/`NotIn`. `value` is null only for `Is`/`IsNot`.
+    /// `op` is never one of `In`, `Like` and their kin. `value` is null only for `Is`/`IsNot`.
     Compare {
         column: usize,
         op: Op,
         value: Value,
     },
     /// `negated` is NOT IN; a null cell matches neither. Values are non-null, of the column's class,
-    /// and ascend.
+    /// and ascend. Shared by all plans of a query.
     In {
         column: usize,
         negated: bool,
-        values: Vec<Value>,
+        values: Arc<[Value]>,
+    },
+    /// `negated` is NOT LIKE; a null cell matches neither. The column holds strings.
+    Like {
+        column: usize,
+        negated: bool,
+        pattern: Arc<Pattern>,
     },
     Exists(Exists),
 }

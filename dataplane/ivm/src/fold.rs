@@ -1,11 +1,13 @@
 //! Comparisons with literals, checked against the column and reduced to what can still vary.
 
+use std::sync::Arc;
+
 use rows::{Column, ColumnType, Table, Value};
 
 use crate::build::{BuildError, MAX_IN_VALUES};
 use crate::correlation::cell_as;
 use crate::filter::Filter;
-use crate::like::is_literal;
+use crate::like::{Pattern, is_literal};
 use crate::query::{Literal, Op};
 
 pub(crate) const TRUE: Filter = Filter::And(Vec::new());
@@ -57,7 +59,10 @@ fn single(table: &Table, spec: &Column, column: usize, op: Op, value: &Value) ->
             match op {
                 Op::Like if is_literal(pattern) => compare(Op::Eq, value.clone()),
                 Op::NotLike if is_literal(pattern) => compare(Op::Ne, value.clone()),
-                _ => compare(op, value.clone()),
+                _ => {
+                    let pattern = Arc::new(Pattern::new(pattern, matches!(op, Op::ILike | Op::NotILike)));
+                    Filter::Like { column, negated: matches!(op, Op::NotLike | Op::NotILike), pattern }
+                }
             }
         }
         Op::In | Op::NotIn => return Err(mismatch(table, spec, op, "a list of values")),
@@ -88,7 +93,7 @@ fn membership(
             let op = if negated { Op::Ne } else { Op::Eq };
             Filter::Compare { column, op, value: values.swap_remove(0) }
         }
-        _ => Filter::In { column, negated, values },
+        _ => Filter::In { column, negated, values: values.into() },
     })
 }
 
@@ -131,7 +136,10 @@ pub(crate) fn relax(filter: &Filter) -> Filter {
         Filter::Or(parts) => any(parts.iter().map(relax)),
         Filter::Compare { column, op, value } => Filter::Compare { column: *column, op: *op, value: value.clone() },
         Filter::In { column, negated, values } => {
-            Filter::In { column: *column, negated: *negated, values: values.clone() }
+            Filter::In { column: *column, negated: *negated, values: Arc::clone(values) }
+        }
+        Filter::Like { column, negated, pattern } => {
+            Filter::Like { column: *column, negated: *negated, pattern: Arc::clone(pattern) }
         }
         Filter::Exists(_) => TRUE,
     }
@@ -171,7 +179,7 @@ fn single_or(mut parts: Vec<Filter>, many: fn(Vec<Filter>) -> Filter) -> Filter 
 fn has_exists(filter: &Filter) -> bool {
     match filter {
         Filter::And(parts) | Filter::Or(parts) => parts.iter().any(has_exists),
-        Filter::Compare { .. } | Filter::In { .. } => false,
+        Filter::Compare { .. } | Filter::In { .. } | Filter::Like { .. } => false,
         Filter::Exists(_) => true,
     }
 }

@@ -1,5 +1,6 @@
 //! A query's materialisation: build, hydrate, advance, read.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use rows::{Key, Row, Schema, Table, Version};
@@ -55,9 +56,21 @@ impl Graph {
 
     /// Computes the result at the source's version. Every row is handed over once, in a fixed order.
     pub fn hydrate(&mut self, source: &mut dyn Source, each: &mut dyn FnMut(Put)) -> Result<(), SourceError> {
+        self.hydrate_while(source, &mut |put| {
+            each(put);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Like [`Graph::hydrate`], until a row is not wanted any more. Then the graph is of no use.
+    pub fn hydrate_while(
+        &mut self,
+        source: &mut dyn Source,
+        each: &mut dyn FnMut(Put) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
         let tables = &self.program.tables;
         self.state = hydrate::hydrate(&self.program, source, &mut |table, key, row| {
-            each(Put { table: Arc::clone(&tables[table]), key: key.clone(), row });
+            each(Put { table: Arc::clone(&tables[table]), key: key.clone(), row })
         })?;
         Ok(())
     }
@@ -101,6 +114,7 @@ impl Graph {
             if old[table].get(key).is_none_or(|entry| entry.version != row.version()) {
                 delta.puts.push(Put { table: Arc::clone(&tables[table]), key: key.clone(), row });
             }
+            ControlFlow::Continue(())
         })?;
         for (table, rows) in old.iter().enumerate() {
             let gone = rows.keys().filter(|key| !fresh.rows[table].contains_key(*key));
@@ -160,4 +174,4 @@ impl Graph {
 }
 
 /// What hydration and reading hand over: index of the table, key, row.
-pub(crate) type EachRow<'a> = &'a mut dyn FnMut(usize, &Key, Row);
+pub(crate) type EachRow<'a> = &'a mut dyn FnMut(usize, &Key, Row) -> ControlFlow<()>;

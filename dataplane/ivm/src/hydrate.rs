@@ -1,4 +1,5 @@
-//! From nothing to a result: the root is scanned, then each level's partitions in the order in which their parents came.
+//! From nothing to a result: the root is scanned, then each level's partitions in the order in which their parents came. It ends
+//! early, with a state of no use, when a row is not wanted.
 
 use std::ops::ControlFlow;
 
@@ -16,6 +17,7 @@ pub(crate) fn hydrate(program: &Program, source: &mut dyn Source, each: EachRow<
         root.push(Key::from_values(&[]));
         state.partitions[0].insert(Key::from_values(&[]), Partition { refs: 1, ..Partition::default() });
     }
+    let mut flow = ControlFlow::Continue(());
     for (n, level) in program.levels.iter().enumerate() {
         let keyed = &program.tables[level.rows.table];
         for key in std::mem::take(&mut waiting[n]) {
@@ -42,11 +44,14 @@ pub(crate) fn hydrate(program: &Program, source: &mut dyn Source, each: EachRow<
                     entry.mask |= bit(n);
                 } else {
                     let entry = Entry { mask: bit(n), version: row.version() };
-                    each(level.rows.table, &key, row);
+                    flow = each(level.rows.table, &key, row);
                     state.rows[level.rows.table].insert(key, entry);
                 }
-                ControlFlow::Continue(())
+                flow
             })?;
+            if flow.is_break() {
+                return Ok(state);
+            }
             state.scanned += size;
             let partition = state.partitions[n].get_mut(&key).expect("inserted when it was queued");
             partition.size = size;

@@ -1,5 +1,7 @@
 //! Recomputes what a graph remembers, for tests.
 
+use std::ops::ControlFlow;
+
 use crate::graph::Graph;
 use crate::hydrate::hydrate;
 use crate::source::Source;
@@ -8,7 +10,8 @@ impl Graph {
     /// Compares masks, versions, references, sizes and bounds with a fresh hydration from a source at the graph's version;
     /// `Err` names the first difference.
     pub fn verify(&self, source: &mut dyn Source) -> Result<(), String> {
-        let fresh = hydrate(&self.program, source, &mut |_, _, _| {}).map_err(|e| e.to_string())?;
+        let fresh =
+            hydrate(&self.program, source, &mut |_, _, _| ControlFlow::Continue(())).map_err(|e| e.to_string())?;
         for (table, (have, want)) in self.state.rows.iter().zip(&fresh.rows).enumerate() {
             let name = &self.program.tables[table].table.name;
             for (key, entry) in want {

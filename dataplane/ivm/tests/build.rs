@@ -47,6 +47,16 @@ fn nested(depth: usize) -> Query {
     (0..depth).fold(from("t"), |inner, _| from("t").related("id", "id", inner))
 }
 
+/// A query with so many patterns.
+fn likes(count: usize, pattern: &str) -> Query {
+    let like = Condition::Compare { column: "text".to_owned(), op: Op::NotLike, value: text(pattern) };
+    from("mixed").filter(Condition::And(vec![like; count]))
+}
+
+fn below_exists(query: Query) -> Query {
+    from("mixed").filter(exists("text", "text", query))
+}
+
 #[test]
 fn errors_say_what_and_where() {
     let start = Some(Start { row: vec![("o".to_owned(), Value::Str("x".into()))], exclusive: true });
@@ -77,6 +87,13 @@ fn errors_say_what_and_where() {
         (wide, "the query has more than 128 levels (related queries and synced EXISTS)"),
         (nested(MAX_DEPTH + 1), "the query has more than 48 nested queries and conditions"),
         (with("n", Op::NotIn, many), "the query has more than 10000 values in one IN list"),
+        (
+            with("text", Op::ILike, text(&"%a".repeat(9_000))),
+            "the query has more than 16384 bytes of LIKE and ILIKE patterns",
+        ),
+        (likes(257, "%a"), "the query has more than 256 LIKE and ILIKE patterns"),
+        (below_exists(likes(200, &"%a".repeat(50))), "the query has more than 16384 bytes of LIKE and ILIKE patterns"),
+        (with("text", Op::Eq, text(&"a".repeat((1 << 20) + 1))), "the query has more than 1048576 bytes of literals"),
     ] {
         assert_eq!(db().build(&query).unwrap_err().to_string(), expected);
     }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ivm::like::like;
+use ivm::like::Pattern;
 use ivm::query::{Condition, EXISTS_SAMPLE, Literal, Op, Query, Related};
 use rows::{ColumnType, Direction, Key, Row, Schema, Table, Value, ValueRef};
 
@@ -198,7 +198,7 @@ fn compare(cell: ValueRef<'_>, op: Op, literal: &Literal) -> bool {
         _ => {}
     }
     let text = |insensitive| match (cell, value) {
-        (ValueRef::Str(text), ValueRef::Str(pattern)) => like(text, pattern, insensitive),
+        (ValueRef::Str(text), ValueRef::Str(pattern)) => Pattern::new(pattern, insensitive).matches(text),
         _ => panic!("LIKE compares strings"),
     };
     match op {

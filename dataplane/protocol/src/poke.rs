@@ -10,25 +10,10 @@ use crate::down::QueryOp;
 /// Size at which a part is closed. Clients do not care; a pong can pass between two parts, and a socket buffers one.
 pub const PART_BYTES: usize = 256 * 1024;
 
-/// One `pokePart` frame: the concatenation of its pieces.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part(pub Vec<Bytes>);
-
-impl Part {
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
 /// Collects patches and cuts them into parts. Row and mutation operations come encoded (`down::write_row_put` …).
 ///
-/// Everything but rows goes into the first part: it is small, and clients join all parts before they apply any.
+/// Everything but rows goes into the first part: it is small, and clients join all parts before they apply any. Parts that are
+/// full are taken away with [`PartBuilder::take`], so that a body of any size is never here as a whole.
 #[derive(Debug)]
 pub struct PartBuilder {
     /// `["pokePart",{"pokeID":"…"`, the start of every part.
@@ -38,7 +23,7 @@ pub struct PartBuilder {
     got: Vec<QueryOp>,
     mutations: Vec<u8>,
     rows: Vec<u8>,
-    parts: Vec<Part>,
+    parts: Vec<Vec<u8>>,
 }
 
 impl PartBuilder {
@@ -83,20 +68,24 @@ impl PartBuilder {
         join(&mut self.rows, op);
     }
 
-    /// Row operations already joined by commas, shared with other pokes: they become a part of their own, uncopied.
-    pub fn joined_rows(&mut self, ops: Bytes) {
-        if ops.is_empty() {
-            return;
-        }
+    /// Closes the part that is open and returns what comes before and after row operations that are joined by commas already and
+    /// become a part of their own, uncopied.
+    #[must_use]
+    pub fn around_rows(&mut self) -> (Bytes, Bytes) {
         self.cut();
         let mut head = self.head.clone();
         head.extend_from_slice(b",\"rowsPatch\":[");
-        self.parts.push(Part(vec![head.into(), ops, Bytes::from_static(b"]}]")]));
+        (head.into(), Bytes::from_static(b"]}]"))
     }
 
-    /// The frames, in order; none when nothing was added.
+    /// The `pokePart` messages that are closed and were not taken yet, in order.
+    pub fn take(&mut self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.parts.drain(..)
+    }
+
+    /// The rest of the messages, in order; none when nothing was added.
     #[must_use]
-    pub fn finish(mut self) -> Vec<Part> {
+    pub fn finish(mut self) -> Vec<Vec<u8>> {
         self.cut();
         self.parts
     }
@@ -132,7 +121,7 @@ impl PartBuilder {
         }
         if out.len() > empty {
             out.extend_from_slice(b"}]");
-            self.parts.push(Part(vec![out.into()]));
+            self.parts.push(out);
         }
     }
 }
@@ -175,12 +164,10 @@ mod tests {
     use crate::down;
     use serde_json::{Value, json};
 
-    fn bodies(parts: Vec<Part>) -> Vec<Value> {
+    fn bodies(parts: Vec<Vec<u8>>) -> Vec<Value> {
         parts
             .into_iter()
-            .map(|part| {
-                let text = part.0.concat();
-                assert_eq!(text.len(), part.len());
+            .map(|text| {
                 let message: Value = serde_json::from_slice(&text).expect("JSON");
                 assert_eq!(message[0], "pokePart");
                 message[1].clone()
@@ -250,10 +237,12 @@ mod tests {
         let mut joined = Vec::new();
         join(&mut joined, &row(40));
         join(&mut joined, &row(41));
-        builder.joined_rows(joined.into());
-        builder.joined_rows(Bytes::new());
+        let (before, after) = builder.around_rows();
+        let mut parts: Vec<Vec<u8>> = builder.take().collect();
+        assert_eq!(builder.take().count(), 0, "they are taken once");
+        parts.push([&before, &joined[..], &after].concat());
         builder.row(&row(42));
-        let parts = builder.finish();
+        parts.extend(builder.finish());
         assert!(parts.iter().all(|part| part.len() < PART_BYTES + 1000));
         let bodies = bodies(parts);
         assert_eq!(bodies.len(), 6);

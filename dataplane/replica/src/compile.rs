@@ -1,6 +1,7 @@
 //! A scan plan as SQL.
 
 use ivm::filter::{Exists, Filter};
+use ivm::like::Pattern;
 use ivm::query::Op;
 use ivm::source::ScanPlan;
 use rows::{Column, ColumnType, Direction, Key, Table, Value, ValueRef};
@@ -89,7 +90,7 @@ impl Planner<'_> {
             Filter::And(parts) | Filter::Or(parts) => {
                 return parts.iter().try_for_each(|part| self.count_children(part));
             }
-            Filter::Compare { .. } | Filter::In { .. } => return Ok(()),
+            Filter::Compare { .. } | Filter::In { .. } | Filter::Like { .. } => return Ok(()),
             Filter::Exists(exists) => exists,
         };
         self.count_children(&exists.plan.filter)?;
@@ -256,6 +257,10 @@ impl<'a> Text<'a> {
                 self.within(level, *column, *negated, values);
                 Ok(())
             }
+            Filter::Like { column, negated, pattern } => {
+                self.like(level, *column, *negated, pattern);
+                Ok(())
+            }
             Filter::Exists(exists) => self.exists(level, exists),
         }
     }
@@ -303,7 +308,6 @@ impl<'a> Text<'a> {
         }
         let class = bound::class(spec.ty, value.as_ref());
         let operator = match op {
-            Op::Like | Op::NotLike | Op::ILike | Op::NotILike => return self.like(level, column, op, value),
             Op::Eq | Op::Is => "=",
             Op::Ne => "<>",
             Op::IsNot => "IS NOT",
@@ -311,7 +315,9 @@ impl<'a> Text<'a> {
             Op::Gt => ">",
             Op::Le => "<=",
             Op::Ge => ">=",
-            Op::In | Op::NotIn => return self.sql.push_str("FALSE"),
+            Op::Like | Op::NotLike | Op::ILike | Op::NotILike | Op::In | Op::NotIn => {
+                return self.sql.push_str("FALSE");
+            }
         };
         match (op, class) {
             (_, bound::Class::Same) => {
@@ -329,13 +335,13 @@ impl<'a> Text<'a> {
         }
     }
 
-    fn like(&mut self, level: &Level<'_>, column: usize, op: Op, value: &Value) {
-        let (ColumnType::Str, Value::Str(pattern)) = (level.table.columns[column].ty, value) else {
+    fn like(&mut self, level: &Level<'_>, column: usize, negated: bool, pattern: &Pattern) {
+        if level.table.columns[column].ty != ColumnType::Str {
             return self.sql.push_str("FALSE");
-        };
-        let negated = matches!(op, Op::NotLike | Op::NotILike);
-        if op == Op::Like
-            && let Some((from, to)) = bound::prefix_range(pattern)
+        }
+        if !negated
+            && !pattern.is_case_insensitive()
+            && let Some((from, to)) = bound::prefix_range(pattern.text())
         {
             // What every match starts with: lets an index find candidates.
             for (comparison, text) in [(" >= ", Some(from)), (" < ", to)] {
@@ -348,8 +354,8 @@ impl<'a> Text<'a> {
         }
         self.sql.push_str(if negated { "NOT zql_like(" } else { "zql_like(" });
         self.term(level, column, ", ");
-        self.param(Param::Fixed(value.clone()));
-        self.sql.push_str(if matches!(op, Op::ILike | Op::NotILike) { ", 1)" } else { ", 0)" });
+        self.param(Param::Fixed(Value::Str(pattern.text().into())));
+        self.sql.push_str(if pattern.is_case_insensitive() { ", 1)" } else { ", 0)" });
     }
 
     fn within(&mut self, level: &Level<'_>, column: usize, negated: bool, values: &[Value]) {

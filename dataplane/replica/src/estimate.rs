@@ -129,7 +129,7 @@ impl Estimator<'_> {
             Filter::Exists(e) if by == ByExists::Yes && !e.negated && e.parent.len() == 1 => {
                 fixed.push((layout.attnum(e.parent[0]), self.children(e)));
             }
-            Filter::Compare { .. } | Filter::In { .. } | Filter::Exists(_) => {}
+            Filter::Compare { .. } | Filter::In { .. } | Filter::Like { .. } | Filter::Exists(_) => {}
         }
     }
 

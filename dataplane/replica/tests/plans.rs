@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ivm::filter::{Exists, Filter};
+use ivm::like::Pattern;
 use ivm::query::Op;
 use ivm::source::{ScanArgs, ScanPlan, Start};
 use replica::{Reader, Writer};
@@ -223,7 +224,8 @@ fn alternatives_by_index_are_united() {
 fn prefixes_of_patterns_are_ranges() {
     let mut i = issues();
     let titled = |pattern: &str| {
-        plan(&i.issue, compare(4, Op::Like, text(pattern)), vec![(4, Direction::Asc), (0, Direction::Asc)])
+        let like = Filter::Like { column: 4, negated: false, pattern: Arc::new(Pattern::new(pattern, false)) };
+        plan(&i.issue, like, vec![(4, Direction::Asc), (0, Direction::Asc)])
     };
     let (range, whole) = (titled("title 0123%"), titled("%0123_"));
     let steps = i.steps(&range, ScanArgs::default());
@@ -237,14 +239,17 @@ fn long_lists_are_one_parameter() {
     let mut i = issues();
     let ids = |step: usize| (0..20_000).step_by(step).map(|n| text(&format!("i{n:06}"))).collect::<Vec<Value>>();
     for (negated, expected) in [(false, 10_000), (true, 10_000)] {
-        let listed = plan(&i.issue, Filter::In { column: 0, negated, values: ids(2) }, vec![(0, Direction::Asc)]);
+        let listed =
+            plan(&i.issue, Filter::In { column: 0, negated, values: ids(2).into() }, vec![(0, Direction::Asc)]);
         assert_eq!(rows(&mut i.reader, &listed, ScanArgs::default()).len(), expected);
     }
-    let listed = plan(&i.issue, Filter::In { column: 0, negated: false, values: ids(200) }, vec![(0, Direction::Asc)]);
+    let listed =
+        plan(&i.issue, Filter::In { column: 0, negated: false, values: ids(200).into() }, vec![(0, Direction::Asc)]);
     let steps = i.steps(&listed, ScanArgs::default());
     assert!(steps.contains("json_each") && steps.contains("SEARCH t0 USING INDEX k1_1 (c1=?)"), "{steps}");
     let ranks: Vec<Value> = (0..200).map(Value::Int).collect();
-    let listed = plan(&i.issue, Filter::In { column: 5, negated: false, values: ranks }, vec![(0, Direction::Asc)]);
+    let listed =
+        plan(&i.issue, Filter::In { column: 5, negated: false, values: ranks.into() }, vec![(0, Direction::Asc)]);
     assert_eq!(rows(&mut i.reader, &listed, ScanArgs::default()).len(), 3000);
 }
 

@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use protocol::up;
 use tokio::sync::mpsc;
 
 pub use crate::admission::{Admission, Admitted};
+pub use crate::spool::{Piece, Spool};
 
 /// One accepted socket, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,20 +118,11 @@ pub struct Handle {
 pub enum Frame {
     /// One JSON text message.
     Text(Bytes),
-    /// One message whose text is the concatenation of these parts (shared between clients).
-    Parts(Arc<[Bytes]>),
+    /// One message whose text is the concatenation of these parts. They are shared between clients, and some may be on disk: the
+    /// socket takes them piece by piece.
+    Parts(Arc<[Piece]>),
     /// Close after everything queued before; `None` closes without a status code.
     Close(Option<(u16, String)>),
-}
-
-/// The sending half of a socket's queue. Bounded in bytes: a client that does not read is disconnected, because its store can
-/// catch up by cookie later while memory here cannot grow.
-#[derive(Clone, Debug)]
-pub struct Outbox {
-    sender: mpsc::UnboundedSender<Frame>,
-    queued: Arc<AtomicUsize>,
-    overflowed: Arc<AtomicBool>,
-    limit: usize,
 }
 
 impl Frame {
@@ -138,7 +130,7 @@ impl Frame {
     pub fn len(&self) -> usize {
         match self {
             Frame::Text(bytes) => bytes.len(),
-            Frame::Parts(parts) => parts.iter().map(Bytes::len).sum(),
+            Frame::Parts(parts) => parts.iter().map(Piece::len).sum(),
             Frame::Close(_) => 0,
         }
     }
@@ -149,12 +141,59 @@ impl Frame {
     }
 }
 
+/// The sending half of a socket's queue.
+///
+/// Bodies of pokes pass whatever their size: their bytes are shared, or on disk, and the views tell a client nothing more while
+/// much waits for its socket. Everything else is bounded in bytes: a client that asks and does not read is disconnected.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    sender: mpsc::UnboundedSender<Frame>,
+    queue: Arc<Queue>,
+    text_bytes_max: usize,
+}
+
 /// The receiving half, owned by the socket's task.
 #[derive(Debug)]
 pub struct OutboxReceiver {
     receiver: mpsc::UnboundedReceiver<Frame>,
-    queued: Arc<AtomicUsize>,
-    overflowed: Arc<AtomicBool>,
+    queue: Arc<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    bytes: AtomicUsize,
+    /// Of these, in [`Frame::Text`].
+    text_bytes: AtomicUsize,
+    overflowed: AtomicBool,
+    awaited: Mutex<Option<Awaited>>,
+    is_awaited: AtomicBool,
+}
+
+/// What to call when the queue has no more than so many bytes.
+struct Awaited {
+    bytes: usize,
+    call: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Awaited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Awaited").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    fn call_if_drained(&self) {
+        if !self.is_awaited.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = self.bytes.load(Ordering::SeqCst);
+        if let Some(due) = awaited.take_if(|awaited| left <= awaited.bytes) {
+            self.is_awaited.store(false, Ordering::SeqCst);
+            drop(awaited);
+            (due.call)();
+        }
+    }
 }
 
 /// The client reads too slowly or is gone.
@@ -162,39 +201,49 @@ pub struct OutboxReceiver {
 pub struct Full;
 
 impl Outbox {
+    /// `text_bytes_max`: what may wait beside the bodies of pokes.
     #[must_use]
-    pub fn new(limit: usize) -> (Outbox, OutboxReceiver) {
+    pub fn new(text_bytes_max: usize) -> (Outbox, OutboxReceiver) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let queued = Arc::new(AtomicUsize::new(0));
-        let overflowed = Arc::new(AtomicBool::new(false));
-        (
-            Outbox { sender, queued: Arc::clone(&queued), overflowed: Arc::clone(&overflowed), limit },
-            OutboxReceiver { receiver, queued, overflowed },
-        )
+        let queue = Arc::new(Queue::default());
+        (Outbox { sender, queue: Arc::clone(&queue), text_bytes_max }, OutboxReceiver { receiver, queue })
     }
 
-    /// Queues a frame. A single frame larger than the limit passes when the queue is empty.
+    /// Queues a frame. A single one larger than the limit passes when nothing else is there that the limit counts.
     pub fn send(&self, frame: Frame) -> Result<(), Full> {
         // Nothing may follow the close, even if the receiver has made room meanwhile.
-        if self.overflowed.load(Ordering::Acquire) {
+        if self.queue.overflowed.load(Ordering::Acquire) {
             return Err(Full);
         }
         let size = frame.len();
-        let before = self.queued.fetch_add(size, Ordering::Relaxed);
-        if before > 0 && before + size > self.limit {
-            self.queued.fetch_sub(size, Ordering::Relaxed);
-            self.overflowed.store(true, Ordering::Release);
-            // Best effort: the receiver sees the close or is gone already.
-            let _ = self.sender.send(Frame::Close(None));
-            return Err(Full);
+        if matches!(frame, Frame::Text(_)) {
+            let before = self.queue.text_bytes.fetch_add(size, Ordering::Relaxed);
+            if before > 0 && before + size > self.text_bytes_max {
+                self.queue.text_bytes.fetch_sub(size, Ordering::Relaxed);
+                self.queue.overflowed.store(true, Ordering::Release);
+                // Best effort: the receiver sees the close or is gone already.
+                let _ = self.sender.send(Frame::Close(None));
+                return Err(Full);
+            }
         }
+        self.queue.bytes.fetch_add(size, Ordering::SeqCst);
         self.sender.send(frame).map_err(|_| Full)
     }
 
     /// Bytes queued and not yet handed to the socket.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
+        self.queue.bytes.load(Ordering::SeqCst)
+    }
+
+    /// Calls once no more than so many bytes are queued; at once if that is so. The last wish counts. Dropped with the queue.
+    pub fn when_drained(&self, bytes: usize, call: impl FnOnce() + Send + 'static) {
+        {
+            let mut awaited = self.queue.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            *awaited = Some(Awaited { bytes, call: Box::new(call) });
+            self.queue.is_awaited.store(true, Ordering::SeqCst);
+        }
+        self.queue.call_if_drained();
     }
 }
 
@@ -207,11 +256,17 @@ impl OutboxReceiver {
     /// Whether a frame was refused: the receiver then gives up what is queued and disconnects.
     #[must_use]
     pub fn overflowed(&self) -> bool {
-        self.overflowed.load(Ordering::Acquire)
+        self.queue.overflowed.load(Ordering::Acquire)
     }
 
-    pub fn sent(&self, bytes: usize) {
-        self.queued.fetch_sub(bytes, Ordering::Relaxed);
+    /// The socket has taken a frame.
+    pub fn sent(&self, frame: &Frame) {
+        let size = frame.len();
+        if matches!(frame, Frame::Text(_)) {
+            self.queue.text_bytes.fetch_sub(size, Ordering::Relaxed);
+        }
+        self.queue.bytes.fetch_sub(size, Ordering::SeqCst);
+        self.queue.call_if_drained();
     }
 }
 
@@ -252,17 +307,20 @@ pub trait Transformer: Send + Sync + 'static {
 mod tests {
     use super::*;
 
+    fn text(text: &'static str) -> Frame {
+        Frame::Text(Bytes::from_static(text.as_bytes()))
+    }
+
     #[tokio::test]
     async fn nothing_follows_the_close_after_an_overflow() {
         let (outbox, mut receiver) = Outbox::new(10);
-        let frame = |text: &'static str| Frame::Text(Bytes::from_static(text.as_bytes()));
-        outbox.send(frame("larger than the limit, but alone")).unwrap();
-        assert_eq!(outbox.send(frame("x")), Err(Full));
+        outbox.send(text("larger than the limit, but alone")).unwrap();
+        assert_eq!(outbox.send(text("x")), Err(Full));
         // The socket takes what it has, so that there would be room again.
-        let Some(Frame::Text(first)) = receiver.recv().await else { panic!("the first frame") };
-        receiver.sent(first.len());
+        let first = receiver.recv().await.unwrap();
+        receiver.sent(&first);
         assert!(receiver.overflowed());
-        assert_eq!((outbox.queued(), outbox.send(frame("y"))), (0, Err(Full)));
+        assert_eq!((outbox.queued(), outbox.send(text("y"))), (0, Err(Full)));
         assert_eq!(outbox.clone().send(Frame::Close(None)), Err(Full));
         drop(outbox);
         assert!(matches!(receiver.recv().await, Some(Frame::Close(None))));
@@ -270,17 +328,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_are_counted_until_the_socket_has_them() {
+    async fn frames_are_counted_until_the_socket_has_them_and_bodies_have_no_limit() {
         let (outbox, mut receiver) = Outbox::new(10);
-        let parts: Arc<[Bytes]> = [Bytes::from_static(b"123"), Bytes::from_static(b"45")].into();
-        outbox.send(Frame::Parts(Arc::clone(&parts))).unwrap();
-        outbox.send(Frame::Parts(Arc::clone(&parts))).unwrap();
-        outbox.send(Frame::Text(Bytes::new())).unwrap();
-        assert_eq!(outbox.queued(), 10);
-        let frame = receiver.recv().await.unwrap();
-        assert_eq!(outbox.queued(), 10, "received is not sent");
-        receiver.sent(frame.len());
-        outbox.send(Frame::Parts(parts)).unwrap();
-        assert_eq!((outbox.queued(), receiver.overflowed()), (10, false));
+        let parts: Arc<[Piece]> = [Bytes::from_static(b"123456").into(), Bytes::from_static(b"7890").into()].into();
+        for _ in 0..3 {
+            outbox.send(Frame::Parts(Arc::clone(&parts))).unwrap();
+        }
+        outbox.send(text("1234567890")).unwrap();
+        assert_eq!(outbox.queued(), 40);
+        let (called, was_called) = std::sync::mpsc::channel();
+        outbox.when_drained(20, move || called.send(()).unwrap());
+        for left in [30, 20, 10] {
+            let frame = receiver.recv().await.unwrap();
+            assert_eq!(outbox.queued(), left + 10, "received is not sent");
+            receiver.sent(&frame);
+            assert_eq!(outbox.queued(), left);
+            assert_eq!(was_called.try_recv().is_ok(), left == 20, "{left}");
+        }
+        let (called, was_called) = std::sync::mpsc::channel();
+        outbox.when_drained(10, move || called.send(()).unwrap());
+        assert!(was_called.try_recv().is_ok(), "nothing has to be waited for");
+        assert_eq!(outbox.send(text("x")), Err(Full));
     }
 }

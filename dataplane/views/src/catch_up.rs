@@ -18,10 +18,11 @@ use protocol::poke::PartBuilder;
 use rows::Version;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::api::{ConnectionId, Frame};
+use crate::api::ConnectionId;
+use crate::body::{Body, BodyError};
 use crate::connection::{Connection, History, Phase};
 use crate::core::Core;
-use crate::deliver::{Poke, add_all, frame_of};
+use crate::deliver::{Poke, add_all, no_room};
 use crate::group::{Group, GroupId};
 use crate::lineage::del_op;
 use crate::materialisation::Materialisation;
@@ -40,7 +41,7 @@ impl Core {
             .filter(|c| self.connections.get(c).is_some_and(|c| c.phase == Phase::Joining && c.validated))
             .collect();
         for id in joining {
-            if self.prepared(group, id) {
+            if self.has_drained(id) && self.prepared(group, id) {
                 pokes.extend(self.join(group, id)?);
             }
         }
@@ -201,22 +202,31 @@ impl Core {
         let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get(&id)) else {
             return Ok(None);
         };
-        let mut builder = PartBuilder::new(&version.to_string());
+        let mut body = Body::new(version, &self.materialisations.spool);
         let cookie = connection.cookie;
         let since = cookie.map_or(Version::ZERO, |c| c.version);
         let mutations = self.internal.read(&mut self.reader, &group.name, since)?;
         for (client, last) in &mutations.last_mutation_ids {
-            builder.last_mutation_id(client, *last);
+            body.patches.last_mutation_id(client, *last);
         }
         for op in &mutations.results {
-            builder.mutation(op);
+            body.patches.mutation(op);
         }
         if cookie != Some(group.cookie) {
-            add_query_patches(group, connection, &mut builder);
+            add_query_patches(group, connection, &mut body.patches);
         }
-        let rows = self.add_rows(group, connection, &mut builder);
-        self.options.metrics.poked_rows.inc_by(rows);
-        let body: Vec<Frame> = builder.finish().into_iter().map(frame_of).collect();
+        let made = self.add_rows(group, connection, &mut body).and_then(|()| {
+            self.options.metrics.poked_rows.inc_by(body.rows);
+            body.finish()
+        });
+        let body = match made {
+            Ok(body) => body,
+            Err(error) => {
+                let error = no_room(error)?;
+                self.reject(id, &error);
+                return Ok(None);
+            }
+        };
         let Some(group) = self.groups.get_mut(&group_id) else { return Ok(None) };
         // Content needs a greater cookie, and one that says how far it goes; without content the client is confirmed where it is.
         // What this node says has a greater cookie than what any former owner said, so that it is known who said what.
@@ -243,12 +253,10 @@ impl Core {
         Ok(self.poke(id, target, &body, None))
     }
 
-    fn add_rows(&self, group: &Group, connection: &Connection, builder: &mut PartBuilder) -> u64 {
-        let version = self.version;
+    fn add_rows(&self, group: &Group, connection: &Connection, body: &mut Body) -> Result<(), BodyError> {
         let mut whole: Vec<&Materialisation> = Vec::new();
-        let mut part: Vec<&Materialisation> = Vec::new();
+        let mut part: Vec<(&Materialisation, Version, Option<&History>)> = Vec::new();
         let mut candidates: FxHashSet<&RowId> = FxHashSet::default();
-        let mut ops: FxHashMap<&RowId, Bytes> = FxHashMap::default();
         for (hash, query) in &group.record.queries {
             let Some(holding) = &query.holding else { continue };
             let Some(materialisation) =
@@ -262,26 +270,12 @@ impl Core {
                 }
                 continue;
             };
-            part.push(materialisation);
-            // Only who holds a row knows its present state.
             for entry in materialisation.history.since(cookie.version) {
                 candidates.extend(entry.puts.iter().chain(&entry.dels).map(|(id, _)| id));
-                ops.extend(
-                    entry.puts.iter().filter(|(id, _)| materialisation.holds(id)).map(|(id, op)| (id, op.clone())),
-                );
             }
-            if let Some(history) = connection.touched.get(&(holding.lineage, false)) {
-                candidates.extend(history.rows.iter());
-                if let Some((payload, after)) = materialisation.rows_at(version) {
-                    let wanted = |id: &RowId| candidates.contains(id) && materialisation.holds(id);
-                    for row in payload.rows.iter().filter(|row| wanted(&row.id)) {
-                        ops.insert(&row.id, payload.op(row));
-                    }
-                    for entry in after {
-                        ops.extend(entry.puts.iter().filter(|(id, _)| wanted(id)).map(|(id, op)| (id, op.clone())));
-                    }
-                }
-            }
+            let stored = connection.touched.get(&(holding.lineage, false));
+            candidates.extend(stored.iter().flat_map(|history| history.rows.iter()));
+            part.push((materialisation, cookie.version, stored));
         }
         // Rows of queries that were removed since: deleted unless something still holds them.
         let mut orphans: FxHashSet<&RowId> = FxHashSet::default();
@@ -291,33 +285,57 @@ impl Core {
                 orphans.extend(rows.rows.iter());
             }
         }
-        let holds = |id: &RowId| part.iter().chain(&whole).any(|m| m.holds(id));
-        let mut rows = 0;
+        let holds = |id: &RowId| part.iter().map(|(m, ..)| m).chain(&whole).any(|m| m.holds(id));
         let mut gone: Vec<&RowId> = candidates.iter().chain(&orphans).copied().filter(|id| !holds(id)).collect();
         gone.sort_unstable();
         gone.dedup();
         for id in gone {
             if let Some(op) = del_op(&self.schema, &group.keys, id) {
-                builder.row(&op);
-                rows += 1;
+                body.row(&op)?;
             }
         }
-        let mut present: Vec<&RowId> =
-            candidates.iter().copied().filter(|id| part.iter().any(|m| m.holds(id))).collect();
-        present.sort_unstable();
-        for id in present {
-            if let Some(op) = ops.get(id) {
-                builder.row(op);
-                rows += 1;
+        let mut sent: FxHashSet<&RowId> = FxHashSet::default();
+        for (materialisation, since, stored) in &part {
+            self.add_changed(materialisation, *since, stored.is_some(), &candidates, &mut sent, body)?;
+        }
+        let mut told: Vec<&Materialisation> = part.iter().map(|(m, ..)| *m).collect();
+        for materialisation in whole {
+            add_all(materialisation, self.version, &told, body)?;
+            told.push(materialisation);
+        }
+        Ok(())
+    }
+
+    /// Adds those of `candidates` that a materialisation holds and whose present state it knows. Only who holds a row knows that.
+    fn add_changed<'a>(
+        &self,
+        materialisation: &'a Materialisation,
+        since: Version,
+        is_stored: bool,
+        candidates: &FxHashSet<&'a RowId>,
+        sent: &mut FxHashSet<&'a RowId>,
+        body: &mut Body,
+    ) -> Result<(), BodyError> {
+        let payload = if is_stored { materialisation.rows_at(self.version) } else { None };
+        let (payload, after) = payload.map(|(payload, after)| (payload, after.collect::<Vec<_>>())).unzip();
+        let entries = materialisation.history.since(since).chain(after.into_iter().flatten());
+        let mut newest: FxHashMap<&RowId, &Bytes> = FxHashMap::default();
+        for entry in entries {
+            newest.extend(entry.puts.iter().map(|(id, op)| (id, op)));
+        }
+        let mut wanted = |id: &RowId| {
+            let candidate = candidates.get(id).filter(|id| materialisation.holds(id));
+            candidate.is_some_and(|id| sent.insert(id))
+        };
+        for (id, op) in &newest {
+            if wanted(id) {
+                body.row(op)?;
             }
         }
-        let before: Vec<&&Materialisation> = part.iter().collect();
-        let mut done: FxHashSet<&RowId> = FxHashSet::default();
-        let several = whole.len() > 1;
-        for materialisation in &whole {
-            rows += add_all(materialisation, version, &before, several, &mut done, builder);
+        if let Some(payload) = payload {
+            payload.each(&mut |id, op| if wanted(&id) { body.row(op) } else { Ok(()) })?;
         }
-        rows
+        Ok(())
     }
 }
 

@@ -152,6 +152,7 @@ impl Core {
 
     pub(crate) fn disconnect(&mut self, id: ConnectionId, reason: Option<&str>) {
         self.strangers.remove(&id);
+        self.held_back.remove(&id);
         let Some(connection) = self.connections.remove(&id) else { return };
         if let Some(reason) = reason {
             info!(reason, client = connection.client, "closing a connection");

@@ -4,6 +4,7 @@
 //! the questions asked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 
 use crate::api::{Command, ConnectionId, Handle, Transformer};
+use crate::budget::Budget;
 use crate::connection::{Connection, Phase};
 use crate::door::Stranger;
 use crate::drain::{Closing, Drain};
@@ -27,6 +29,7 @@ use crate::materialisations::Materialisations;
 use crate::metrics::Metrics;
 use crate::mutations::Internal;
 use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
+use crate::spool::Spool;
 use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
 use crate::transform::Answer;
 use crate::turns::Turns;
@@ -57,6 +60,8 @@ pub struct Options {
     /// Age at which an unused client group is forgotten.
     pub cvr_purge_hours: i32,
     pub hydrators: usize,
+    /// Where encoded rows go that have no room in memory.
+    pub spool_folder: PathBuf,
     pub open_reader: Arc<dyn Fn() -> Result<Reader, replica::Error> + Send + Sync>,
     pub schema: Arc<Schema>,
     pub transformer: Arc<dyn Transformer>,
@@ -72,6 +77,8 @@ pub enum Event {
     Hydrated(Box<hydrate::Outcome>),
     Store(store::Event),
     Answer(Answer),
+    /// So much of what waited for a connection has gone that it can be told more.
+    Drained(ConnectionId),
     /// Every handle to the views is gone.
     Abandoned,
 }
@@ -221,7 +228,9 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
     std::thread::Builder::new()
         .name("views".into())
         .spawn(move || {
-            let materialisations = Materialisations::new(pool, node * LINEAGES_PER_NODE, options.metrics.clone());
+            let spool = Spool::new(&options.spool_folder, limits.payload_bytes);
+            let (graphs, first) = (Budget::new(limits.graph_bytes), node * LINEAGES_PER_NODE);
+            let materialisations = Materialisations::new(pool, spool, graphs, first, options.metrics.clone());
             let around = Around { store, events, runtime, backlog, unflushed };
             let core = Core::new(options, limits, reader, materialisations, around);
             let ending = core.run(&receiver, &seen);
@@ -271,6 +280,8 @@ pub struct Core {
     flushing: VecDeque<Flushing>,
     unflushed: watch::Sender<Option<Instant>>,
     pub(crate) outgoing: Outgoing,
+    /// Connections that are told nothing more before the database has answered for what is held for them.
+    pub(crate) held_back: FxHashSet<ConnectionId>,
     pub(crate) events: Sender<Event>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) next_attempt: u64,
@@ -323,7 +334,8 @@ impl Core {
             marked: Version::ZERO,
             flushing: VecDeque::new(),
             unflushed,
-            outgoing: Outgoing::new(limits.held_bytes),
+            outgoing: Outgoing::default(),
+            held_back: FxHashSet::default(),
             limits,
             events,
             runtime,
@@ -411,6 +423,7 @@ impl Core {
             Event::Batch(batch) => self.batch(batch),
             Event::Hydrated(outcome) => self.want_step |= self.materialisations.hydrated(*outcome),
             Event::Answer(answer) => self.answered(answer),
+            Event::Drained(id) => self.drained(id),
             Event::Store(store::Event::Flushed { up_to }) => self.flushed(up_to),
             Event::Store(store::Event::Claimed { id, verdict }) => self.claimed(&id, verdict),
             Event::Store(store::Event::Lost(lost)) => self.lost(&lost),
@@ -457,6 +470,7 @@ impl Core {
         for Dropped(id) in self.outgoing.flushed(up_to, &mut |mark| observe(&histogram, mark)) {
             self.disconnect(id, Some("slow client"));
         }
+        self.look_at_held_back();
         self.forget_closed();
     }
 
@@ -501,6 +515,7 @@ impl Core {
     fn tick(&mut self, now: Instant) {
         self.tick_groups(now);
         self.materialisations.tidy(now, self.durable_version(), &self.limits);
+        self.relieve(now);
         let (materialisations, subscriptions) = self.materialisations.counts();
         let metrics = &self.options.metrics;
         metrics.materialisations.set(count(materialisations));

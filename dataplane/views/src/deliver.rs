@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use protocol::down::{self, QueryOp};
-use protocol::poke::{Part, PartBuilder};
+use protocol::error::ErrorBody;
 use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::api::{ConnectionId, Frame};
+use crate::body::{Body, BodyError};
 use crate::connection::Phase;
 use crate::core::Core;
 use crate::group::record::Holding;
@@ -18,6 +19,12 @@ use crate::materialisation::{Entry, Materialisation, MaterialisationId};
 use crate::outgoing::{Mark, now_ms};
 use crate::row_id::RowId;
 use crate::store::GroupRow;
+
+/// Encoded rows are shared as they are with clients that know at most one in so many of them.
+const KNOWN_ROWS_SENT_AGAIN: usize = 4;
+
+/// When clients that the node has no room for come back.
+const OVERLOADED_BACKOFF_MS: [u64; 2] = [5_000, 60_000];
 
 /// A poke for one connection: frames that may leave at once, and the end that waits for the flush.
 pub struct Poke {
@@ -41,12 +48,13 @@ impl Core {
         mark: Option<Mark>,
         bodies: &mut Bodies,
         pokes: &mut Vec<Poke>,
-    ) {
+    ) -> Result<(), String> {
         let version = self.version;
-        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        self.hold_back(group_id);
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
         // Nothing of a client is stored or told before anybody's credentials were found good.
         if !group.is_served() || !group.is_admitted {
-            return;
+            return Ok(());
         }
         let active: Vec<ConnectionId> = group
             .connections
@@ -56,7 +64,7 @@ impl Core {
             .collect();
         let arrived = std::mem::take(&mut group.pending.arrived);
         let (arrived, waiting) = self.split_arrived(group_id, arrived, !active.is_empty());
-        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
         let mut pending = std::mem::take(&mut group.pending);
         group.pending.arrived = waiting;
         group.retain_held(&mut pending.affected);
@@ -67,7 +75,7 @@ impl Core {
             pending.affected.clear();
         }
         if pending.is_empty() && arrived.is_empty() {
-            return;
+            return Ok(());
         }
         let visible = pending.is_visible() || !arrived.is_empty();
         if visible {
@@ -75,7 +83,7 @@ impl Core {
         }
         let cookie = group.cookie;
         let fresh = self.take_arrived(group_id, &arrived, cookie, &mut pending);
-        let Some(group) = self.groups.get_mut(&group_id) else { return };
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
         for left in &pending.left {
             group.record.remember_removed(&left.hash, left.holding.clone(), cookie, now_ms());
         }
@@ -88,16 +96,26 @@ impl Core {
             self.store_record(group_id, visible);
         }
         if visible && !active.is_empty() {
-            let frames = self.body(group_id, &pending, &fresh, bodies);
             let mark = mark.filter(|_| !pending.affected.is_empty() || !pending.last_mutation_ids.is_empty());
-            for connection in active {
-                pokes.extend(self.poke(connection, cookie, &frames, mark));
+            match self.body(group_id, &pending, &fresh, bodies) {
+                Ok(frames) => {
+                    for connection in active {
+                        pokes.extend(self.poke(connection, cookie, &frames, mark));
+                    }
+                }
+                Err(error) => {
+                    let body = no_room(error)?;
+                    for connection in active {
+                        self.reject(connection, &body);
+                    }
+                }
             }
         }
         let now = std::time::Instant::now();
         for id in pending.left.iter().filter_map(|l| l.held) {
             self.release(group_id, id, now);
         }
+        Ok(())
     }
 
     /// Frames of one poke for one connection, which is at `cookie` afterwards.
@@ -214,8 +232,8 @@ impl Core {
         pending: &Pending,
         fresh: &[MaterialisationId],
         bodies: &mut Bodies,
-    ) -> Arc<[Frame]> {
-        let Some(group) = self.groups.get(&group_id) else { return Arc::default() };
+    ) -> Result<Arc<[Frame]>, BodyError> {
+        let Some(group) = self.groups.get(&group_id) else { return Ok(Arc::default()) };
         let mut affected: Vec<MaterialisationId> = pending.affected.clone();
         affected.sort_unstable();
         affected.dedup();
@@ -236,7 +254,7 @@ impl Core {
             && adds_only
             && let Some(frames) = bodies.shared.get(&affected)
         {
-            return Arc::clone(frames);
+            return Ok(Arc::clone(frames));
         }
         let held: Vec<&Materialisation> = if rows_only && adds_only {
             Vec::new()
@@ -255,34 +273,32 @@ impl Core {
             .collect();
         let shareable = rows_only && kept.is_empty();
         if shareable && let Some(frames) = bodies.shared.get(&affected) {
-            return Arc::clone(frames);
+            return Ok(Arc::clone(frames));
         }
-        let mut builder = PartBuilder::new(&self.version.to_string());
+        let mut body = Body::new(self.version, &self.materialisations.spool);
         for patch in &pending.desires {
             let op = if patch.put {
                 QueryOp::Put { hash: patch.hash.clone() }
             } else {
                 QueryOp::Del { hash: patch.hash.clone() }
             };
-            builder.desired(&patch.client, op);
+            body.patches.desired(&patch.client, op);
         }
         for op in &pending.got {
-            builder.got(op.clone());
+            body.patches.got(op.clone());
         }
         for (client, id) in &pending.last_mutation_ids {
-            builder.last_mutation_id(client, *id);
+            body.patches.last_mutation_id(client, *id);
         }
         for op in &pending.mutations {
-            builder.mutation(op);
+            body.patches.mutation(op);
         }
-        let mut rows = 0;
         let mut done: FxHashSet<&RowId> = FxHashSet::default();
-        let several = entries.len() + fresh.len() > 1;
+        let several = entries.len() > 1;
         for entry in &entries {
             for (id, op) in &entry.dels {
                 if !kept.contains(id) && (!several || done.insert(id)) {
-                    builder.row(op);
-                    rows += 1;
+                    body.row(op)?;
                 }
             }
         }
@@ -292,87 +308,96 @@ impl Core {
         left.dedup();
         for id in left.iter().filter(|id| !done.contains(*id) && !held.iter().any(|m| m.holds(id))) {
             if let Some(op) = del_op(&self.schema, &group.keys, id) {
-                builder.row(&op);
-                rows += 1;
+                body.row(&op)?;
             }
         }
         // Puts come after every del: a row that left one query and entered another is held by `held` and was not deleted.
         for entry in &entries {
             for (id, op) in &entry.puts {
                 if !several || done.insert(id) {
-                    builder.row(op);
-                    rows += 1;
+                    body.row(op)?;
                 }
             }
         }
-        let before: Vec<&&Materialisation> = held
-            .iter()
-            .filter(|m| !fresh.iter().any(|id| self.materialisations.get(*id).is_some_and(|f| std::ptr::eq(f, **m))))
-            .collect();
-        for id in fresh {
-            let Some(materialisation) = self.materialisations.get(*id) else { continue };
-            rows += add_all(materialisation, self.version, &before, several, &mut done, &mut builder);
+        let fresh: Vec<&Materialisation> = fresh.iter().filter_map(|id| self.materialisations.get(*id)).collect();
+        let mut told: Vec<&Materialisation> =
+            held.iter().copied().filter(|m| !fresh.iter().any(|f| std::ptr::eq(*f, *m))).collect();
+        for materialisation in fresh {
+            add_all(materialisation, self.version, &told, &mut body)?;
+            told.push(materialisation);
         }
-        self.options.metrics.poked_rows.inc_by(rows);
-        let frames: Arc<[Frame]> = builder.finish().into_iter().map(frame_of).collect();
+        self.options.metrics.poked_rows.inc_by(body.rows);
+        let frames: Arc<[Frame]> = body.finish()?.into();
         if shareable {
             bodies.shared.insert(affected, Arc::clone(&frames));
         }
-        frames
+        Ok(frames)
     }
 }
 
-/// Adds all rows of a materialisation that became got, without those that the clients hold through `before`.
-pub fn add_all<'a>(
-    materialisation: &'a Materialisation,
+/// Adds all rows of a materialisation to a body for clients that hold, or were sent before in the same poke, what is in `told`.
+///
+/// The encoded rows are shared as they are wherever that is right and nearly as short: a row that a client has already may come
+/// again, as long as it comes as it is now. Otherwise they are copied one by one, without those that the client has.
+pub fn add_all(
+    materialisation: &Materialisation,
     version: Version,
-    before: &[&&'a Materialisation],
-    several: bool,
-    done: &mut FxHashSet<&'a RowId>,
-    builder: &mut PartBuilder,
-) -> u64 {
-    let Some((payload, after)) = materialisation.rows_at(version) else { return 0 };
+    told: &[&Materialisation],
+    body: &mut Body,
+) -> Result<(), BodyError> {
+    let Some((payload, after)) = materialisation.rows_at(version) else { return Ok(()) };
     let after: Vec<&Arc<Entry>> = after.collect();
-    if before.is_empty() && !several {
-        // The common case: one query for clients that hold nothing. Shared with everyone who asks for it.
-        for chunk in &payload.chunks {
-            builder.joined_rows(chunk.clone());
-        }
-        for entry in &after {
-            for (_, op) in entry.dels.iter().chain(&entry.puts) {
-                builder.row(op);
-            }
-        }
-        return payload.rows.len() as u64;
-    }
+    let overlapping: Vec<&Materialisation> =
+        told.iter().copied().filter(|other| materialisation.may_share_rows(other)).collect();
     let mut newest: FxHashMap<&RowId, Option<&Bytes>> = FxHashMap::default();
     for entry in &after {
         newest.extend(entry.dels.iter().map(|(id, _)| (id, None)));
         newest.extend(entry.puts.iter().map(|(id, op)| (id, Some(op))));
     }
-    let mut rows = 0;
-    let mut add = |id: &'a RowId, op: &Bytes| {
-        if !before.iter().any(|m| m.holds(id)) && done.insert(id) {
-            builder.row(op);
-            rows += 1;
+    let known: usize = overlapping.iter().filter_map(|m| m.graph()).map(ivm::Graph::row_count).sum();
+    // A row that left this result since its rows were encoded is in them as it was then, and others may hold it as it is now.
+    let would_age = newest.iter().any(|(id, op)| op.is_none() && overlapping.iter().any(|other| other.holds(id)));
+    if known * KNOWN_ROWS_SENT_AGAIN <= payload.rows() && !would_age {
+        for chunk in payload.chunks() {
+            body.chunk(&chunk.ops, chunk.rows())?;
         }
-    };
-    for row in &payload.rows {
-        if !newest.contains_key(&row.id) {
-            add(&row.id, &payload.op(row));
-        }
-    }
-    for entry in &after {
-        for (id, _) in &entry.puts {
-            if let Some(Some(op)) = newest.get(id) {
-                add(id, op);
+        for entry in &after {
+            for (_, op) in entry.dels.iter().chain(&entry.puts) {
+                body.row(op)?;
             }
         }
+        return Ok(());
     }
-    rows
+    let is_new = |id: &RowId| !overlapping.iter().any(|other| other.holds(id));
+    payload.each::<BodyError>(&mut |id, op| {
+        if !newest.contains_key(&id) && is_new(&id) {
+            body.row(op)?;
+        }
+        Ok(())
+    })?;
+    for (id, op) in newest {
+        if let Some(op) = op
+            && is_new(id)
+        {
+            body.row(op)?;
+        }
+    }
+    Ok(())
 }
 
-pub fn frame_of(part: Part) -> Frame {
-    let mut pieces = part.0;
-    if pieces.len() == 1 { Frame::Text(pieces.swap_remove(0)) } else { Frame::Parts(pieces.into()) }
+/// What clients are told when the node has no room for what they want. They come back after a while.
+pub fn overloaded() -> ErrorBody {
+    let [min, max] = OVERLOADED_BACKOFF_MS;
+    ErrorBody::overloaded("the server has no room for the result at the moment", min, max)
+}
+
+/// What clients are told when a body has no room. They come back, and are sent what they are owed by then.
+pub fn no_room(error: BodyError) -> Result<ErrorBody, String> {
+    match error {
+        BodyError::NoRoom(error) => {
+            tracing::warn!(%error, "turning clients away");
+            Ok(overloaded())
+        }
+        BodyError::Read(_) => Err(error.to_string()),
+    }
 }

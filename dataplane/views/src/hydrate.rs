@@ -7,6 +7,7 @@
 //! Invariant: an outcome's graph and payload show the replica at exactly `version`; bringing them to the views' version is the
 //! views' business.
 
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,11 +19,17 @@ use replica::Reader;
 use rows::Version;
 use tracing::warn;
 
+use crate::budget::{Budget, NoRoom, Share};
 use crate::convert::KeyChoice;
 use crate::encode;
 use crate::indexes::Wishes;
-use crate::materialisation::{MaterialisationId, Payload, PayloadBuilder};
+use crate::materialisation::MaterialisationId;
+use crate::payload::{Payload, PayloadBuilder, PushError};
 use crate::row_id::RowId;
+use crate::spool::Spool;
+
+/// What a graph takes for a row beside its key, before it is measured.
+const ROW_BYTES: usize = 128;
 
 /// For a replica that cannot be read.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +42,10 @@ pub struct Job {
     pub id: MaterialisationId,
     pub query: Arc<Query>,
     pub keys: Arc<KeyChoice>,
+    /// Takes the encoded rows.
+    pub spool: Spool,
+    /// Bounds the graph.
+    pub graphs: Budget,
 }
 
 #[derive(Debug)]
@@ -46,6 +57,7 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Hydrated {
     pub graph: Graph,
+    pub room: Room,
     pub version: Version,
     pub payload: Payload,
     pub elapsed: Duration,
@@ -59,6 +71,21 @@ pub enum Failure {
     /// The replica could not be read.
     #[error("{0}")]
     Replica(String),
+    /// There is no room for the result on this node at the moment.
+    #[error("{reason}")]
+    NoRoom {
+        reason: String,
+        /// What it had of the budget for graphs.
+        had: usize,
+    },
+}
+
+/// What a graph takes of the node's budget.
+#[derive(Debug)]
+pub struct Room {
+    pub share: Share,
+    /// Per row, on average.
+    pub row_bytes: usize,
 }
 
 /// Handle to the threads; they end when it is dropped.
@@ -145,8 +172,14 @@ fn run(job: &Job, wishes: &Wishes, reader: &mut Reader) -> Result<Hydrated, Fail
     }
     let result = hydrate(job, reader);
     reader.end();
-    let (graph, payload) = result?;
-    Ok(Hydrated { graph, version, payload: payload.finish(version), elapsed: started.elapsed() })
+    let (graph, room, payload) = result?;
+    let payload = finish(payload, version, &room)?;
+    Ok(Hydrated { graph, room, version, payload, elapsed: started.elapsed() })
+}
+
+/// The encoded rows of a hydration at `version`.
+pub fn finish(payload: PayloadBuilder, version: Version, room: &Room) -> Result<Payload, Failure> {
+    payload.finish(version).map_err(|error| Failure::NoRoom { reason: error.to_string(), had: room.share.bytes() })
 }
 
 /// Says of a key that it does not name one row.
@@ -156,24 +189,39 @@ pub fn ambiguous(keyed: &ivm::KeyedTable) -> String {
 }
 
 /// Runs a query from scratch on a reader with an open snapshot, by the schema of that snapshot.
-pub fn hydrate(job: &Job, reader: &mut Reader) -> Result<(Graph, PayloadBuilder), Failure> {
+pub fn hydrate(job: &Job, reader: &mut Reader) -> Result<(Graph, Room, PayloadBuilder), Failure> {
     let mut graph = Graph::build(&job.query, &reader.schema(), &|table| job.keys.columns(table))
         .map_err(|e| Failure::Query(e.to_string()))?;
     if let Some(keyed) = graph.tables().find(|keyed| !keyed.is_unique_in(&keyed.table)) {
         return Err(Failure::Query(ambiguous(keyed)));
     }
-    let mut payload = PayloadBuilder::default();
+    let mut payload = PayloadBuilder::new(&job.spool);
+    let mut share = job.graphs.share();
     let mut failed = None;
     graph
-        .hydrate(reader, &mut |put| {
-            if failed.is_none() {
-                let id = RowId { table: Arc::clone(&put.table.table.name), key: put.key };
-                failed = payload.push(id, |out| encode::write_put(out, &put.table, &put.row)).err();
+        .hydrate_while(reader, &mut |put| {
+            let id = RowId { table: Arc::clone(&put.table.table.name), key: put.key };
+            if !share.grow(ROW_BYTES + id.key.as_bytes().len()) {
+                let reason = "no room in memory for another result".to_owned();
+                failed = Some(PushError::NoRoom(NoRoom(reason)));
+                return ControlFlow::Break(());
+            }
+            match payload.push(&id, |out| encode::write_put(out, &put.table, &put.row)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
             }
         })
         .map_err(|e| Failure::Replica(e.to_string()))?;
     match failed {
-        None => Ok((graph, payload)),
-        Some(unencodable) => Err(Failure::Query(unencodable.to_string())),
+        None => {
+            share.set(graph.memory());
+            let row_bytes = share.bytes() / graph.row_count().max(1);
+            Ok((graph, Room { share, row_bytes }, payload))
+        }
+        Some(PushError::Unencodable(error)) => Err(Failure::Query(error.to_string())),
+        Some(PushError::NoRoom(error)) => Err(Failure::NoRoom { reason: error.to_string(), had: share.bytes() }),
     }
 }

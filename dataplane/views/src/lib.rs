@@ -10,7 +10,8 @@
 //!
 //! Where to look: `door`, `connections`, `join` and `transform` take what clients and the API server say; `step` moves everything from
 //! version to version; `materialisations`, `lineage` and `tidy` keep what queries have; `deliver` and `catch_up` decide what a
-//! client is sent; `store` makes it durable, `drain` ends it.
+//! client is sent, `backlog` when, `spool` holds it until then; `store` makes it durable, `drain` ends it; `relief` says what
+//! gives way when memory is short.
 //!
 //! Must not know: sockets, HTTP, Postgres' replication, how rows are stored. Knows SQL only in `store`.
 //!
@@ -18,10 +19,14 @@
 //! * A client's view moves from cookie to cookie; cookies of a group never go back, and all queries of a group move together.
 //! * The CVR is durable before the end of a poke that depends on it is sent.
 //! * Nobody whose credentials were not found good changes, claims or sees anything of a client group.
+//! * What a client is owed is bounded in memory, whatever its size and however slowly it reads.
 //! * Work per step is by affected materialisation and by changed row, and for groups by what changed for them.
 
 mod admission;
 pub mod api;
+mod backlog;
+mod body;
+mod budget;
 mod catch_up;
 mod connection;
 mod connections;
@@ -43,7 +48,10 @@ pub mod metrics;
 mod mutations;
 mod outgoing;
 mod ownership;
+mod payload;
+mod relief;
 mod row_id;
+mod spool;
 mod step;
 pub mod store;
 mod tidy;

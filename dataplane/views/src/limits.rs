@@ -8,15 +8,22 @@ pub struct Limits {
     pub group_idle: Duration,
     /// How long a materialisation without subscribers is kept for whoever comes back.
     pub materialisation_idle: Duration,
-    /// Encoded hydrations are dropped, oldest use first, beyond this many bytes in all.
+    /// Encoded rows that are in memory; others are on disk. Encoded hydrations are dropped, oldest use first, beyond this many
+    /// bytes in all.
     pub payload_bytes: usize,
+    /// Memory of the maintained queries and of those that are being run from scratch. What gives way beyond it: `relief`.
+    pub graph_bytes: usize,
+    /// How long a query waits for room before its clients are sent away, and the least time between two attempts.
+    pub crowded_max: Duration,
+    pub crowded_retry: Duration,
     /// One that somebody waited for just now is about to be sent: it is kept beyond the budget.
     pub payload_in_use: Duration,
     /// Changes kept in memory per materialisation; older ones are read from the CVR database.
     pub history_bytes: usize,
     pub history_entries: usize,
-    /// Frames that wait for the CVR database beyond this many bytes close their connections: memory must not grow while it is away.
-    pub held_bytes: usize,
+    /// What all connections together may leave waiting, for their sockets or for the CVR database, beside one answer each. One
+    /// for which more than its share waits is told nothing more until it has taken that.
+    pub backlog_bytes: usize,
     /// A materialisation with so many stored deltas has some of them merged.
     pub merge_deltas: i64,
     /// How often stored deltas are looked at.
@@ -43,10 +50,13 @@ impl Default for Limits {
             group_idle: Duration::from_secs(5),
             materialisation_idle: Duration::from_secs(60),
             payload_bytes: 256 << 20,
+            graph_bytes: 4 << 30,
+            crowded_max: Duration::from_secs(10),
+            crowded_retry: Duration::from_secs(1),
             payload_in_use: Duration::from_secs(5),
             history_bytes: 1 << 20,
             history_entries: 4_096,
-            held_bytes: 256 << 20,
+            backlog_bytes: 256 << 20,
             merge_deltas: 64,
             merge_interval: Duration::from_secs(30),
             purge_interval: Duration::from_secs(600),
@@ -61,12 +71,13 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The budgets for a process that may use so many bytes: a sixteenth for payloads and for what waits each, since graphs,
-    /// sockets and SQLite need theirs, within sensible bounds.
+    /// The budgets for a process that may use so many bytes: half of them for graphs and their histories, a sixteenth for encoded
+    /// rows and for what waits each, since sockets, transactions and SQLite need theirs, within sensible bounds.
     #[must_use]
     pub fn for_memory(bytes: usize) -> Limits {
         let budget = (bytes / 16).clamp(8 << 20, 1 << 30);
-        Limits { payload_bytes: budget, held_bytes: budget, ..Limits::default() }
+        let graph_bytes = (bytes / 2).max(64 << 20);
+        Limits { graph_bytes, payload_bytes: budget, backlog_bytes: budget, ..Limits::default() }
     }
 }
 
@@ -78,7 +89,7 @@ mod tests {
     fn budgets_follow_the_memory_within_bounds() {
         let budget = |bytes: usize| {
             let limits = Limits::for_memory(bytes);
-            assert_eq!(limits.payload_bytes, limits.held_bytes);
+            assert_eq!(limits.payload_bytes, limits.backlog_bytes);
             limits.payload_bytes
         };
         assert_eq!(budget(4 << 30), 256 << 20);

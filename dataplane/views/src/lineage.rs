@@ -10,8 +10,9 @@ use tracing::warn;
 
 use crate::convert::KeyChoice;
 use crate::encode;
-use crate::materialisation::{Entry, History, MaterialisationId, Payload, State, Stored};
+use crate::materialisation::{Entry, History, MaterialisationId, State, Stored};
 use crate::materialisations::Materialisations;
+use crate::payload::Payload;
 use crate::row_id::{Encoder, Presence, RowId};
 use crate::store::{Delta, Flush, Lineage, LineageId};
 
@@ -34,17 +35,17 @@ impl Materialisations {
         version: Version,
         schema: &Schema,
         flush: &mut Flush,
-    ) {
-        let Some(m) = self.by_id.get_mut(&id) else { return };
-        let State::Live(graph) = &m.state else { return };
+    ) -> std::io::Result<()> {
+        let Some(m) = self.by_id.get_mut(&id) else { return Ok(()) };
+        let State::Live(graph) = &m.state else { return Ok(()) };
         m.settled_at = version;
         match stored {
             Stored::New => {
                 flush.lineages.push(base(m.lineage, &m.key, version, graph));
-                return;
+                return Ok(());
             }
             Stored::Rows(old) if old.version <= version => {
-                let entry = difference(&old.rows, graph, m.payload.as_ref(), &m.history, version, schema, &m.keys);
+                let entry = difference(&old.rows, graph, m.payload.as_ref(), &m.history, version, schema, &m.keys)?;
                 // A version has one delta at most: what is stored at this one cannot be amended.
                 if entry.is_empty() || old.version < version {
                     // One entry leads from the stored rows to the present ones, and from the payload too. The stored rows
@@ -55,7 +56,7 @@ impl Materialisations {
                         flush.deltas.push(stored_form(m.lineage, &entry, graph));
                         m.history.push(Arc::new(entry));
                     }
-                    return;
+                    return Ok(());
                 }
                 warn!(
                     "the stored rows of a query are not those of the replica at the same version; its history begins anew"
@@ -71,13 +72,14 @@ impl Materialisations {
         // Under another number, so that what clients hold under the old one is told apart.
         let key = Arc::clone(&m.key);
         let lineage = self.new_lineage(&key);
-        let Some(m) = self.by_id.get_mut(&id) else { return };
+        let Some(m) = self.by_id.get_mut(&id) else { return Ok(()) };
         self.by_lineage.remove(&m.lineage);
         m.lineage = lineage;
         self.by_lineage.insert(lineage, id);
         if let State::Live(graph) = &m.state {
             flush.lineages.push(base(lineage, &key, version, graph));
         }
+        Ok(())
     }
 }
 
@@ -98,24 +100,28 @@ pub fn difference(
     version: Version,
     schema: &Schema,
     keys: &KeyChoice,
-) -> Entry {
-    let mut ops: FxHashMap<&RowId, Bytes> = FxHashMap::default();
-    if let Some(payload) = payload {
-        ops.extend(payload.rows.iter().map(|row| (&row.id, payload.op(row))));
+) -> std::io::Result<Entry> {
+    let mut ops: FxHashMap<&RowId, &Bytes> = FxHashMap::default();
+    let mut recent: FxHashSet<&RowId> = FxHashSet::default();
+    for e in &history.entries {
+        ops.extend(e.puts.iter().map(|(id, op)| (id, op)));
+        recent.extend(e.puts.iter().chain(&e.dels).map(|(id, _)| id));
     }
-    for entry in &history.entries {
-        ops.extend(entry.puts.iter().map(|(id, op)| (id, op.clone())));
-    }
-    let recent: FxHashSet<&RowId> =
-        history.entries.iter().flat_map(|e| e.puts.iter().chain(&e.dels)).map(|(id, _)| id).collect();
     let mut entry = Entry { version, puts: Vec::new(), dels: Vec::new() };
-    for (id, row_version) in sorted_rows(graph) {
-        if (old.get(&id) != Some(&row_version) || recent.contains(&id))
-            && let Some(op) = ops.get(&id)
-        {
-            entry.puts.push((id, op.clone()));
-        }
+    let differs = |id: &RowId| {
+        let present = graph.version_of(&id.table, &id.key);
+        present.is_some() && (old.get(id).copied() != present || recent.contains(id))
+    };
+    if let Some(payload) = payload {
+        payload.each::<std::io::Error>(&mut |id, op| {
+            if !ops.contains_key(&id) && differs(&id) {
+                entry.puts.push((id, Bytes::copy_from_slice(op)));
+            }
+            Ok(())
+        })?;
     }
+    entry.puts.extend(ops.iter().filter(|(id, _)| differs(id)).map(|(id, op)| ((*id).clone(), (*op).clone())));
+    entry.puts.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     let mut gone: Vec<&RowId> =
         old.keys().chain(recent.iter().copied()).filter(|id| graph.version_of(&id.table, &id.key).is_none()).collect();
     gone.sort_unstable();
@@ -125,7 +131,7 @@ pub fn difference(
             entry.dels.push((id.clone(), op));
         }
     }
-    entry
+    Ok(entry)
 }
 
 /// The operation that deletes a row; `None` when its table is gone, and with it every client that knew the table.

@@ -14,9 +14,9 @@ use ivm::query::Query;
 use rows::Version;
 
 use crate::convert::KeyChoice;
-use crate::encode::Unencodable;
 use crate::group::GroupId;
 use crate::limits::Limits;
+use crate::payload::Payload;
 use crate::row_id::RowId;
 use crate::store::{LineageId, RowSet};
 
@@ -24,8 +24,6 @@ use crate::store::{LineageId, RowSet};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MaterialisationId(pub u64);
 
-/// Payload chunks are cut here, so that a large result is many frames and not one.
-const CHUNK_BYTES: usize = 256 * 1024;
 pub struct Materialisation {
     /// The exact text of the transformed AST and the row keys: equal text, equal rows.
     pub key: Arc<str>,
@@ -34,6 +32,8 @@ pub struct Materialisation {
     pub lineage: LineageId,
     pub state: State,
     pub subscribers: BTreeSet<GroupId>,
+    /// What its graph takes of the node's memory.
+    pub room: Option<crate::hydrate::Room>,
     pub payload: Option<Payload>,
     /// A job that will bring a new payload is under way.
     pub payload_pending: bool,
@@ -93,6 +93,12 @@ impl Materialisation {
         usable.then(|| (payload, payload.tail.iter().chain(self.history.since(payload.version))))
     }
 
+    /// Whether rows of the other one may be in this one's result.
+    pub fn may_share_rows(&self, other: &Materialisation) -> bool {
+        let (Some(graph), Some(other)) = (self.graph(), other.graph()) else { return false };
+        graph.tables().any(|table| other.tables().any(|t| t.table.name == table.table.name))
+    }
+
     /// What changed at `version`, the newest, if anything did.
     pub fn entry_at(&self, version: Version) -> Option<&Arc<Entry>> {
         self.history.entries.back().filter(|e| e.version == version)
@@ -109,84 +115,18 @@ impl Materialisation {
         rows
     }
 
+    /// Whether it can go without a loss: nobody subscribes to it, and whoever makes it again finds its history, which is durable up
+    /// to `durable`.
+    pub fn can_be_forgotten(&self, durable: Version) -> bool {
+        self.subscribers.is_empty()
+            && !self.payload_pending
+            && self.settled_at <= durable
+            && self.history.entries.back().is_none_or(|last| last.version <= durable)
+    }
+
     /// Whether the row is in the result now.
     pub fn holds(&self, id: &RowId) -> bool {
         self.graph().is_some_and(|g| g.version_of(&id.table, &id.key).is_some())
-    }
-}
-
-/// The rows of a hydration, encoded, in shared chunks.
-#[derive(Debug)]
-pub struct Payload {
-    pub version: Version,
-    /// Row operations joined by commas.
-    pub chunks: Vec<Bytes>,
-    pub rows: Vec<PayloadRow>,
-    /// What leads from `chunks` to `version`. The history cannot: its entries lead from one version that the views were at to
-    /// the next, and a job may run at one in between.
-    pub tail: Option<Arc<Entry>>,
-}
-
-#[derive(Debug)]
-pub struct PayloadRow {
-    pub id: RowId,
-    chunk: u32,
-    start: u32,
-    end: u32,
-}
-
-impl Payload {
-    pub fn op(&self, row: &PayloadRow) -> Bytes {
-        self.chunks[row.chunk as usize].slice(row.start as usize..row.end as usize)
-    }
-
-    /// Bytes held.
-    pub fn size(&self) -> usize {
-        let tail = self.tail.as_ref().map_or(0, |entry| entry.size());
-        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.rows.len() * 96 + tail
-    }
-}
-
-#[derive(Debug, Default)]
-pub struct PayloadBuilder {
-    chunks: Vec<Bytes>,
-    current: Vec<u8>,
-    rows: Vec<PayloadRow>,
-}
-
-impl PayloadBuilder {
-    pub fn push(
-        &mut self,
-        id: RowId,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unencodable>,
-    ) -> Result<(), Unencodable> {
-        if self.current.len() >= CHUNK_BYTES {
-            self.cut();
-        }
-        if !self.current.is_empty() {
-            self.current.push(b',');
-        }
-        let start = self.current.len();
-        write(&mut self.current)?;
-        self.rows.push(PayloadRow {
-            id,
-            chunk: self.chunks.len() as u32,
-            start: start as u32,
-            end: self.current.len() as u32,
-        });
-        Ok(())
-    }
-
-    fn cut(&mut self) {
-        if !self.current.is_empty() {
-            self.current.shrink_to_fit();
-            self.chunks.push(std::mem::take(&mut self.current).into());
-        }
-    }
-
-    pub fn finish(mut self, version: Version) -> Payload {
-        self.cut();
-        Payload { version, chunks: self.chunks, rows: self.rows, tail: None }
     }
 }
 
@@ -203,7 +143,8 @@ impl Entry {
         self.puts.is_empty() && self.dels.is_empty()
     }
 
-    fn size(&self) -> usize {
+    /// Bytes held.
+    pub fn size(&self) -> usize {
         self.puts.iter().chain(&self.dels).map(|(_, op)| op.len() + 96).sum()
     }
 }

@@ -16,6 +16,7 @@ use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::{debug, warn};
 
+use crate::budget::Budget;
 use crate::convert::{KeyChoice, tables_of, to_query};
 use crate::encode;
 use crate::group::GroupId;
@@ -23,7 +24,9 @@ use crate::hydrate::{self, Failure, Hydrated, Job, Outcome, Pool};
 use crate::lineage::{sorted_rows, stored_form};
 use crate::materialisation::{Entry, History, Materialisation, MaterialisationId, State, Stored};
 use crate::metrics::Metrics;
+use crate::relief::Crowded;
 use crate::row_id::{Identity, RowId};
+use crate::spool::Spool;
 use crate::store::{self, Flush, LineageId, Request, RowSet};
 
 pub struct Materialisations {
@@ -32,6 +35,14 @@ pub struct Materialisations {
     pub(crate) by_lineage: FxHashMap<LineageId, MaterialisationId>,
     router: Router,
     pool: Pool,
+    /// Where encoded rows lie.
+    pub(crate) spool: Spool,
+    /// What graphs may take.
+    pub(crate) graphs: Budget,
+    /// Hydrations that found no room, in the order in which they came.
+    pub(crate) crowded: Vec<Crowded>,
+    /// When clients were sent away last because what is there has grown.
+    pub(crate) shed_at: Option<Instant>,
     next_id: u64,
     next_lineage: LineageId,
     /// Lineages that this node has begun, by key.
@@ -61,13 +72,17 @@ pub struct Advanced {
 }
 
 impl Materialisations {
-    pub fn new(pool: Pool, next_lineage: LineageId, metrics: Metrics) -> Self {
+    pub fn new(pool: Pool, spool: Spool, graphs: Budget, next_lineage: LineageId, metrics: Metrics) -> Self {
         Materialisations {
             by_id: BTreeMap::new(),
             by_key: FxHashMap::default(),
             by_lineage: FxHashMap::default(),
             router: Router::default(),
             pool,
+            spool,
+            graphs,
+            crowded: Vec::new(),
+            shed_at: None,
             next_id: 1,
             next_lineage,
             known: FxHashMap::default(),
@@ -143,6 +158,7 @@ impl Materialisations {
                 lineage,
                 state: State::Hydrating { stored, hydrated: None },
                 subscribers: std::collections::BTreeSet::new(),
+                room: None,
                 payload: None,
                 payload_pending: true,
                 renewed: None,
@@ -163,11 +179,11 @@ impl Materialisations {
         lineage
     }
 
-    fn submit(&mut self, id: MaterialisationId, version: Version) {
+    pub(crate) fn submit(&mut self, id: MaterialisationId, version: Version) {
         let Some(m) = self.by_id.get_mut(&id) else { return };
         m.payload_pending = true;
         self.jobs.insert(id, version);
-        self.pool.submit(Job { id, query: Arc::clone(&m.query), keys: Arc::clone(&m.keys) });
+        self.pool.submit(job(id, m, &self.spool, &self.graphs));
     }
 
     pub fn unsubscribe(&mut self, group: GroupId, id: MaterialisationId, now: Instant) {
@@ -194,6 +210,7 @@ impl Materialisations {
         };
         match outcome.result {
             Ok(hydrated) => {
+                self.crowded.retain(|c| c.id != outcome.id);
                 self.metrics.hydrations.inc();
                 self.metrics.hydration_seconds.observe(hydrated.elapsed.as_secs_f64());
                 match &mut m.state {
@@ -205,8 +222,15 @@ impl Materialisations {
                     }
                 }
             }
+            Err(Failure::NoRoom { reason, had }) => {
+                debug!(reason, "a hydration waits for room");
+                self.metrics.shed.with_label_values(&["hydration"]).inc();
+                self.jobs.remove(&outcome.id);
+                self.crowd(outcome.id, had);
+            }
             Err(Failure::Query(message) | Failure::Replica(message)) => {
                 debug!(message, "a query cannot be served");
+                self.crowded.retain(|c| c.id != outcome.id);
                 m.payload_pending = false;
                 self.jobs.remove(&outcome.id);
                 m.renewed = None;
@@ -288,6 +312,7 @@ impl Materialisations {
                         let rows = sorted_rows(graph).into_iter().collect();
                         let stored = Stored::Rows(RowSet { version: from, rows });
                         m.state = State::Hydrating { stored, hydrated: None };
+                        m.room = None;
                         m.payload = None;
                         self.router.remove(id.0);
                         advanced.suspended.push(id);
@@ -353,7 +378,8 @@ impl Materialisations {
             m.payload_pending = false;
             let since = self.ring.partition_point(|b| b.version <= hydrated.version);
             let batches: Vec<Arc<Batch>> = self.ring.range(since..).cloned().collect();
-            match follow(m, id, *hydrated, &batches, version, reader)? {
+            let job = job(id, m, &self.spool, &self.graphs);
+            match follow(m, job, *hydrated, &batches, version, reader)? {
                 Ok(graph) => m.state = State::Live(Box::new(graph)),
                 Err(message) => {
                     set_failed(m, id, message, Vec::new(), &mut self.router);
@@ -361,7 +387,7 @@ impl Materialisations {
                     continue;
                 }
             }
-            self.settle_lineage(id, stored, version, schema, flush);
+            self.settle_lineage(id, stored, version, schema, flush).map_err(|e| format!("read encoded rows: {e}"))?;
             if let Some(State::Live(graph)) = self.by_id.get(&id).map(|m| &m.state) {
                 self.router.insert(id.0, graph);
             }
@@ -472,17 +498,23 @@ impl Encoded {
     }
 }
 
+fn job(id: MaterialisationId, m: &Materialisation, spool: &Spool, graphs: &Budget) -> Job {
+    let (query, keys) = (Arc::clone(&m.query), Arc::clone(&m.keys));
+    Job { id, query, keys, spool: spool.clone(), graphs: graphs.clone() }
+}
+
 /// Brings what a job hydrated to the step's version; the history begins with the payload. The inner error means that the
 /// query cannot be served.
 fn follow(
     m: &mut Materialisation,
-    id: MaterialisationId,
+    job: Job,
     hydrated: Hydrated,
     batches: &[Arc<Batch>],
     version: Version,
     reader: &mut Reader,
 ) -> Result<Result<Graph, String>, String> {
-    let Hydrated { mut graph, version: hydrated_at, payload, .. } = hydrated;
+    let Hydrated { mut graph, room, version: hydrated_at, payload, .. } = hydrated;
+    m.room = Some(room);
     m.payload = Some(payload);
     m.history = History::starting_at(hydrated_at);
     if hydrated_at == version {
@@ -495,9 +527,13 @@ fn follow(
             graph
         })),
         Err(AdvanceError::NeedsRehydrate(_) | AdvanceError::SchemaChanged { .. }) => {
-            let job = Job { id, query: Arc::clone(&m.query), keys: Arc::clone(&m.keys) };
-            Ok(hydrate::hydrate(&job, reader).map_err(|e| e.to_string()).map(|(graph, payload)| {
-                m.payload = Some(payload.finish(version));
+            let made = hydrate::hydrate(&job, reader).and_then(|(graph, room, payload)| {
+                let payload = hydrate::finish(payload, version, &room)?;
+                Ok((graph, room, payload))
+            });
+            Ok(made.map_err(|e| e.to_string()).map(|(graph, room, payload)| {
+                m.room = Some(room);
+                m.payload = Some(payload);
                 m.history = History::starting_at(version);
                 graph
             }))
@@ -531,5 +567,6 @@ fn set_failed(m: &mut Materialisation, id: MaterialisationId, message: String, l
     }
     left.extend(m.graph().into_iter().flat_map(Graph::rows).map(|(table, key, _)| RowId::of(table, key)));
     m.state = State::Failed { message, left };
+    m.room = None;
     m.payload = None;
 }

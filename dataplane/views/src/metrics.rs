@@ -26,6 +26,11 @@ pub struct Metrics {
     pub step_seconds: Histogram,
     pub pokes: IntCounter,
     pub poked_rows: IntCounter,
+    pub held_back: IntCounter,
+    pub spool_memory_bytes: IntGauge,
+    pub spool_disk_bytes: IntGauge,
+    pub graph_bytes: IntGauge,
+    pub shed: IntCounterVec,
     pub cvr_flush_seconds: Histogram,
     pub cvr_flush_failures: IntCounter,
     pub cvr_flushes_fenced: IntCounter,
@@ -66,7 +71,17 @@ impl Metrics {
             active_connections: gauge!("zero_active_connections", "Connections that receive pokes", registry)?,
             payload_bytes: gauge!(
                 "zero_payload_bytes",
-                "Encoded hydrations kept for clients that connect later, bytes",
+                "Encoded hydrations kept for clients that connect later, in memory and on disk, bytes",
+                registry
+            )?,
+            spool_memory_bytes: gauge!(
+                "zero_spool_memory_bytes",
+                "Memory taken by encoded rows, kept or on their way to clients, bytes",
+                registry
+            )?,
+            spool_disk_bytes: gauge!(
+                "zero_spool_disk_bytes",
+                "Disk taken by encoded rows that have no room in memory, bytes",
                 registry
             )?,
             hydrations: counter!("zero_hydrations_total", "Queries run from scratch", registry)?,
@@ -91,6 +106,23 @@ impl Metrics {
             poked_rows: counter!(
                 "zero_poked_rows_total",
                 "Row operations queued for sockets, cached bodies counted once",
+                registry
+            )?,
+            graph_bytes: gauge!(
+                "zero_graph_bytes",
+                "Memory of the queries that are maintained, and of those that are being run from scratch, bytes",
+                registry
+            )?,
+            shed: counters!(
+                "zero_shed_total",
+                "What gave way because memory was short: encoded rows dropped (payload), queries that nobody used forgotten (query), \
+                 queries that wait for room (hydration), clients sent away for a while (client)",
+                &["what"],
+                registry
+            )?,
+            held_back: counter!(
+                "zero_held_back_connections_total",
+                "Connections that were told nothing more until they had taken what waited for them",
                 registry
             )?,
             cvr_flush_seconds: histogram!(

@@ -10,13 +10,18 @@ use rustc_hash::FxHashMap;
 
 use crate::api::{ConnectionId, Frame, Full, Outbox};
 
+#[derive(Default)]
 pub struct Outgoing {
-    held_bytes_max: usize,
     durable: u64,
     held: VecDeque<Held>,
-    held_bytes: usize,
-    /// Connections with held frames and how many.
-    blocked: FxHashMap<ConnectionId, usize>,
+    /// Connections with held frames.
+    blocked: FxHashMap<ConnectionId, Blocked>,
+}
+
+#[derive(Default)]
+struct Blocked {
+    frames: usize,
+    bytes: usize,
 }
 
 struct Held {
@@ -39,11 +44,8 @@ pub struct Mark {
 pub struct Dropped(pub ConnectionId);
 
 impl Outgoing {
-    pub fn new(held_bytes_max: usize) -> Outgoing {
-        Outgoing { held_bytes_max, durable: 0, held: VecDeque::new(), held_bytes: 0, blocked: FxHashMap::default() }
-    }
-
-    /// Queues a frame that may leave once flush `needs` is durable (0: at once).
+    /// Queues a frame that may leave once flush `needs` is durable (0: at once). How much is held for a connection is bounded by
+    /// whoever makes pokes (`backlog`).
     pub fn push(
         &mut self,
         needs: u64,
@@ -56,15 +58,9 @@ impl Outgoing {
         if needs <= self.durable && !self.blocked.contains_key(&connection) {
             return send(connection, outbox, frame, mark, sent);
         }
-        self.held_bytes += frame.len();
-        if self.held_bytes > self.held_bytes_max {
-            self.held_bytes -= frame.len();
-            self.forget(connection);
-            // The client comes back and catches up when the database is there again.
-            let _ = outbox.send(Frame::Close(None));
-            return Err(Dropped(connection));
-        }
-        *self.blocked.entry(connection).or_default() += 1;
+        let blocked = self.blocked.entry(connection).or_default();
+        blocked.frames += 1;
+        blocked.bytes += frame.len();
         self.held.push_back(Held { needs, connection, outbox: outbox.clone(), frame, mark });
         Ok(())
     }
@@ -74,10 +70,10 @@ impl Outgoing {
         self.durable = self.durable.max(up_to);
         let mut dropped = Vec::new();
         while let Some(held) = self.held.pop_front_if(|held| held.needs <= self.durable) {
-            self.held_bytes -= held.frame.len();
-            if let Some(count) = self.blocked.get_mut(&held.connection) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(blocked) = self.blocked.get_mut(&held.connection) {
+                blocked.frames -= 1;
+                blocked.bytes -= held.frame.len();
+                if blocked.frames == 0 {
                     self.blocked.remove(&held.connection);
                 }
             }
@@ -91,13 +87,17 @@ impl Outgoing {
     pub fn forget(&mut self, connection: ConnectionId) {
         if self.blocked.remove(&connection).is_some() {
             self.held.retain(|held| held.connection != connection);
-            self.held_bytes = self.held.iter().map(|held| held.frame.len()).sum();
         }
     }
 
     /// Whether anything is held for a connection.
     pub fn is_held(&self, connection: ConnectionId) -> bool {
         self.blocked.contains_key(&connection)
+    }
+
+    /// Bytes held for a connection.
+    pub fn held_bytes(&self, connection: ConnectionId) -> usize {
+        self.blocked.get(&connection).map_or(0, |blocked| blocked.bytes)
     }
 
     pub fn durable(&self) -> u64 {
@@ -152,7 +152,7 @@ mod tests {
     async fn frames_wait_for_their_flush_and_keep_their_order() {
         let (a, mut from_a) = Outbox::new(1_000);
         let (b, mut from_b) = Outbox::new(1_000);
-        let mut outgoing = Outgoing::new(1_000);
+        let mut outgoing = Outgoing::default();
         let mut sent = |_| {};
         outgoing.push(0, ConnectionId(1), &a, text("1"), None, &mut sent).unwrap();
         outgoing.push(2, ConnectionId(1), &a, text("2"), None, &mut sent).unwrap();
@@ -161,11 +161,12 @@ mod tests {
         outgoing.push(0, ConnectionId(2), &b, text("4"), None, &mut sent).unwrap();
         assert_eq!(a.queued(), 1);
         assert_eq!(b.queued(), 1);
+        assert_eq!((outgoing.held_bytes(ConnectionId(1)), outgoing.held_bytes(ConnectionId(2))), (2, 0));
         assert!(outgoing.flushed(1, &mut sent).is_empty());
         assert_eq!(a.queued(), 1);
         assert!(outgoing.flushed(2, &mut sent).is_empty());
         assert_eq!(a.queued(), 3);
-        assert!(outgoing.is_empty());
+        assert!(outgoing.is_empty() && outgoing.held_bytes(ConnectionId(1)) == 0);
         for expected in ["1", "2", "3"] {
             let Some(Frame::Text(bytes)) = from_a.recv().await else { panic!("text") };
             assert_eq!(bytes, expected);

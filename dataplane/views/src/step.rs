@@ -200,7 +200,7 @@ impl Core {
             }
             dirty.sort_unstable();
             for group in dirty {
-                self.deliver(group, mark, &mut bodies, &mut pokes);
+                self.deliver(group, mark, &mut bodies, &mut pokes)?;
                 self.join_waiting(group, &mut pokes)?;
             }
         }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use rows::Version;
 
 use crate::limits::Limits;
-use crate::materialisation::{MaterialisationId, Payload};
+use crate::materialisation::MaterialisationId;
 use crate::materialisations::Materialisations;
+use crate::payload::Payload;
 
 /// Less history than this is worth keeping beside any payload.
 const HISTORY_BYTES_MIN: usize = 64 << 10;
@@ -17,12 +18,8 @@ impl Materialisations {
         let idle: Vec<MaterialisationId> = self
             .by_id
             .iter()
-            .filter(|(_, m)| {
-                m.idle_since.is_some_and(|since| now - since >= limits.materialisation_idle) && !m.payload_pending
-            })
-            // Whoever makes it again reads the stored history, which must be complete by then.
-            .filter(|(_, m)| m.settled_at <= durable)
-            .filter(|(_, m)| m.history.entries.back().is_none_or(|last| last.version <= durable))
+            .filter(|(_, m)| m.idle_since.is_some_and(|since| now - since >= limits.materialisation_idle))
+            .filter(|(_, m)| m.can_be_forgotten(durable))
             .map(|(&id, _)| id)
             .collect();
         for id in idle {
@@ -46,6 +43,8 @@ impl Materialisations {
             bytes -= self.drop_payloads(bytes - limits.payload_bytes, now, limits);
         }
         self.metrics.payload_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.metrics.spool_memory_bytes.set(i64::try_from(self.spool.memory()).unwrap_or(i64::MAX));
+        self.metrics.spool_disk_bytes.set(i64::try_from(self.spool.disk()).unwrap_or(i64::MAX));
     }
 
     /// Drops payloads of `excess` bytes or more, if so many are not in use. Returns how many bytes.
@@ -62,6 +61,7 @@ impl Materialisations {
             if dropped >= excess {
                 break;
             }
+            self.metrics.shed.with_label_values(&["payload"]).inc();
             dropped += self.by_id.get_mut(&id).and_then(|m| m.payload.take()).map_or(0, |p| p.size());
         }
         dropped

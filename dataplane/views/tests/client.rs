@@ -179,7 +179,7 @@ impl Client {
                 assert!(matches!(self.log.last(), Some(Seen::Close(_))), "the outbox was dropped without a close");
                 return None;
             };
-            self.outbox.sent(frame.len());
+            self.outbox.sent(&frame);
             if let Some(seen) = self.frame(frame) {
                 self.log.push(seen.clone());
                 return Some(seen);
@@ -191,7 +191,7 @@ impl Client {
         let text = match frame {
             Frame::Close(status) => return Some(Seen::Close(status)),
             Frame::Text(bytes) => bytes.to_vec(),
-            Frame::Parts(parts) => parts.concat(),
+            Frame::Parts(parts) => parts.iter().flat_map(|part| part.read().unwrap()).collect(),
         };
         let message: Json = serde_json::from_slice(&text).unwrap();
         let (tag, body) = (message[0].as_str().unwrap(), message[1].clone());

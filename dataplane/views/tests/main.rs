@@ -12,6 +12,7 @@ mod world;
 mod faults;
 mod indexes;
 mod keys;
+mod large;
 mod mutations;
 mod nodes;
 mod ownership;

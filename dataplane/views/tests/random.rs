@@ -64,6 +64,7 @@ pub fn small(rng: &mut StdRng) -> Limits {
         group_idle: Duration::from_millis(rng.random_range(0..300)),
         materialisation_idle: Duration::from_millis(rng.random_range(0..300)),
         payload_bytes: rng.random_range(0..2_000),
+        backlog_bytes: rng.random_range(0..2_000),
         payload_in_use: Duration::from_millis(rng.random_range(0..300)),
         history_bytes: rng.random_range(0..1_000),
         history_entries: rng.random_range(0..5),

@@ -240,6 +240,7 @@ impl World {
             memory_bytes: None,
             cvr_purge_hours: 48,
             hydrators: 2,
+            spool_folder: self.folder.path().to_owned(),
             open_reader: Arc::new(move || {
                 assert!(!no_readers.load(Ordering::Relaxed), "as the test wants it");
                 let one_less = |left: u64| left.checked_sub(1);
