@@ -1,7 +1,7 @@
 //! Every thread and task of the process does its part, or the process ends: a part that is missing looks healthy and is not.
 //!
-//! A panic ends the process at once, wherever it happens, unless the work says that it is [`port::contained`]: that of one
-//! connection, which is all that then ends. An end is safe at any moment: nothing is acknowledged or shown before it is stored.
+//! A panic ends the process at once, wherever it happens, unless the work says that it is [`fault::contained`]: that of one
+//! connection or one query, which is all that then ends. An end is safe at any moment: nothing is acknowledged or shown before it is stored.
 //!
 //! A part that ends without a panic reports to whoever started it.
 
@@ -13,8 +13,13 @@ pub fn start() {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let reason = panic.payload_as_str().unwrap_or("no reason given");
         let thread = std::thread::current();
-        if port::is_contained() {
-            tracing::error!(place, reason, thread = thread.name(), "the work of a connection panicked; it alone ends");
+        if fault::is_contained() {
+            tracing::error!(
+                place,
+                reason,
+                thread = thread.name(),
+                "the work of a connection or a query panicked; it alone ends"
+            );
             return;
         }
         tracing::error!(place, reason, thread = thread.name(), "a part of the server panicked; the process ends");
@@ -37,6 +42,7 @@ mod tests {
         ("a blocking thread", exit::FAULT),
         ("the main task", exit::FAULT),
         ("a connection", exit::OK),
+        ("a query", exit::OK),
         ("a task that a connection started", exit::FAULT),
     ];
     const KIND: &str = "ZERO_TEST_PANIC";
@@ -96,7 +102,11 @@ mod tests {
                     });
                     tasks.finished().await;
                     // The mark does not outlive the work.
-                    assert!(!port::is_contained());
+                    assert!(!fault::is_contained());
+                    return;
+                }
+                "a query" => {
+                    assert!(fault::caught(fail).is_none());
                     return;
                 }
                 "a task that a connection started" => {

@@ -15,7 +15,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ivm", &["rows"]),
     ("upstream", &["fault", "rows"]),
     ("changes", &["fault", "rows", "upstream"]),
-    ("port", &[]),
+    ("port", &["fault"]),
     ("streamer", &["fault", "rows", "changes", "port"]),
     ("replica", &["fault", "rows", "ivm"]),
     ("backup", &["rows", "replica"]),

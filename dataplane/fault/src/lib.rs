@@ -10,6 +10,7 @@
 
 mod backoff;
 mod class;
+mod contained;
 mod page;
 pub mod path;
 mod recurrence;
@@ -18,6 +19,7 @@ mod system;
 
 pub use backoff::Backoff;
 pub use class::{Class, Entry};
+pub use contained::{caught, contained, is_contained};
 pub use page::page;
 pub use recurrence::Recurrence;
 pub use sqlstate::{SQLSTATES, sqlstate};

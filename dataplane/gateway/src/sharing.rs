@@ -134,7 +134,7 @@ impl Sharing {
     ) -> impl Future<Output = Outcome> + Send + 'static {
         let sharing = Arc::clone(self);
         let task = tokio::spawn(async move {
-            let called = match std::panic::AssertUnwindSafe(port::contained(call)).catch_unwind().await {
+            let called = match std::panic::AssertUnwindSafe(fault::contained(call)).catch_unwind().await {
                 Ok(called) => called.map(|(answers, bytes)| (Arc::new(answers), bytes)),
                 Err(_) => Err(ErrorBody::internal("the transformation of queries failed")),
             };

@@ -7,7 +7,6 @@
 
 mod addresses;
 mod attempts;
-mod contained;
 mod inside;
 mod listen;
 mod liveness;
@@ -19,7 +18,6 @@ pub mod websocket;
 
 pub use addresses::{Addresses, Guest};
 pub use attempts::network_of;
-pub use contained::{contained, is_contained};
 pub use inside::serve_pages;
 pub use listen::{BindError, HeadLimits, accept, bind, prepare, serve};
 pub use liveness::{Liveness, Pulse, Watched};

@@ -4,9 +4,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use fault::contained;
 use tokio::sync::watch;
-
-use crate::contained::contained;
 
 /// Cheap to clone: clones are of one set.
 #[derive(Clone, Debug, Default)]

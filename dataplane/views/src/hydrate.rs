@@ -8,7 +8,6 @@
 //! views' business.
 
 use std::ops::ControlFlow;
-use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -136,14 +135,14 @@ fn work(
         let (started, mut pause) = (Instant::now(), RETRY_MIN);
         let result = loop {
             // A job that panics concerns its query only; its clients would wait for ever for an answer that never comes.
-            let attempt = AssertUnwindSafe(|| match &mut reader {
+            let attempt = || match &mut reader {
                 Some(reader) => run(&job, wishes, reader),
                 None => match open() {
                     Ok(opened) => run(&job, wishes, reader.insert(opened)),
                     Err(error) => Err(Failure::Replica(error.to_string())),
                 },
-            });
-            let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
+            };
+            let result = fault::caught(attempt).unwrap_or_else(|| {
                 reader = None;
                 Err(Failure::Query("the server failed while it ran the query; its log says how".to_owned()))
             });

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
@@ -25,11 +26,29 @@ pub async fn contained<T>(work: impl Future<Output = T>) -> T {
     .await
 }
 
+/// The result of work on this thread, or nothing if it panicked. What it was changing is not to be used any more then.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let _mark = Mark(CONTAINED.replace(true));
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
 /// Restores what was before, after a panic as well.
 struct Mark(bool);
 
 impl Drop for Mark {
     fn drop(&mut self) {
         CONTAINED.set(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_caught_is_marked_and_nothing_after_it() {
+        assert_eq!(caught(is_contained), Some(true));
+        assert_eq!(caught(|| panic!("on purpose")), None::<()>);
+        assert!(!is_contained());
     }
 }
