@@ -99,7 +99,7 @@ async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
                 made_anew = Some(Instant::now());
                 if is_again {
                     // Upstream is not to be copied as fast as it can be when that mends nothing.
-                    wait(&stop, pacing.pause()).await;
+                    wait(stop, pacing.pause()).await;
                 } else {
                     pacing.succeeded();
                 }

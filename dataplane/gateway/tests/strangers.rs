@@ -200,7 +200,7 @@ async fn pushes_of_strangers_are_held_up_where_they_come_from() {
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let taken = inbound(&harness).await;
-    assert!((64 << 10..=50 * 128 << 10).contains(&taken), "{taken} bytes");
+    assert!((64 << 10..=(50 * 128) << 10).contains(&taken), "{taken} bytes");
     assert_eq!(api.pending(), 0, "nothing is sent on for those who are not known");
     // One that turns out to be known is read on.
     assert_eq!(connects[7].admission.admit(), Admitted::Alone);

@@ -270,7 +270,7 @@ fn words(text: &str) -> Result<Vec<(String, String)>> {
                 break;
             }
         }
-        let end = end.or((!is_quoted).then_some(after.len())).ok_or_else(malformed)?;
+        let end = end.or_else(|| (!is_quoted).then_some(after.len())).ok_or_else(malformed)?;
         pairs.push((key.to_owned(), value));
         rest = after[end..].trim_start();
     }

@@ -211,7 +211,7 @@ impl Stream {
                 connection,
                 acks,
                 tick,
-                limit: options.inbound_timeout.or(manners.timeout.map(|t| t * 2)).unwrap_or(SILENCE_MAX),
+                limit: options.inbound_timeout.or_else(|| manners.timeout.map(|t| t * 2)).unwrap_or(SILENCE_MAX),
                 is_asked: false,
                 manners,
                 last_sent: now,

@@ -160,7 +160,7 @@ impl Withheld {
 
     /// By object id what the receivers have of each table, as JSON.
     pub(crate) fn remembered(&self) -> String {
-        let shown = |table: &Table| table.shown.as_ref().map_or("null".to_owned(), |shown| shown.json.get().to_owned());
+        let shown = |table: &Table| table.shown.as_ref().map_or("null", |shown| shown.json.get()).to_owned();
         let tables: Vec<String> = self.tables.iter().map(|(oid, t)| format!("\"{oid}\":{}", shown(t))).collect();
         format!("{{{}}}", tables.join(","))
     }
@@ -192,12 +192,11 @@ impl Withheld {
             SchemaChange::AlterTable { old, new, .. } => (Some(old), new),
             SchemaChange::DropTable { .. } => return self.forget(oid),
         };
-        if !self.tables.contains_key(&oid) {
-            let shown = old.zip(before).map(|(old, json)| Shown { spec: Arc::clone(old), json: json.to_owned() });
-            self.tables.insert(oid, Table { shown, ..Table::default() });
-        }
         self.generations += 1;
-        let Some(table) = self.tables.get_mut(&oid) else { return None };
+        let table = self.tables.entry(oid).or_insert_with(|| {
+            let shown = old.zip(before).map(|(old, json)| Shown { spec: Arc::clone(old), json: json.to_owned() });
+            Table { shown, ..Table::default() }
+        });
         table.generation = self.generations;
         table.give_up();
         let is_renamed = table.shown.as_ref().is_some_and(|shown| shown.spec.wire_name() != new.wire_name());

@@ -146,7 +146,7 @@ impl<'a> Wanted<'a> {
 
     /// The name of one of its Services for the whole cluster.
     pub(super) fn host_of(&self, service: &str) -> String {
-        service_host(service, &self.namespace, &self.cluster_domain)
+        service_host(service, self.namespace, self.cluster_domain)
     }
 
     /// The Secret with which nodes encrypt what they tell each other.

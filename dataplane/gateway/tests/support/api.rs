@@ -98,7 +98,7 @@ impl Api {
                         };
                         let _ = sender.send(seen.clone());
                         let is_stuck = stuck.text.lock().unwrap().is_some_and(|text| seen.text.contains(text));
-                        (if is_stuck { &stuck.gate } else { &*gate }).acquire().await.unwrap().forget();
+                        (if is_stuck { &stuck.gate } else { &gate }).acquire().await.unwrap().forget();
                         let script = script.lock().unwrap().clone();
                         let reply = script(&seen);
                         let mut response = Response::new(Full::new(Bytes::from(reply.body)));
