@@ -3,7 +3,7 @@
 use rows::{Cell, Table};
 use upstream::Stream;
 
-use crate::model::{Fixture, MARK, Model, assert_equals_copy, catch_up, copied, resume};
+use crate::model::{Fixture, MARK, Model, assert_equals_copy, catch_up, copied, resume, settle};
 
 const TABLES: &str = "
 CREATE TABLE n (id numeric(20) PRIMARY KEY, v text);
@@ -67,6 +67,7 @@ async fn a_key_tells_rows_apart() {
         )
         .await;
     catch_up(&mut stream, &mut model, &fixture.client).await;
+    settle(&mut stream, &mut model, &fixture.postgres).await;
     assert_eq!(key(&model, "later_short"), None);
     assert_eq!(key(&model, "later_n").as_deref(), Some("id"));
     assert_eq!(key(&model, "later_times").as_deref(), Some("id"));
