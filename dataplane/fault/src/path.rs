@@ -305,6 +305,27 @@ pub const ERRORS: &[Entry] = &[
         OneThing,
         "nothing: the client group starts over",
     ),
+    Entry::new(
+        "views::NoRoom",
+        "the node has no room left for a result, in memory or beside the replica",
+        Passes,
+        OneThing,
+        "give the node more memory or disk, or ask for less; clients are told ServerOverloaded and come back",
+    ),
+    Entry::new(
+        "views::PushError",
+        "a row of a result cannot be encoded, or there is no room for it",
+        OneThing,
+        OneThing,
+        "see views::Unencodable and views::NoRoom",
+    ),
+    Entry::new(
+        "views::BodyError",
+        "encoded rows cannot be kept, or not be read again",
+        Passes,
+        OneThing,
+        "see the disk beside the replica; clients come back and are told the difference",
+    ),
     Entry::new("views::Refused", "a client group asks for what is not allowed", OneThing, OneThing, CLIENT),
     // Clients and API servers.
     Entry::new(
