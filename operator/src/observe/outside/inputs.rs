@@ -278,7 +278,7 @@ mod tests {
         }));
         let inputs = Inputs::of(&bare, &by_key, &[pod()], "cluster.local");
         assert_eq!((inputs.upstream, inputs.store), (None, None));
-        assert_eq!(inputs.nodes[0].address.port(), 4848);
+        assert_eq!(inputs.nodes[0].address.port(), 4849);
     }
 
     #[test]
