@@ -57,7 +57,12 @@ pub enum CopyMessage {
 pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) -> Result<CopyPlan> {
     let mut client = connect(&options.address, "zero-initial-sync").await?;
     let server = requirements::check(&client).await?;
+    let before = newest_finished(&client, options).await?;
     lock(&client, options).await?;
+    if newest_finished(&client, options).await? != before {
+        // Whoever made it is about to replicate: the caller is to look once more whether another one is needed.
+        return Err(Error::transient("another process has completed an initial copy just now"));
+    }
     let pid = waits::backend(&client).await?;
     waits::attend(&options.address, pid, "set the shard up", set_up::ensure(&mut client, options)).await?;
     let home = identity::home(&client).await?;
@@ -94,6 +99,22 @@ async fn lock(client: &Client, options: &Options) -> Result<()> {
         "another process is making the initial copy of {}; only one can at a time",
         options.app.shard_schema()
     )))
+}
+
+/// The newest copy that was completed, of whatever database.
+async fn newest_finished(client: &Client, options: &Options) -> Result<Option<String>> {
+    let doing = |e| Error::statement("look for finished copies", e);
+    let table = format!("{}.\"replicas\"", quote_identifier(&options.app.shard_schema()));
+    let is_there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await.map_err(doing)?;
+    if !is_there.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    // Before the set-up, the table may be another server's, of other columns.
+    let sql = format!(
+        "SELECT row ->> 'id' FROM (SELECT to_jsonb(r) AS row FROM {table} r) r
+         WHERE row ->> 'initialSyncContext' IS NOT NULL ORDER BY (row ->> 'rank')::numeric DESC NULLS LAST LIMIT 1"
+    );
+    Ok(client.query_opt(&sql, &[]).await.map_err(doing)?.and_then(|row| row.get(0)))
 }
 
 /// Rows that were written in another database and came here with a dump of it. Their slots are that database's.
