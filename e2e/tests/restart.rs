@@ -215,6 +215,26 @@ async fn a_database_that_was_set_back_is_copied_anew() -> Result<()> {
     Ok(())
 }
 
+/// The walsender that reads for us is no standby, and what we write ourselves waits for none.
+#[tokio::test]
+async fn nothing_of_ours_waits_for_a_standby() -> Result<()> {
+    use testkit::postgres::{Options, Postgres, Version};
+    // Not the shared server: no commit of it would end.
+    let postgres: &'static Postgres = Box::leak(Box::new(Postgres::start_with(Version::V15, Options::default())?));
+    let database = postgres.create_database("lonely").await?;
+    database.execute(&format!("{}{}", crate::app::TABLES_SQL, crate::app::ROWS_SQL)).await?;
+    database.connect().await?.execute("ALTER SYSTEM SET synchronous_standby_names = '*'", &[]).await?;
+    database.execute("SELECT pg_reload_conf()").await?;
+    let api = testkit::api::Api::start(crate::app::app(&database.url())).await?;
+    let server = crate::app::server(&database, &api)?;
+    let mut site = Site { database, api, server };
+    site.server.start()?;
+    let client = fresh(&site).await?;
+    site.database.execute("SET synchronous_commit = local; INSERT INTO label VALUES ('lonely', 'one')").await?;
+    with_log(site.check(&client).await, &site.server)?;
+    site.server.terminate().map(drop)
+}
+
 /// A client that has nothing yet, as soon as one is served everything.
 async fn fresh(site: &Site) -> Result<testkit::client::Client> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);

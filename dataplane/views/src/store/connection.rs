@@ -33,11 +33,12 @@ const BYTES_PER_MS: u64 = 1_000;
 /// them, for the next transaction may be in another one.
 const FOREIGN_SETTINGS: &str = "SELECT name, reset_val FROM pg_catalog.pg_settings
     WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout',
-            'default_transaction_read_only', 'default_transaction_isolation', 'synchronous_commit')
+            'default_transaction_read_only', 'default_transaction_isolation', 'synchronous_commit', 'synchronous_standby_names')
         AND NOT (name, reset_val) IN (('statement_timeout', '0'), ('lock_timeout', '0'), ('transaction_timeout', '0'),
             ('idle_in_transaction_session_timeout', '0'), ('default_transaction_read_only', 'off'),
-            ('default_transaction_isolation', 'read committed'))
-        AND NOT (name = 'synchronous_commit' AND reset_val <> 'off')";
+            ('default_transaction_isolation', 'read committed'), ('synchronous_standby_names', ''))
+        AND NOT (name = 'synchronous_commit' AND reset_val <> 'off')
+    ORDER BY name";
 
 /// A connection that is opened on first use and again after it broke. Two tasks may share one, in turns.
 pub(super) struct Connection {
@@ -64,6 +65,8 @@ impl Open {
             "default_transaction_read_only" => "SET TRANSACTION READ WRITE;".to_owned(),
             "default_transaction_isolation" => "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;".to_owned(),
             "synchronous_commit" => "SET LOCAL synchronous_commit = on;".to_owned(),
+            // No poke waits for a standby: clients whose records a failover loses are told everything anew.
+            "synchronous_standby_names" => "SET LOCAL synchronous_commit = local;".to_owned(),
             limit => format!("SET LOCAL {limit} = 0;"),
         };
         let guard = (!foreign.is_empty()).then(|| foreign.iter().map(own).collect());
