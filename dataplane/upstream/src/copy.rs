@@ -31,6 +31,8 @@ use crate::{Error, Result, identity, requirements, set_up, shard, slot, waits};
 const RANGE_PAGES: u64 = 4096;
 const PAGE_BYTES: u64 = 8192;
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+/// From a completed copy to the stream after it: the file is finished and the change log taken.
+const BEGINNING_SECONDS: u32 = 10;
 
 /// What is being copied; precedes every block.
 #[derive(Clone, Debug)]
@@ -59,8 +61,9 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
     let server = requirements::check(&client).await?;
     let before = newest_finished(&client, options).await?;
     lock(&client, options).await?;
-    if newest_finished(&client, options).await? != before {
-        // Whoever made it is about to replicate: the caller is to look once more whether another one is needed.
+    let newest = newest_finished(&client, options).await?;
+    if newest.as_ref().is_some_and(|newest| newest.is_about_to_be_used) || newest != before {
+        // The caller is to look once more whether another one is needed.
         return Err(Error::transient("another process has completed an initial copy just now"));
     }
     let pid = waits::backend(&client).await?;
@@ -101,8 +104,16 @@ async fn lock(client: &Client, options: &Options) -> Result<()> {
     )))
 }
 
+/// A copy that was completed.
+#[derive(PartialEq, Eq)]
+struct Finished {
+    id: String,
+    /// Whoever else made it a moment ago has not begun to replicate.
+    is_about_to_be_used: bool,
+}
+
 /// The newest copy that was completed, of whatever database.
-async fn newest_finished(client: &Client, options: &Options) -> Result<Option<String>> {
+async fn newest_finished(client: &Client, options: &Options) -> Result<Option<Finished>> {
     let doing = |e| Error::statement("look for finished copies", e);
     let table = format!("{}.\"replicas\"", quote_identifier(&options.app.shard_schema()));
     let is_there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await.map_err(doing)?;
@@ -111,10 +122,14 @@ async fn newest_finished(client: &Client, options: &Options) -> Result<Option<St
     }
     // Before the set-up, the table may be another server's, of other columns.
     let sql = format!(
-        "SELECT row ->> 'id' FROM (SELECT to_jsonb(r) AS row FROM {table} r) r
-         WHERE row ->> 'initialSyncContext' IS NOT NULL ORDER BY (row ->> 'rank')::numeric DESC NULLS LAST LIMIT 1"
+        "SELECT row ->> 'id', coalesce(row ->> 'subscriberContext' IS NULL AND context ->> 'taskID' <> $1
+                AND (context ->> 'completedAt')::float8 > extract(epoch FROM clock_timestamp()) - {BEGINNING_SECONDS}, false)
+         FROM (SELECT to_jsonb(r) AS row, to_jsonb(r) -> 'initialSyncContext' AS context FROM {table} r) r
+         WHERE row ->> 'id' IS NOT NULL AND row ->> 'initialSyncContext' IS NOT NULL
+         ORDER BY (row ->> 'rank')::numeric DESC NULLS LAST LIMIT 1"
     );
-    Ok(client.query_opt(&sql, &[]).await.map_err(doing)?.and_then(|row| row.get(0)))
+    let row = client.query_opt(&sql, &[&options.task_id]).await.map_err(doing)?;
+    Ok(row.map(|row| Finished { id: row.get(0), is_about_to_be_used: row.get(1) }))
 }
 
 /// Rows that were written in another database and came here with a dump of it. Their slots are that database's.
@@ -370,7 +385,11 @@ async fn finish(client: &Client, options: &Options, plan: &CopyPlan) -> Result<(
     let context = serde_json::json!({ "appID": options.app.id, "taskID": options.task_id }).to_string();
     client
         .execute(
-            &format!("UPDATE {schema}.\"replicas\" SET \"initialSyncContext\" = $2::text::json WHERE \"id\" = $1"),
+            &format!(
+                "UPDATE {schema}.\"replicas\" SET \"initialSyncContext\" =
+                   ($2::text::jsonb || jsonb_build_object('completedAt', extract(epoch FROM clock_timestamp())))::json
+                 WHERE \"id\" = $1"
+            ),
             &[&plan.replica_id, &context],
         )
         .await
