@@ -19,7 +19,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rows::transaction::{Backfill, SchemaChange};
-use rows::{Cell, CellRef, Change, CopyBlock, TableSpec};
+use rows::{Cell, Change, CopyBlock, TableSpec};
 use serde_json::value::RawValue;
 
 use crate::catalog::{Catalog, Published};
@@ -308,21 +308,13 @@ fn shown(json: Box<RawValue>) -> Result<Option<Shown>> {
 }
 
 fn owned(block: &CopyBlock, row: usize) -> Vec<Cell> {
-    (0..block.column_count())
-        .map(|column| match block.cell(row, column) {
-            CellRef::Null => Cell::Null,
-            CellRef::Bool(b) => Cell::Bool(b),
-            CellRef::Int(i) => Cell::Int(i),
-            CellRef::Float(f) => Cell::Float(f),
-            CellRef::Text(s) => Cell::Text(s.into()),
-            CellRef::Bytes(b) => Cell::Bytes(b.into()),
-        })
-        .collect()
+    (0..block.column_count()).map(|column| block.cell(row, column).into()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rows::CellRef;
 
     fn snapshot(text: &str) -> Snapshot {
         text.parse().unwrap()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rows::transaction::{Backfill, SchemaChange};
-use rows::{Cell, CellRef, Change, TableSpec, Transaction, Version};
+use rows::{Cell, Change, TableSpec, Transaction, Version};
 use testkit::postgres::{Postgres, Version as Server};
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
@@ -71,7 +71,7 @@ pub async fn copied(options: &Options) -> (CopyPlan, Model) {
                     let oid = plan.as_ref().unwrap().tables[table].oid;
                     let rows = &mut model.tables.get_mut(&oid).unwrap().1;
                     for row in 0..block.row_count() {
-                        rows.push((0..block.column_count()).map(|c| owned(block.cell(row, c))).collect());
+                        rows.push((0..block.column_count()).map(|c| Cell::from(block.cell(row, c))).collect());
                     }
                 }
             }
@@ -80,17 +80,6 @@ pub async fn copied(options: &Options) -> (CopyPlan, Model) {
     };
     let (plan, model) = tokio::join!(initial_copy(options, sender), receive);
     (plan.unwrap(), model)
-}
-
-fn owned(cell: CellRef<'_>) -> Cell {
-    match cell {
-        CellRef::Null => Cell::Null,
-        CellRef::Bool(b) => Cell::Bool(b),
-        CellRef::Int(i) => Cell::Int(i),
-        CellRef::Float(f) => Cell::Float(f),
-        CellRef::Text(s) => Cell::Text(s.into()),
-        CellRef::Bytes(b) => Cell::Bytes(b.into()),
-    }
 }
 
 /// Where a model stands.
