@@ -131,8 +131,11 @@ impl Stream {
             .ok_or_else(|| Error::reset("the upstream database knows no finished initial copy of this version"))?;
         check_position(position(&client).await?, resume.after)?;
         let state = slot::release(&client, &replica.slot, options.take_over).await?;
-        // Who was at work until now may have moved on.
-        let replica = shard::newest_replica(&client, &options.app, &home).await?.unwrap_or(replica);
+        // Who was at work until now may have moved on, or have made another copy, whose slot is not to be taken for this one's.
+        let replica = shard::newest_replica(&client, &options.app, &home)
+            .await?
+            .filter(|r| r.id == replica.id)
+            .ok_or_else(|| Error::reset("another process has made a newer copy of the upstream database"))?;
         let idle_to = replica.idle.filter(|(from, _)| *from <= resume.after).map(|(_, to)| to);
         let known = resume.confirmed.max(resume.after).max(idle_to.unwrap_or_default());
         // Whoever has everything up to a position needs what commits at the next one at the earliest.
