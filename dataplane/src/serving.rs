@@ -64,6 +64,8 @@ fn options(node: &Node<'_>, cvr: Address, writer: &Writer, copy: &Description) -
     views::Options {
         clients_table: format!("{shard}.clients"),
         mutations_table: format!("{shard}.mutations"),
+        permissions_table: format!("{}.permissions", config.app.id),
+        client_queries: config.engine.client_queries,
         cvr_schema: format!("{shard}/cvr"),
         cvr: connector,
         cvr_connections_max: config.cvr.connections_max,

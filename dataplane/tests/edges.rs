@@ -12,6 +12,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fault", &[]),
     ("rows", &[]),
     ("protocol", &["rows"]),
+    ("permissions", &["protocol"]),
     ("ivm", &["rows"]),
     ("upstream", &["fault", "rows"]),
     ("changes", &["fault", "rows", "upstream"]),
@@ -19,11 +20,23 @@ const CRATES: &[(&str, &[&str])] = &[
     ("streamer", &["fault", "rows", "changes", "port"]),
     ("replica", &["fault", "rows", "ivm"]),
     ("backup", &["fault", "rows", "replica"]),
-    ("views", &["fault", "rows", "ivm", "replica", "protocol"]),
+    ("views", &["fault", "rows", "ivm", "replica", "protocol", "permissions"]),
     ("gateway", &["fault", "rows", "views", "protocol", "port"]),
     (
         "zero-cache",
-        &["fault", "rows", "upstream", "changes", "streamer", "replica", "backup", "views", "port", "gateway"],
+        &[
+            "fault",
+            "rows",
+            "upstream",
+            "changes",
+            "streamer",
+            "replica",
+            "backup",
+            "views",
+            "port",
+            "gateway",
+            "permissions",
+        ],
     ),
     // Only ever a development dependency.
     ("testkit", &["rows", "protocol"]),
@@ -48,6 +61,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("rows", &["tokio", "serde", "serde_json"]),
     ("ivm", &["tokio", "serde", "serde_json"]),
     ("protocol", &["tokio"]),
+    ("permissions", &["tokio"]),
     ("crds", &["tokio"]),
 ];
 

@@ -75,7 +75,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         removes_siblings: given.boolean("ZERO_REPLICA_REMOVE_SIBLINGS"),
         auto_reset: given.boolean("ZERO_AUTO_RESET"),
     };
-    let engine = Engine { threads: engine_threads(given) };
+    let engine = Engine { threads: engine_threads(given), client_queries: given.boolean("ZERO_ALLOW_LEGACY_QUERIES") };
     let task_id = given.text("ZERO_TASK_ID").unwrap_or_else(random_task_id);
     let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let replication_slot_failover = given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER");

@@ -118,6 +118,11 @@ const CHANGE: &[Setting] = &[
 ];
 
 const QUERIES: &[Setting] = &[
+    boolean(
+        "ZERO_ALLOW_LEGACY_QUERIES",
+        "serve queries that clients define themselves, with the rows that deployed permissions allow; if false, they fail",
+    )
+    .default("true"),
     boolean("ZERO_QUERY_HYDRATION_STATS", "count and log the rows considered by slow hydrations")
         .default("false")
         .inert(ENGINE),

@@ -71,6 +71,7 @@ fn defaults() {
     assert_eq!(config.replica.file.to_str(), Some("zero.db"));
     assert!(config.replica.auto_reset);
     assert!(config.engine.threads >= 1);
+    assert!(config.engine.client_queries);
     assert_eq!(config.task_id.len(), 21);
     assert!(!config.admin.development);
     assert_eq!(config.notices, super::Notices::default());
@@ -121,6 +122,7 @@ fn values_given() {
         ("ZERO_LOG_FORMAT", "json"),
         ("ZERO_LOG_LEVEL", "debug"),
         ("ZERO_AUTO_RESET", "FALSE"),
+        ("ZERO_ALLOW_LEGACY_QUERIES", "false"),
         ("ZERO_MUTATE_FORWARD_COOKIES", "1"),
         ("ZERO_MUTATE_URL", "https://a.example.com/mutate,https://*.example.com/mutate"),
         ("ZERO_MUTATE_ALLOWED_REQUEST_HEADERS", "X-Forwarded-For"),
@@ -137,6 +139,7 @@ fn values_given() {
     assert_eq!(config.network.allowed_origins, ["https://app.example.com", "https://*.example.org:8443"]);
     assert_eq!(config.network.unverified_per_address_max, None);
     assert_eq!(config.engine.threads, 3);
+    assert!(!config.engine.client_queries);
     assert_eq!(config.logging.format, LogFormat::Json);
     assert_eq!(config.logging.level, tracing::Level::DEBUG);
     assert!(!config.replica.auto_reset);
