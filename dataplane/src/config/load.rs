@@ -262,6 +262,10 @@ fn api_server(
         let fault = if bad.is_empty() { "one of the URLs is empty" } else { "one of the URLs has no scheme" };
         given.problem(urls, fault, "give absolute URLs such as https://api.example.com/mutate, separated by commas");
     }
+    if let Some(fault) = texts.iter().filter(|text| text.contains("://")).find_map(|url| gateway::check_url(url).err())
+    {
+        given.problem(urls, fault.to_string(), "give absolute URLs, in which * and :name stand for what may vary");
+    }
     let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
     ApiServer {
         urls: texts,
@@ -274,11 +278,8 @@ fn api_server(
 
 fn auth(given: &mut Given) -> Auth {
     let jwk = given.text("ZERO_AUTH_JWK");
-    if jwk
-        .as_ref()
-        .is_some_and(|text| !serde_json::from_str::<serde_json::Value>(text).is_ok_and(|jwk| jwk.is_object()))
-    {
-        given.problem("ZERO_AUTH_JWK", "it is not a JSON object", "give the public key in JWK form");
+    if let Some(Err(fault)) = jwk.as_deref().map(gateway::check_jwk) {
+        given.problem("ZERO_AUTH_JWK", fault.to_string(), "give the public key in JWK form");
     }
     let mut keys: Vec<TokenKey> = Vec::new();
     keys.extend(jwk.map(TokenKey::Jwk));

@@ -1,5 +1,6 @@
 //! What comes out of an environment: a value, or a problem.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::given::Given;
@@ -7,6 +8,9 @@ use super::option::Effect;
 use super::{Config, Environment, LogFormat, Refusal, Role, StreamSource, TokenKey, load, settings};
 
 const UPSTREAM: (&str, &str) = ("ZERO_UPSTREAM_DB", "postgres://u:hunter2@db/zero");
+/// Of the standard's examples.
+const JWK: &str =
+    r#"{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"}"#;
 const PASSWORD: (&str, &str) = ("ZERO_ADMIN_PASSWORD", "hunter2");
 
 fn environment(pairs: &[(&str, &str)]) -> Environment {
@@ -209,7 +213,7 @@ fn what_is_refused() {
         ("ZERO_UPSTREAM_TYPE", "custom", &["custom change sources"]),
         ("ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", "0", &["0 is out of range", "at least 1"]),
         ("ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS", "-5", &["-5 is not a span of time"]),
-        ("ZERO_AUTH_JWK", "{", &["not a JSON object"]),
+        ("ZERO_AUTH_JWK", "{", &["not a usable JSON Web Key"]),
         ("ZERO_AUTH_JWKS_URL", "file:///x", &["the scheme \"file\""]),
         ("ZERO_MUTATE_URL", "example.com", &["no scheme"]),
         // Also settings without effect are read by their kind.
@@ -219,7 +223,7 @@ fn what_is_refused() {
     ] {
         check_refused(&[(variable, value)], parts);
     }
-    check_refused(&[("ZERO_AUTH_JWK", "{}"), ("ZERO_AUTH_SECRET", "hunter2")], &["more than one of"]);
+    check_refused(&[("ZERO_AUTH_JWK", JWK), ("ZERO_AUTH_SECRET", "hunter2")], &["more than one of"]);
     check_refused(
         &[("ZERO_NUM_SYNC_WORKERS", "0"), ("ZERO_CHANGE_STREAMER_URI", "ws://rm:4849/")],
         &["unset one of ZERO_NUM_SYNC_WORKERS and ZERO_CHANGE_STREAMER_URI"],
@@ -231,6 +235,21 @@ fn all_problems_are_reported_at_once_in_table_order() {
     let problems = refused(&[], &[("ZERO_PORT", "x"), ("ZERO_APP_ID", "A"), ("ZERO_CVR_DB", "mysql://db/zero")]);
     let variables: Vec<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
     assert_eq!(variables, ["ZERO_UPSTREAM_DB", "ZERO_CVR_DB", "ZERO_APP_ID", "ZERO_PORT", "ZERO_ADMIN_PASSWORD"]);
+}
+
+#[test]
+fn what_cannot_be_used_is_among_the_problems() {
+    let problems = problems(&[
+        ("ZERO_CHANGE_STREAMER_TOKEN", "two words"),
+        ("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS", "\u{fc}ber"),
+        ("ZERO_AUTH_JWK", r#"{"kty":"RSA"}"#),
+        ("ZERO_QUERY_URL", "https://(api/"),
+    ]);
+    let variables: BTreeSet<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
+    let expected =
+        ["ZERO_AUTH_JWK", "ZERO_CHANGE_STREAMER_TOKEN", "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS", "ZERO_QUERY_URL"];
+    assert_eq!(variables, BTreeSet::from(expected), "{problems:#?}");
+    assert!(!problems.iter().any(|problem| problem.contains("two words")), "{problems:#?}");
 }
 
 #[test]
@@ -348,7 +367,8 @@ fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
                 "LITESTREAM_ACCESS_KEY_ID" | "LITESTREAM_SECRET_ACCESS_KEY" => continue,
                 "ZERO_APP_ID" => "zero",
                 "ZERO_LITESTREAM_BACKUP_URL" => "s3://bucket/path",
-                "ZERO_AUTH_JWK" | "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
+                "ZERO_AUTH_JWK" => JWK,
+                "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
                 _ => "https://example.com/",
             },
             super::option::Kind::Number => "7",
