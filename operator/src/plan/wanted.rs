@@ -247,6 +247,15 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// Name of the StatefulSet.
+pub(super) fn main_workload(cache: &ZeroCache) -> String {
+    let name = cache.metadata.name.as_deref().unwrap_or_default();
+    match cache.spec.topology {
+        Topology::SingleNode => name.to_owned(),
+        Topology::MultiNode => child::replication_manager(name),
+    }
+}
+
 /// Of the kinds that Kubernetes' restricted pods may have: they reach nothing outside the namespace.
 fn is_harmless(volume: &Volume) -> bool {
     let Volume {
