@@ -34,16 +34,14 @@ impl Core {
         let version = self.reader.begin().map_err(|e| e.to_string())?;
         let others = self.await_batches(version, receiver)?;
         self.take_schema();
-        let has_rules = self.rules_are_touched();
+        if self.rules_are_touched() {
+            self.take_rules()?;
+        }
+        self.settle_rules();
         let advanced =
             self.materialisations.advance(self.version, version, &self.schema, &mut self.reader, &mut self.flush)?;
         let previous = std::mem::replace(&mut self.version, version);
         self.distribute(&advanced);
-        // Before anybody is told anything of this version.
-        if has_rules {
-            self.take_rules()?;
-        }
-        self.settle_rules();
         self.retry_behind();
         if std::mem::take(&mut self.any_behind) {
             self.serve_all_reached();
