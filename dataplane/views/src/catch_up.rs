@@ -15,7 +15,7 @@ use std::time::Instant;
 use protocol::down::QueryOp;
 use protocol::error::ErrorBody;
 use protocol::poke::PartBuilder;
-use rows::Version;
+use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::api::{ConnectionId, Frame};
@@ -85,12 +85,13 @@ impl Core {
             return false;
         };
         // What the group holds is not this connection's before its own credentials lead to it.
-        let is_transforming = connection.transforming.is_some();
+        let is_transforming = connection.transforming.is_some() || self.rules.unsettled.contains(&group_id);
         let impatient = connection.patience.is_none_or(|until| until <= Instant::now());
         let mut ready = true;
         let mut renew = Vec::new();
         let mut ask = Vec::new();
-        let mut is_forgotten = false;
+        // More left the group at once than is remembered.
+        let mut is_forgotten = connection.cookie.is_some_and(|c| Cookie::EMPTY < c && c < group.record.floor);
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
             let Some(holding) = &query.holding else {

@@ -34,6 +34,10 @@ impl Core {
         let version = self.reader.begin().map_err(|e| e.to_string())?;
         let others = self.await_batches(version, receiver)?;
         self.take_schema();
+        if self.rules_are_touched() {
+            self.take_rules()?;
+        }
+        self.settle_rules();
         let advanced =
             self.materialisations.advance(self.version, version, &self.schema, &mut self.reader, &mut self.flush)?;
         let previous = std::mem::replace(&mut self.version, version);
