@@ -34,6 +34,7 @@ pub struct Metrics {
     pub cvr_flush_seconds: Histogram,
     pub cvr_flush_failures: IntCounter,
     pub cvr_flushes_fenced: IntCounter,
+    pub cvr_unflushed_bytes: IntGauge,
     pub take_overs: IntCounter,
     pub rehomes: IntCounterVec,
     pub transforms_failed: IntCounter,
@@ -133,6 +134,11 @@ impl Metrics {
             cvr_flush_failures: counter!(
                 "zero_cvr_flush_failures_total",
                 "Commits to the CVR database that failed and were retried",
+                registry
+            )?,
+            cvr_unflushed_bytes: gauge!(
+                "zero_cvr_unflushed_bytes",
+                "Memory of what waits for the CVR database; beyond a part of the node's memory the views wait as well",
                 registry
             )?,
             cvr_flushes_fenced: counter!(

@@ -76,6 +76,16 @@ impl Flush {
             && self.released.is_empty()
             && !self.leave
     }
+
+    /// What it takes until it is stored.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const AROUND: usize = 128;
+        let lineages: usize = self.lineages.iter().map(|lineage| AROUND + lineage.key.len() + lineage.base.len()).sum();
+        let deltas: usize = self.deltas.iter().map(|delta| AROUND + delta.entries.len()).sum();
+        let groups: usize = self.groups.iter().map(|group| AROUND + group.record.len()).sum();
+        AROUND + lineages + deltas + groups
+    }
 }
 
 /// One node's ownership of a group; the epoch grows with every change of the owner.
@@ -229,8 +239,8 @@ pub enum Request {
 
 /// Handle to the store's two tasks: one writes flushes in order, one answers questions and tidies up.
 ///
-/// Queues are unbounded in count and bounded by their sources: the views keep what waits for a flush under a byte limit and
-/// close connections beyond it; a connection asks at most one question per lineage it needs.
+/// Queues are unbounded in count and bounded by their sources: the views make no step while too many bytes wait to be stored; a
+/// connection asks at most one question per lineage it needs.
 #[derive(Clone, Debug)]
 pub struct Store {
     flushes: mpsc::UnboundedSender<(u64, Flush)>,
