@@ -47,6 +47,13 @@ pub const SLOT_IN_USE: Entry = Entry::new(
     Passes,
     "end the other process, see pg_replication_slots",
 );
+pub const OCCUPIED: Entry = Entry::new(
+    "upstream::Error::Occupied",
+    "Rocicorp's zero-cache is at work on the same application and shard",
+    Person,
+    Person,
+    "stop the process that the message names: this server takes over by itself then; or give this server another ZERO_APP_ID",
+);
 pub const PANICKED: Entry = Entry::new(
     "upstream::Error::Panicked",
     "a task met a fault of the program",
@@ -279,6 +286,7 @@ pub const ERRORS: &[Entry] = &[
     UNREADABLE,
     RESET,
     SLOT_IN_USE,
+    OCCUPIED,
     PANICKED,
     CHANGES_CONNECT,
     CHANGES_STATEMENT,

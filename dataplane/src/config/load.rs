@@ -53,6 +53,7 @@ pub fn load(arguments: &[String], environment: &Environment) -> Result<Config, R
 
 /// `None` only together with a problem.
 pub(super) fn read(given: &mut Given) -> Option<Config> {
+    refuse_former(given);
     let notices = notices(given);
     let source = nodes::source(given);
     let role = role(given, source.as_ref());
@@ -111,6 +112,19 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     })
 }
 
+fn refuse_former(given: &mut Given) {
+    let former: Vec<_> = given
+        .given()
+        .filter_map(|setting| match setting.effect {
+            Effect::Rejected(remedy) => Some((setting.variable, remedy)),
+            _ => None,
+        })
+        .collect();
+    for (variable, remedy) in former {
+        given.problem(variable, "it is not supported any more", remedy);
+    }
+}
+
 fn notices(given: &Given) -> Notices {
     let mut notices = Notices::default();
     for setting in given.given() {
@@ -122,7 +136,7 @@ fn notices(given: &Given) -> Notices {
             Effect::Replaced(new) => notices.deprecated.push((setting.variable, new)),
             Effect::Inert(_) => notices.no_effect.push(setting.variable),
             Effect::NotBuilt(_) => notices.not_built.push(setting.variable),
-            Effect::Used | Effect::Internal | Effect::Rejected => {}
+            Effect::Used | Effect::Internal | Effect::Rejected(_) => {}
         }
     }
     notices
@@ -161,9 +175,6 @@ fn app(given: &mut Given) -> App {
             format!("{id:?} is longer than {APP_ID_BYTES_MAX} characters"),
             "shorten it: Postgres allows 63 bytes for the names of slots and schemas made from it",
         );
-    }
-    if given.is_given("ZERO_SHARD_ID") {
-        given.problem("ZERO_SHARD_ID", "it is not supported any more", "use ZERO_APP_ID to tell applications apart");
     }
     let mut publications = Vec::new();
     for name in given.list("ZERO_APP_PUBLICATIONS") {

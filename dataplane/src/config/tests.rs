@@ -350,18 +350,18 @@ fn the_table_says_what_is_read() {
             Effect::Inert(_) | Effect::NotBuilt(_) | Effect::Internal => {
                 assert!(!read.contains(setting.variable), "{} is said to have no effect", setting.variable);
             }
-            Effect::Replaced(_) | Effect::Rejected => {}
+            Effect::Replaced(_) | Effect::Rejected(_) => {}
         }
     }
 }
 
 #[test]
 fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
-    for setting in settings::all() {
+    for setting in settings::all().filter(|setting| !matches!(setting.effect, Effect::Rejected(_))) {
         let value = match setting.kind {
             super::option::Kind::Text if setting.variable.ends_with("_DB") => "postgres://u@db/zero",
             super::option::Kind::Text => match setting.variable {
-                "ZERO_CHANGE_STREAMER_URI" | "ZERO_SHARD_ID" => continue,
+                "ZERO_CHANGE_STREAMER_URI" => continue,
                 // Only both together.
                 "ZERO_CHANGE_STREAMER_TLS_CERT_FILE" | "ZERO_CHANGE_STREAMER_TLS_KEY_FILE" => continue,
                 "LITESTREAM_ACCESS_KEY_ID" | "LITESTREAM_SECRET_ACCESS_KEY" => continue,
@@ -393,6 +393,10 @@ fn secrets_are_never_shown() {
     let url = format!("postgres://u:{CANARY}@db/zero?password={CANARY}");
     let api = format!("https://u:{CANARY}@api/x");
     for setting in settings::all().filter(|setting| setting.secret) {
+        if matches!(setting.effect, Effect::Rejected(_)) {
+            assert!(!problems(&[(setting.variable, CANARY)]).join("\n").contains(CANARY), "{}", setting.variable);
+            continue;
+        }
         let good = if setting.variable.ends_with("_DB") { url.as_str() } else { CANARY };
         let pairs: Vec<_> =
             [UPSTREAM, PASSWORD, ("ZERO_MUTATE_URL", &api), ("ZERO_PUSH_URL", &api), ("ZERO_QUERY_URL", &api)]
@@ -456,6 +460,35 @@ fn help_and_usage() {
     match load(&words(&["--no-such-flag"]), &Environment::new()) {
         Err(refusal @ Refusal::Usage(_)) => assert_eq!(refusal.exit_code(), 255),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Existing deployments start unchanged, or are told exactly what to change; nothing of theirs is passed over in silence.
+#[test]
+fn environments_of_existing_deployments() {
+    let known: Vec<_> = settings::all().map(|setting| setting.variable).collect();
+    let deployments = testkit::deployments::deployments();
+    assert!(deployments.len() > 30);
+    for deployment in deployments {
+        let title = deployment.title;
+        match load(&[], &environment(&deployment.environment)) {
+            Ok(config) => {
+                assert_eq!((Some(config.role.name()), 0), (deployment.role, deployment.change.len()), "{title}");
+            }
+            Err(Refusal::Problems(problems)) => {
+                let change: Vec<_> = problems.iter().map(|problem| problem.variable).collect();
+                let (mut change, mut expected) = (change, deployment.change.clone());
+                change.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!((change, None), (expected, deployment.role), "{title}: {problems:#?}");
+            }
+            Err(other) => panic!("{title}: {other}"),
+        }
+        let unknown = deployment.environment.iter().filter(|(name, _)| !known.contains(name)).map(|(name, _)| *name);
+        let (mut unknown, mut foreign): (Vec<_>, _) = (unknown.collect(), deployment.foreign.clone());
+        unknown.sort_unstable();
+        foreign.sort_unstable();
+        assert_eq!(unknown, foreign, "{title}");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::requirements::Server;
 use crate::wire::Connection;
-use crate::{Error, Result, identity, shard, waits};
+use crate::{Error, Result, identity, shard, tenant, waits};
 
 /// Between two looks at a slot that is being released; clients wait as long for their changes.
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -216,7 +216,7 @@ pub(crate) async fn release(client: &Client, slot: &str, take_over: bool) -> Res
 /// Drops slots of this shard that are idle and that no row of `replicas` references.
 pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
     let schema = quote_identifier(&app.shard_schema());
-    let pattern = format!("^{}_[a-z]+$", app.shard_schema());
+    let pattern = tenant::slot_pattern(app);
     let rows = client
         .query(
             &format!(

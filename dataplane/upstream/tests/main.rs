@@ -13,6 +13,7 @@ mod model;
 mod random;
 mod slots;
 mod start;
+mod takeover;
 mod tls;
 mod types;
 mod watching;

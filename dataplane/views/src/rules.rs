@@ -20,18 +20,20 @@ use ivm::source::{ScanArgs, ScanPlan, Source};
 use permissions::{Action, Parameters, Permissions, restrict};
 use protocol::ast::Ast;
 use replica::Reader;
-use rows::{Batch, Direction, Schema, SortKey, ValueRef};
-use rustc_hash::FxHashSet;
+use rows::{Batch, Direction, Schema, SortKey, ValueRef, Version};
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::Value;
 use tracing::{error, info, warn};
 
 use crate::api::{ConnectionContext, ConnectionId};
-use crate::connection::Phase;
+use crate::connection::{Connection, History, Phase};
 use crate::convert::tables_of;
 use crate::core::Core;
 use crate::decide::decide;
 use crate::group::record::Definition;
 use crate::group::{Group, GroupId};
+use crate::materialisation::MaterialisationId;
+use crate::row_id::RowId;
 
 /// Plan ids outside the engine count down from the top.
 const PLAN: u64 = u64::MAX - 2;
@@ -51,6 +53,9 @@ pub struct Rules {
     /// What the log was told of since the permissions changed.
     warned: FxHashSet<String>,
 }
+
+/// Rows of materialisations that several groups hold, collected once.
+type HeldRows = FxHashMap<MaterialisationId, Arc<Vec<RowId>>>;
 
 /// Which of a group's client-defined queries to look at.
 #[derive(Clone, Copy)]
@@ -114,7 +119,8 @@ impl Core {
         self.materialisations.batches_after(self.version).any(|batch| Rules::are_touched(batch, table))
     }
 
-    /// Takes over the permissions of the reader's snapshot, and turns to whom they concern.
+    /// Takes over the permissions of the reader's snapshot, and turns to whom they concern. To be called before the materialisations are
+    /// brought to that snapshot: whatever comes of it by former rules is said to nobody.
     pub(crate) fn take_rules(&mut self) -> Result<(), String> {
         let text = read(&mut self.reader, &self.schema, &self.options.permissions_table)?;
         if text == self.rules.text {
@@ -140,13 +146,14 @@ impl Core {
         }
         let until = Instant::now() + SLICE;
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        let mut rows = HeldRows::default();
         for group in groups {
             if Instant::now() < until {
                 if self.define(group, Which::Reading(&changed)) {
-                    self.hold(group);
+                    self.hold(group, &mut rows);
                 }
             } else if self.groups.get(&group).is_some_and(Group::defines_queries) {
-                self.hold(group);
+                self.hold(group, &mut rows);
                 self.rules.unsettled.insert(group);
             }
         }
@@ -167,15 +174,30 @@ impl Core {
     }
 
     /// Nobody in the group is told anything before all its queries follow what is in force; then each goes on from where it is.
-    fn hold(&mut self, group: GroupId) {
-        let Some(group) = self.groups.get(&group) else { return };
-        for id in &group.connections {
-            if let Some(connection) = self.connections.get_mut(id).filter(|c| c.phase == Phase::Active) {
-                connection.phase = Phase::Joining;
-            }
+    fn hold(&mut self, group_id: GroupId, rows: &mut HeldRows) {
+        let Some(group) = self.groups.get(&group_id) else { return };
+        for id in group.connections.clone() {
+            self.hold_connection(id, rows);
         }
-        self.dirty.insert(group.id);
+        self.dirty.insert(group_id);
         self.want_step = true;
+    }
+
+    /// Remembers which rows an active connection has by client-defined queries: those go of which what it joins with knows nothing.
+    /// What the former materialisations become from now on must not be said to it, not even which rows they no longer have.
+    fn hold_connection(&mut self, id: ConnectionId, rows: &mut HeldRows) {
+        let Some(connection) = self.connections.get_mut(&id).filter(|c| c.phase == Phase::Active) else { return };
+        let Some(group) = self.groups.get(&connection.group) else { return };
+        connection.phase = Phase::Joining;
+        for (hash, query) in &group.record.queries {
+            let Definition::Ast(_) = &query.definition else { continue };
+            let held = group.queries.get(hash).and_then(|run| run.held);
+            let Some((held, holding)) = held.zip(query.holding.as_ref()) else { continue };
+            let Some(materialisation) = self.materialisations.get(held) else { continue };
+            let rows = rows.entry(held).or_insert_with(|| Arc::new(materialisation.rows_left(Version::ZERO)));
+            let history = History { covers: self.version, rows: Arc::clone(rows) };
+            connection.touched.insert((holding.lineage, true), history);
+        }
     }
 
     /// Decides anew whose claims a group's queries follow, and lets them follow.
@@ -183,7 +205,7 @@ impl Core {
         let Some(group) = self.groups.get(&group_id) else { return };
         let candidates = group.connections.iter().filter_map(|id| self.connections.get(id)).filter(|c| c.validated);
         let newest = candidates.max_by(|a, b| {
-            let key = |c: &crate::connection::Connection| (issued_at(&c.context), c.validated_at);
+            let key = |c: &Connection| (issued_at(&c.context), c.validated_at);
             let ((a, at), (b, bt)) = (key(a), key(b));
             a.total_cmp(&b).then(at.cmp(&bt))
         });
@@ -197,11 +219,10 @@ impl Core {
 
     /// A connection's claims were replaced: nothing that its former ones led to goes to it any more.
     pub(crate) fn claims_replaced(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let defines = self.groups.get(&connection.group).is_some_and(Group::defines_queries);
-        if defines && connection.phase == Phase::Active {
-            connection.phase = Phase::Joining;
-            self.dirty.insert(connection.group);
+        let Some(group) = self.connections.get(&id).map(|connection| connection.group) else { return };
+        if self.groups.get(&group).is_some_and(Group::defines_queries) {
+            self.hold_connection(id, &mut HeldRows::default());
+            self.dirty.insert(group);
             self.want_step = true;
         }
     }

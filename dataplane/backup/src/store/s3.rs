@@ -97,8 +97,11 @@ impl Bucket {
             config = config.region(Region::new("us-east-1"));
         }
         if let Some(endpoint) = &options.endpoint {
-            config = config.endpoint_url(endpoint).force_path_style(true);
+            config = config.endpoint_url(endpoint);
         }
+        // A store at an address of its own rarely has a host name for each bucket.
+        let by_environment = shared.endpoint_url().is_some() || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some();
+        config = config.force_path_style(options.endpoint.is_some() || by_environment);
         Ok(Bucket {
             client: Client::from_conf(config.build()),
             bucket,
