@@ -42,7 +42,7 @@ struct Inner {
     was_ready: AtomicBool,
     is_hindered: AtomicBool,
     /// Owns the log and is not where upstream is yet.
-    is_behind: AtomicBool,
+    is_behind: watch::Sender<bool>,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
     successor: Mutex<String>,
     /// Requests for the stream that came while another node owned the log, or nobody.
@@ -56,7 +56,7 @@ impl Gate {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
                 is_hindered: AtomicBool::new(false),
-                is_behind: AtomicBool::new(false),
+                is_behind: watch::Sender::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
             }),
@@ -74,7 +74,7 @@ impl Gate {
             let is_final = matches!(current, Role::Draining);
             if !is_final {
                 *current = role;
-                let is_ready = current.is_ready() && !self.inner.is_behind.load(Ordering::Acquire);
+                let is_ready = current.is_ready() && !*self.inner.is_behind.borrow();
                 self.inner.was_ready.fetch_or(is_ready, Ordering::AcqRel);
             }
             !is_final
@@ -86,13 +86,17 @@ impl Gate {
         self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
     }
 
-    /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner; probes
-    /// are told that it is not ready, unless it was before.
+    /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner, and told
+    /// when it is there; probes are told that it is not ready, unless it was before.
     pub fn set_behind(&self, is_behind: bool) {
-        self.inner.is_behind.store(is_behind, Ordering::Release);
+        self.inner.is_behind.send_replace(is_behind);
         if !is_behind && self.inner.role.borrow().is_ready() {
             self.inner.was_ready.store(true, Ordering::Release);
         }
+    }
+
+    pub(crate) fn behind(&self) -> watch::Receiver<bool> {
+        self.inner.is_behind.subscribe()
     }
 
     #[must_use]
@@ -102,7 +106,7 @@ impl Gate {
 
     pub(crate) fn health(&self) -> Health {
         let role = self.inner.role.borrow();
-        let is_behind = self.inner.is_behind.load(Ordering::Acquire);
+        let is_behind = *self.inner.is_behind.borrow();
         let is_hindered = self.inner.is_hindered.load(Ordering::Relaxed);
         match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
             (Role::Draining, was_ready) => Health::Draining { was_ready },

@@ -57,12 +57,12 @@ impl Core {
             return false;
         };
         // What the group holds is not this connection's before its own credentials lead to it.
-        let is_transforming = connection.transforming.is_some();
+        let is_transforming = connection.transforming.is_some() || self.rules.unsettled.contains(&group_id);
         let impatient = connection.patience.is_none_or(|until| until <= Instant::now());
         let mut ready = true;
         let mut renew = Vec::new();
         let mut ask = Vec::new();
-        // It may have waited here while something was forgotten that it has missed.
+        // While it waited here, more left the group at once than is remembered, or what was remembered became too old.
         let mut is_forgotten = connection.cookie.is_some_and(|c| Cookie::EMPTY < c && c < group.record.floor);
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);

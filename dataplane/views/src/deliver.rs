@@ -1,6 +1,7 @@
 //! From what changed for a group to the frames of its active connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use protocol::down::{self, QueryOp};
@@ -13,7 +14,7 @@ use crate::body::{Body, BodyError};
 use crate::connection::Phase;
 use crate::core::Core;
 use crate::group::record::Holding;
-use crate::group::{GroupId, Left, Pending};
+use crate::group::{GroupId, Left, Pending, QueryRun};
 use crate::lineage::del_op;
 use crate::materialisation::{Entry, Materialisation, MaterialisationId};
 use crate::outgoing::{Mark, now_ms};
@@ -56,6 +57,10 @@ impl Core {
         if !group.is_served() || !group.is_admitted {
             return Ok(());
         }
+        if self.is_about_to_join(group_id) {
+            return Ok(());
+        }
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
         let active: Vec<ConnectionId> = group
             .connections
             .iter()
@@ -69,10 +74,7 @@ impl Core {
         group.pending.arrived = waiting;
         group.retain_held(&mut pending.affected);
         if active.is_empty() {
-            // Nobody to tell: whoever joins is told the state, not the changes.
-            pending.last_mutation_ids.clear();
-            pending.mutations.clear();
-            pending.affected.clear();
+            pending.nobody_is_told();
         }
         if pending.is_empty() && arrived.is_empty() {
             return Ok(());
@@ -111,11 +113,33 @@ impl Core {
                 }
             }
         }
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         for id in pending.left.iter().filter_map(|l| l.held) {
             self.release(group_id, id, now);
         }
         Ok(())
+    }
+
+    /// Whether there is nobody to tell anything yet, and somebody who joins waits for new queries for a moment: what it changed is
+    /// stored together with what it will be told, in one flush.
+    fn is_about_to_join(&mut self, group_id: GroupId) -> bool {
+        let Some(group) = self.groups.get_mut(&group_id) else { return false };
+        let is_awaited = |run: &QueryRun| {
+            let is_live = |id| self.materialisations.get(id).is_some_and(|m| m.graph().is_some());
+            run.asked.is_some() || run.coming.is_some_and(|id| !is_live(id))
+        };
+        if !group.queries.values().any(is_awaited) {
+            return false;
+        }
+        let now = Instant::now();
+        let connections = || group.connections.iter().filter_map(|id| self.connections.get(id));
+        let is_waiting = connections()
+            .any(|c| c.phase == Phase::Joining && c.patience.is_some_and(|until| until > now))
+            && connections().all(|c| c.phase != Phase::Active);
+        if is_waiting {
+            group.pending.nobody_is_told();
+        }
+        is_waiting
     }
 
     /// Frames of one poke for one connection, which is at `cookie` afterwards.

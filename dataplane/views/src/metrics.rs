@@ -38,6 +38,7 @@ pub struct Metrics {
     pub inherited: IntCounterVec,
     pub rehomes: IntCounterVec,
     pub transforms_failed: IntCounter,
+    pub permissions_unreadable: IntGauge,
 }
 
 /// Half a millisecond to 16 seconds, doubling.
@@ -161,6 +162,11 @@ impl Metrics {
             transforms_failed: counter!(
                 "zero_transforms_failed_total",
                 "Queries that the API server refused or could not transform",
+                registry
+            )?,
+            permissions_unreadable: gauge!(
+                "zero_permissions_unreadable",
+                "1 while the deployed permissions cannot be read, so that client-defined queries have no rows",
                 registry
             )?,
         })

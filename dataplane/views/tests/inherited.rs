@@ -1,11 +1,16 @@
 //! Client groups that Rocicorp's server knew go on here, from whatever cookie it gave their clients.
 
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value as Json, json};
 
 use crate::client::{Client, Seen, Store, put};
 use crate::cluster::{eventually, quick, rehomed};
 use crate::data::{Ask, Keys, all};
 use crate::reference::{Reference, store};
+use crate::rules::{claim, column, connect, reading, simple};
 use crate::sync::A_WHILE;
 use crate::world::{Reply, World, acct, again, init, issue, mine, shared};
 
@@ -346,6 +351,89 @@ async fn nobody_is_told_anything_before_the_credentials_are_good() {
     assert_eq!(c.store.rows, world.expected([&mine("a")]));
     let mut c = world.connect_as("g", "c2", store, again(&[]), Some("b"));
     assert_eq!(c.refused().await.0["kind"], "Unauthorized");
+}
+
+#[tokio::test]
+async fn queries_that_clients_defined_go_on_under_the_deployed_rules() {
+    let (mut world, reference) = beside().await;
+    world.api.with(|api| api.unconfigured = true);
+    world.deploy(&reading([("issue", vec![simple(column("owner"), "=", claim("sub"))])])).await;
+    for (id, owner) in [("mine", "a"), ("theirs", "b")] {
+        world.issue(id, owner, 1).await;
+    }
+    reference.group("g", "08").await;
+    reference
+        .query_with("g", "q", json!({"clientAST": all("issue").ast(), "queryName": null, "patchVersion": "03"}))
+        .await;
+    reference.desire("g", "c1", "q", json!({"patchVersion": "03", "ttlMs": 300_000})).await;
+    for id in ["theirs", "gone"] {
+        reference.row("g", "issue", json!({"id": id}), "03", true).await;
+    }
+    world.start().await;
+    let store = holding("08", &[("issue", r#""theirs""#.into(), issue("theirs", "b", 1)), held("gone", 1)]);
+    let mut c = connect(&world, "g", "c1", store, &again(&[]), &json!({"sub": "a"}));
+    c.poke().await;
+    assert_eq!(c.store.rows, world.expected([&issues()]));
+    assert!(c.store.got.contains("q"));
+}
+
+/// Whatever the reference remembers and whatever came after that.
+#[tokio::test]
+async fn every_client_of_every_record_ends_with_the_present_rows() {
+    let (mut world, reference) = beside().await;
+    world.api.ask("q", issues());
+    let mut rng = StdRng::seed_from_u64(testkit::seed("inherited"));
+    for n in 0..10 {
+        if rng.random_range(0..3) > 0 {
+            world.issue(&format!("i{n}"), ["a", "b"][rng.random_range(0..2)], 50 + n).await;
+        }
+    }
+    world.start().await;
+    for round in 0..25 {
+        let group = format!("g{round}");
+        // What the reference's clients held after each of its versions, and since when each row is as it is.
+        let mut snapshots = vec![(Some("00:01".to_owned()), BTreeMap::new())];
+        let mut since: BTreeMap<usize, (String, bool)> = BTreeMap::new();
+        for version in 1..=8 {
+            let mut rows = snapshots.last().map(|(_, rows)| rows.clone()).unwrap_or_default();
+            let cookie = if rng.random_range(0..3) == 0 { format!("0{version}:01") } else { format!("0{version}") };
+            for _ in 0..rng.random_range(0..4) {
+                let id = rng.random_range(0..10);
+                let is_held = rng.random_range(0..3) > 0;
+                if !is_held && rows.remove(&id).is_none() {
+                    continue;
+                }
+                if is_held {
+                    rows.insert(id, version);
+                }
+                since.insert(id, (cookie.clone(), is_held));
+            }
+            snapshots.push((Some(cookie), rows));
+        }
+        snapshots.push((None, BTreeMap::new()));
+        let newest = snapshots[8].0.clone().unwrap();
+        reference.group(&group, &newest).await;
+        reference.query(&group, "q", "01").await;
+        for (id, (since, is_held)) in since {
+            reference.row(&group, "issue", json!({"id": format!("i{id}")}), &since, is_held).await;
+        }
+        while !snapshots.is_empty() {
+            let (cookie, rows) = snapshots.swap_remove(rng.random_range(0..snapshots.len()));
+            let rows: Vec<_> = rows.into_iter().map(|(id, version)| held(&format!("i{id}"), version)).collect();
+            let store = Store { cookie: cookie.clone(), ..holding("00", &rows) };
+            let mut c = world.connect(&group, ["c1", "c2", "c3"][rng.random_range(0..3)], store, again(&[]));
+            c.until("the query", |s| s.got.contains("q") && s.cookie != cookie).await;
+            assert_eq!(c.store.rows, world.expected([&issues()]), "round {round} from {cookie:?}");
+            c.cut();
+        }
+        let id = format!("i{}", rng.random_range(0..10));
+        let row = world.model["issue"].values().find(|row| row["id"] == *id).cloned();
+        match row.filter(|_| rng.random_range(0..2) == 0) {
+            Some(row) => world.delete("issue", row).await,
+            None => world.issue(&id, ["a", "b"][rng.random_range(0..2)], round).await,
+        }
+    }
+    assert_eq!(counted(&world), [25, 0]);
 }
 
 #[tokio::test]

@@ -33,8 +33,9 @@ pub async fn row(cluster: &Cluster) -> Result<(Option<String>, i64)> {
 }
 
 /// Two replication-managers, `rm-0` at work and `rm-1` standing by, and a view-syncer.
-async fn pair(plan: Plan) -> Result<Cluster> {
-    let mut cluster = Cluster::prepare(Plan { syncers: 1, sql: SQL.to_owned(), ..plan }).await?;
+pub async fn pair(plan: Plan) -> Result<Cluster> {
+    let sql = format!("{}{SQL}", plan.sql);
+    let mut cluster = Cluster::prepare(Plan { syncers: 1, sql, ..plan }).await?;
     for number in 0..2 {
         add(&mut cluster, number).await?;
         await_ready(&mut cluster, number).await?;
