@@ -82,6 +82,7 @@ mod tests {
         gateway.open_connections.with_label_values(&["51"]).set(0);
         for labelled in [
             &views.rehomes,
+            &views.inherited,
             &views.shed,
             &stream.refusals,
             &stream.endings,
