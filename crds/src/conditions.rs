@@ -50,6 +50,7 @@ pub mod reason {
     pub const VIEW_SYNCERS_NOT_READY: &str = "ViewSyncersNotReady";
     pub const SUSPENDED: &str = "Suspended";
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    pub const NAME_TAKEN: &str = "NameTaken";
     pub const DELETING: &str = "Deleting";
     // Progressing
     pub const PROVISIONING: &str = "Provisioning";
@@ -146,6 +147,7 @@ pub mod event {
     pub const RELEASED: &str = "Released";
     // Warnings
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    pub const NAME_TAKEN: &str = "NameTaken";
     pub const SECRET_MISSING: &str = "SecretMissing";
     pub const PREFLIGHT_FAILED: &str = "PreflightFailed";
     pub const OVER_CONNECTION_BUDGET: &str = "OverConnectionBudget";

@@ -19,7 +19,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("port", &["fault"]),
     ("streamer", &["fault", "rows", "changes", "port"]),
     ("replica", &["fault", "rows", "ivm"]),
-    ("backup", &["rows", "replica"]),
+    ("backup", &["fault", "rows", "replica"]),
     ("views", &["fault", "rows", "ivm", "replica", "protocol", "permissions"]),
     ("crud", &["fault", "rows", "protocol", "permissions", "upstream"]),
     ("gateway", &["fault", "rows", "views", "protocol", "port"]),

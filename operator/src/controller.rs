@@ -228,6 +228,7 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
         metrics: &context.metrics,
         memory: &context.memory,
         cache: &key,
+        uid: cache.metadata.uid.as_deref().unwrap_or_default(),
         existing: &existing,
         losses,
         secrets: &observed.secrets,
@@ -250,6 +251,9 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
     for action in &later {
         writes += 1;
         outcome = outcome.and(applier.act(action, &current, &context.sources.outside).await);
+    }
+    if outcome.as_ref().is_err_and(|error| error.category() == Category::Conflict) {
+        context.sources.names.ask_again(&key);
     }
     outcome?;
     if writes == 0 {

@@ -16,6 +16,9 @@ pub enum Error {
     },
     #[error("{doing}: the API server did not answer within {} s", REQUEST_SECONDS)]
     TimedOut { doing: String },
+    /// Somebody else made an object of this name in the same moment.
+    #[error("{kind} {name} is another's; it is left alone")]
+    Taken { kind: &'static str, name: String },
     /// A kind of object that cannot be watched: nothing can be planned without it.
     #[error("{0}")]
     Unobserved(String),
@@ -115,6 +118,7 @@ impl Error {
                 _ => Category::Unreachable,
             },
             Error::TimedOut { .. } => Category::Unreachable,
+            Error::Taken { .. } => Category::Conflict,
             Error::Unobserved(_) => Category::Unobserved,
             Error::Panicked(_) => Category::Panicked,
         }

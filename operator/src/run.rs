@@ -173,6 +173,7 @@ impl Parts {
             world: Arc::default(),
             secrets: Arc::default(),
             rivals: Arc::default(),
+            names: Arc::default(),
             outside,
             wakes: wakes.clone(),
         };

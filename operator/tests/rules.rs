@@ -120,6 +120,8 @@ fn selectors_hold_what_never_changes() {
             "app.kubernetes.io/name": "zero-cache",
             "app.kubernetes.io/instance": "shop",
             "app.kubernetes.io/component": component,
+            // Other makers of pods with these labels give this one another value.
+            "app.kubernetes.io/managed-by": "zerocache-operator",
         })
     };
     for spec in variants() {
@@ -127,6 +129,34 @@ fn selectors_hold_what_never_changes() {
             let labels = &workload["spec"]["selector"]["matchLabels"];
             if let Some(component) = labels["app.kubernetes.io/component"].as_str() {
                 assert_eq!(labels, &expected(component));
+            }
+        }
+    }
+}
+
+/// A workload that was made with another selector keeps it, and Services find its pods all the same.
+#[test]
+fn workloads_keep_the_selector_they_were_made_with() {
+    let mut world = World::new(resource(json!({}))).settle();
+    let before = planned(json!({}));
+    let old = |component: &str| {
+        [("name", "zero-cache"), ("instance", "shop"), ("component", component)]
+            .map(|(name, value)| (format!("app.kubernetes.io/{name}"), value.to_owned()))
+    };
+    world.set.as_mut().unwrap().selector = old("replication-manager").into();
+    world.deployment.as_mut().unwrap().selector = old("view-syncer").into();
+    let documents = plan(world.cache(), &world.observe()).objects.unwrap().documents();
+    for (kind, component) in [("StatefulSet", "replication-manager"), ("Deployment", "view-syncer")] {
+        let of = |documents: &[Value]| of_kind(documents, kind).next().unwrap()["spec"].clone();
+        let (was, is) = (of(&before), of(&documents));
+        assert_eq!(is["selector"]["matchLabels"], json!(std::collections::BTreeMap::from(old(component))));
+        assert_eq!(was["template"], is["template"], "its pods would be replaced");
+        let labels = &is["template"]["metadata"]["labels"];
+        for service in of_kind(&documents, "Service")
+            .filter(|it| it["spec"]["selector"]["app.kubernetes.io/component"] == component)
+        {
+            for (name, value) in service["spec"]["selector"].as_object().unwrap() {
+                assert_eq!(&labels[name], value, "{name}");
             }
         }
     }
@@ -167,6 +197,23 @@ fn what_the_api_server_cannot_see_is_refused_by_a_condition() {
     assert!(text.contains("spec.viewSyncer.extraEnv: ZERO_PORT"), "{text}");
     let text = invalid(json!({ "replicationManager": { "podTemplate": { "spec": { "containers": "none" } } } }));
     assert!(text.contains("spec.replicationManager.podTemplate is not a pod template"), "{text}");
+
+    // Stored before admission looked at it.
+    for (spec, field) in [
+        (
+            json!({ "replicationManager": { "storage": { "size": "10GB" } } }),
+            "spec.replicationManager.storage.size: \"10GB\"",
+        ),
+        (
+            json!({ "viewSyncer": { "resources": { "requests": { "cpu": "two" } } } }),
+            "spec.viewSyncer.resources.requests.cpu",
+        ),
+        (json!({ "viewSyncer": { "maxSurge": "25" } }), "spec.viewSyncer.maxSurge: \"25\""),
+        (json!({ "viewSyncer": { "pdb": { "maxUnavailable": -1 } } }), "spec.viewSyncer.pdb.maxUnavailable"),
+    ] {
+        let text = invalid(spec);
+        assert!(text.contains(field), "{text}");
+    }
 
     let mut observed = World::new(resource(json!({}))).observe();
     observed.rivals = vec!["web/other".to_owned()];

@@ -14,3 +14,4 @@ mod push;
 mod socket;
 mod strangers;
 mod transform;
+mod turns;

@@ -53,6 +53,7 @@ pub fn load(arguments: &[String], environment: &Environment) -> Result<Config, R
 
 /// `None` only together with a problem.
 pub(super) fn read(given: &mut Given) -> Option<Config> {
+    refuse_former(given);
     let notices = notices(given);
     let source = nodes::source(given);
     let role = role(given, source.as_ref());
@@ -75,7 +76,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         removes_siblings: given.boolean("ZERO_REPLICA_REMOVE_SIBLINGS"),
         auto_reset: given.boolean("ZERO_AUTO_RESET"),
     };
-    let engine = Engine { threads: engine_threads(given) };
+    let engine = Engine { threads: engine_threads(given), client_queries: given.boolean("ZERO_ALLOW_LEGACY_QUERIES") };
     let task_id = given.text("ZERO_TASK_ID").unwrap_or_else(random_task_id);
     let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let replication_slot_failover = given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER");
@@ -111,6 +112,19 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     })
 }
 
+fn refuse_former(given: &mut Given) {
+    let former: Vec<_> = given
+        .given()
+        .filter_map(|setting| match setting.effect {
+            Effect::Rejected(remedy) => Some((setting.variable, remedy)),
+            _ => None,
+        })
+        .collect();
+    for (variable, remedy) in former {
+        given.problem(variable, "it is not supported any more", remedy);
+    }
+}
+
 fn notices(given: &Given) -> Notices {
     let mut notices = Notices::default();
     for setting in given.given() {
@@ -122,7 +136,7 @@ fn notices(given: &Given) -> Notices {
             Effect::Replaced(new) => notices.deprecated.push((setting.variable, new)),
             Effect::Inert(_) => notices.no_effect.push(setting.variable),
             Effect::NotBuilt(_) => notices.not_built.push(setting.variable),
-            Effect::Used | Effect::Internal | Effect::Rejected => {}
+            Effect::Used | Effect::Internal | Effect::Rejected(_) => {}
         }
     }
     notices
@@ -161,9 +175,6 @@ fn app(given: &mut Given) -> App {
             format!("{id:?} is longer than {APP_ID_BYTES_MAX} characters"),
             "shorten it: Postgres allows 63 bytes for the names of slots and schemas made from it",
         );
-    }
-    if given.is_given("ZERO_SHARD_ID") {
-        given.problem("ZERO_SHARD_ID", "it is not supported any more", "use ZERO_APP_ID to tell applications apart");
     }
     let mut publications = Vec::new();
     for name in given.list("ZERO_APP_PUBLICATIONS") {
@@ -251,6 +262,10 @@ fn api_server(
         let fault = if bad.is_empty() { "one of the URLs is empty" } else { "one of the URLs has no scheme" };
         given.problem(urls, fault, "give absolute URLs such as https://api.example.com/mutate, separated by commas");
     }
+    if let Some(fault) = texts.iter().filter(|text| text.contains("://")).find_map(|url| gateway::check_url(url).err())
+    {
+        given.problem(urls, fault.to_string(), "give absolute URLs, in which * and :name stand for what may vary");
+    }
     let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
     ApiServer {
         urls: texts,
@@ -263,11 +278,8 @@ fn api_server(
 
 fn auth(given: &mut Given) -> Auth {
     let jwk = given.text("ZERO_AUTH_JWK");
-    if jwk
-        .as_ref()
-        .is_some_and(|text| !serde_json::from_str::<serde_json::Value>(text).is_ok_and(|jwk| jwk.is_object()))
-    {
-        given.problem("ZERO_AUTH_JWK", "it is not a JSON object", "give the public key in JWK form");
+    if let Some(Err(fault)) = jwk.as_deref().map(gateway::check_jwk) {
+        given.problem("ZERO_AUTH_JWK", fault.to_string(), "give the public key in JWK form");
     }
     let mut keys: Vec<TokenKey> = Vec::new();
     keys.extend(jwk.map(TokenKey::Jwk));

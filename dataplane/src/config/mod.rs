@@ -262,6 +262,8 @@ pub struct Replica {
 pub struct Engine {
     /// Threads that run queries from scratch; at least one, except on a replication-manager.
     pub threads: usize,
+    /// Whether clients may define queries themselves; deployed permissions restrict them.
+    pub client_queries: bool,
 }
 
 /// What the person running the server should know about settings that were accepted.

@@ -29,6 +29,7 @@ use crate::materialisations::Materialisations;
 use crate::metrics::Metrics;
 use crate::mutations::Internal;
 use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
+use crate::rules::Rules;
 use crate::spool::Spool;
 use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
 use crate::transform::Answer;
@@ -46,6 +47,10 @@ pub struct Options {
     /// Wire names of the tables that hold mutation ids and results.
     pub clients_table: String,
     pub mutations_table: String,
+    /// That of the table of deployed permissions.
+    pub permissions_table: String,
+    /// Whether clients may define queries themselves.
+    pub client_queries: bool,
     /// Schema of the CVR tables in the CVR database.
     pub cvr_schema: String,
     pub cvr: Connector,
@@ -265,6 +270,7 @@ pub struct Core {
     pub(crate) version: Version,
     pub(crate) schema: Arc<Schema>,
     pub(crate) internal: Internal,
+    pub(crate) rules: Rules,
     pub(crate) materialisations: Materialisations,
     pub(crate) groups: BTreeMap<GroupId, Group>,
     pub(crate) group_names: FxHashMap<String, GroupId>,
@@ -285,6 +291,7 @@ pub struct Core {
     pub(crate) events: Sender<Event>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) next_attempt: u64,
+    pub(crate) next_validation: u64,
     pub(crate) next_group: u64,
     /// Groups to look at in the next step.
     pub(crate) dirty: FxHashSet<GroupId>,
@@ -320,6 +327,7 @@ impl Core {
         let schema = Arc::clone(&options.schema);
         Core {
             internal: Internal::of(&schema, &options.clients_table, &options.mutations_table),
+            rules: Rules::default(),
             schema,
             reader,
             version: Version::ZERO,
@@ -340,6 +348,7 @@ impl Core {
             events,
             runtime,
             next_attempt: 0,
+            next_validation: 0,
             next_group: 0,
             dirty: FxHashSet::default(),
             want_step: false,
@@ -363,6 +372,9 @@ impl Core {
         match self.reader.begin() {
             Ok(version) => self.version = version,
             Err(error) => return Ending::Failed(error.to_string()),
+        }
+        if let Err(reason) = self.take_rules() {
+            return Ending::Failed(reason);
         }
         self.reader.end();
         let mut next_tick = Instant::now() + TICK;

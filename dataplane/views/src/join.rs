@@ -125,9 +125,10 @@ impl Core {
         Ok(())
     }
 
-    /// New credentials: they are checked, and every named query is transformed with them.
+    /// New credentials: they are checked, and every query is transformed with them.
     pub(crate) fn update_auth(&mut self, id: ConnectionId, context: Arc<ConnectionContext>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        let are_others = connection.context.claims != context.claims;
         connection.context = context;
         connection.revision += 1;
         // Answers for the former credentials are of no use.
@@ -136,6 +137,9 @@ impl Core {
             return;
         }
         connection.validated = false;
+        if are_others {
+            self.claims_replaced(id);
+        }
         self.validate(id);
         self.start_queries(id, true);
     }

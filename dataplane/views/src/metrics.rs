@@ -37,6 +37,7 @@ pub struct Metrics {
     pub take_overs: IntCounter,
     pub rehomes: IntCounterVec,
     pub transforms_failed: IntCounter,
+    pub permissions_unreadable: IntGauge,
 }
 
 /// Half a millisecond to 16 seconds, doubling.
@@ -153,6 +154,11 @@ impl Metrics {
             transforms_failed: counter!(
                 "zero_transforms_failed_total",
                 "Queries that the API server refused or could not transform",
+                registry
+            )?,
+            permissions_unreadable: gauge!(
+                "zero_permissions_unreadable",
+                "1 while the deployed permissions cannot be read, so that client-defined queries have no rows",
                 registry
             )?,
         })

@@ -11,6 +11,7 @@ mod world;
 
 mod faults;
 mod indexes;
+mod isolation;
 mod keys;
 mod large;
 mod mutations;
@@ -19,6 +20,7 @@ mod ownership;
 mod queries;
 mod random;
 mod records;
+mod rules;
 mod schema;
 mod sessions;
 mod sync;

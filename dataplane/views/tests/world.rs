@@ -23,7 +23,7 @@ use views::store::Copy;
 use views::{Ending, Options, Started};
 
 use crate::client::{Client, Store, key_text};
-use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, cells, client_schema};
+use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, PERMISSIONS, cells, client_schema};
 
 /// How the API server answers for one query name.
 #[derive(Clone, Debug)]
@@ -48,6 +48,8 @@ pub struct ApiState {
     /// The call fails for this user.
     pub failing_user: Option<(String, ErrorBody)>,
     pub delay: Duration,
+    /// How often it was called.
+    pub calls: u64,
     pub unconfigured: bool,
     /// Queries with this token fail as a whole, while the token is found good.
     pub weak_token: Option<String>,
@@ -80,7 +82,8 @@ impl Transformer for Api {
 
     fn transform(&self, context: Arc<ConnectionContext>, queries: Vec<NamedQuery>) -> TransformFuture {
         let (delay, result) = {
-            let state = self.0.lock().unwrap();
+            let mut state = self.0.lock().unwrap();
+            state.calls += 1;
             let user_failure = state
                 .failing_user
                 .as_ref()
@@ -146,6 +149,7 @@ pub struct World {
     pub retransform: Duration,
     pub limits: Limits,
     pub cvr_connections_max: usize,
+    pub client_queries: bool,
     pub copy: Copy,
     /// Whether readers that are opened from now on panic.
     pub no_readers: Arc<AtomicBool>,
@@ -213,6 +217,7 @@ impl World {
             // The only node: one that was killed must not count as living for a while.
             limits: Limits { node_live: Duration::ZERO, ..Limits::default() },
             cvr_connections_max: 2,
+            client_queries: true,
             copy: Copy { id: copy.into(), version: Version::new(version) },
             no_readers: Arc::default(),
             unreadable: Arc::default(),
@@ -229,6 +234,8 @@ impl World {
         let options = Options {
             clients_table: CLIENTS.into(),
             mutations_table: MUTATIONS.into(),
+            permissions_table: PERMISSIONS.into(),
+            client_queries: self.client_queries,
             cvr_schema: self.cvr_schema.clone(),
             cvr: Arc::new(move || {
                 let url = url.clone();
@@ -391,6 +398,16 @@ impl World {
         self.apply(vec![change]).await;
     }
 
+    /// Deploys permissions, in a commit of their own.
+    pub async fn deploy(&mut self, permissions: &Json) {
+        let change = self.deployment(permissions);
+        self.apply(vec![change]).await;
+    }
+
+    pub fn deployment(&mut self, permissions: &Json) -> Change {
+        self.put(PERMISSIONS, json!({"lock": true, "permissions": permissions, "hash": "h"}))
+    }
+
     pub async fn issue(&mut self, id: &str, owner: &str, n: i64) {
         self.upsert("issue", issue(id, owner, n)).await;
     }
@@ -451,6 +468,7 @@ impl World {
             open: None,
             open_id: None,
             log: vec![],
+            watch: None,
         }
     }
 

@@ -26,5 +26,6 @@ mod revoked;
 mod right;
 mod rights;
 mod site;
+mod strangers;
 mod told;
 mod unchanged;

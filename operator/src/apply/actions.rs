@@ -76,7 +76,7 @@ impl Applier<'_> {
             Role::ViewSyncer => (Kind::Deployment, child::view_syncer(&self.cache.name)),
         };
         // Server-side apply would make what is not there.
-        let Some(seen) = self.existing.get(&(kind, name.clone())) else { return Ok(()) };
+        let Some(seen) = self.own(kind, &name) else { return Ok(()) };
         let resource = kind.resource();
         let patch = json!({
             "apiVersion": resource.api_version,

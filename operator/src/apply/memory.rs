@@ -12,8 +12,10 @@ use serde_json::Value;
 use crate::observe::kinds::Kind;
 use crate::observe::outside::Key;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Applied {
+    /// Of the object as the API server has it.
+    uid: String,
     digest: u64,
     /// How the watch had shown it when it was applied, while the watch has not shown the outcome.
     awaited: Option<Before>,
@@ -24,6 +26,13 @@ struct Applied {
 struct Before {
     seen: Option<u64>,
     losses: u64,
+}
+
+/// What an object is once it is applied.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub print: u64,
+    pub uid: String,
 }
 
 /// How the watch shows an object.
@@ -58,10 +67,18 @@ impl Memory {
         applied.awaited == Some(Before { seen: shown.print, losses: shown.losses })
     }
 
-    pub fn applied(&self, cache: &Key, kind: Kind, name: &str, digest: u64, before: Shown, after: u64) {
+    pub fn applied(&self, cache: &Key, kind: Kind, name: &str, digest: u64, before: Shown, outcome: Outcome) {
+        let Outcome { print: after, uid } = outcome;
         let awaited = Before { seen: before.print, losses: before.losses };
-        let applied = Applied { digest, awaited: (before.print != Some(after)).then_some(awaited), after };
+        let applied = Applied { uid, digest, awaited: (before.print != Some(after)).then_some(awaited), after };
         self.lock().entry(cache.clone()).or_default().insert((kind, name.to_owned()), applied);
+    }
+
+    /// The object that was applied, while the watch has not shown it.
+    pub fn uid(&self, cache: &Key, kind: Kind, name: &str) -> Option<String> {
+        let memory = self.lock();
+        let applied = memory.get(cache)?.get(&(kind, name.to_owned()))?;
+        applied.awaited.is_some().then(|| applied.uid.clone())
     }
 
     /// It was deleted.
@@ -95,7 +112,8 @@ mod tests {
         let shown = |print, losses| Shown { print, losses };
         let is_applied = |digest, print| memory.is_applied(&shop, Kind::Service, "shop-rm", digest, shown(print, 0));
         let applied = |digest, before, after| {
-            memory.applied(&shop, Kind::Service, "shop-rm", digest, shown(before, 0), after);
+            let outcome = Outcome { print: after, uid: "u".to_owned() };
+            memory.applied(&shop, Kind::Service, "shop-rm", digest, shown(before, 0), outcome);
         };
         assert!(!is_applied(1, None));
         applied(1, None, 10);

@@ -1,5 +1,7 @@
 //! Bringing the cluster into the planned form: objects by server-side apply, in the order they depend on each other, then what is
 //! not wanted any longer is removed. What is known to be so already is not written again.
+//!
+//! Invariant: nothing is changed or removed but what the resource controls, each only while it is the object that was seen.
 
 pub mod actions;
 mod memory;
@@ -10,9 +12,10 @@ use crds::names::FIELD_MANAGER;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::DynamicObject;
+use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::{Api, Client};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::error::{Category, Error, request};
 use crate::metrics::{Metrics, applied};
@@ -33,6 +36,8 @@ pub struct Applier<'a> {
     pub metrics: &'a Metrics,
     pub memory: &'a Memory,
     pub cache: &'a Key,
+    /// The resource's: what it does not control is another's, and is neither changed nor removed.
+    pub uid: &'a str,
     pub existing: &'a Existing,
     /// How many of them have gone so far.
     pub losses: u64,
@@ -94,7 +99,7 @@ impl Applier<'_> {
         let mut run = Run { applier: self, written: Written::default(), first: None };
         for child in children {
             let Some(kind) = Kind::named(&child.kind) else { continue };
-            let Some(seen) = self.existing.get(&(kind, child.name.clone())) else { continue };
+            let Some(seen) = self.own(kind, &child.name) else { continue };
             let outcome = self.delete(kind, &child.name, seen.uid.clone(), DeleteParams::background()).await;
             run.note(outcome.map(|()| true));
         }
@@ -107,33 +112,73 @@ impl Applier<'_> {
 
     /// Whether anything was written.
     async fn object<T: Serialize>(&self, kind: Kind, object: &T) -> Result<bool, Error> {
-        let document = serde_json::to_value(object).expect("an object is made of strings, numbers, lists and maps");
+        let mut document = serde_json::to_value(object).expect("an object is made of strings, numbers, lists and maps");
         let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let count = |result| self.metrics.applies.with_label_values(&[kind.name(), result]).inc();
-        let print = self.existing.get(&(kind, name.clone())).map(|seen| seen.print);
+        let own = self.own(kind, &name);
+        let print = own.map(|seen| seen.print);
         let shown = Shown { print, losses: self.losses };
         let digest = digest(&document);
         if self.memory.is_applied(self.cache, kind, &name, digest, shown) {
             count(applied::UNCHANGED);
             return Ok(false);
         }
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let known = own.map(|seen| seen.uid.clone()).or_else(|| self.memory.uid(self.cache, kind, &name));
         let doing = || format!("apply {} {name}", kind.name());
         let api = self.api(kind);
-        match request(doing, api.patch_metadata(&name, &parameters, &Patch::Apply(&document))).await {
+        let outcome = match &known {
+            // Another one of the same name is refused by the API server.
+            Some(uid) => {
+                document["metadata"]["uid"] = json!(uid);
+                let parameters = PatchParams::apply(FIELD_MANAGER).force();
+                request(doing, api.patch_metadata(&name, &parameters, &Patch::Apply(&document))).await
+            }
+            None => self.make(kind, &name, &document).await,
+        };
+        match outcome {
             Ok(answer) => {
                 let after = fingerprint(&answer.metadata);
                 let is_changed = print != Some(after);
                 count(if is_changed { applied::CHANGED } else { applied::UNCHANGED });
-                self.memory.applied(self.cache, kind, &name, digest, shown, after);
+                let uid = answer.metadata.uid.unwrap_or_default();
+                self.memory.applied(self.cache, kind, &name, digest, shown, memory::Outcome { print: after, uid });
                 Ok(is_changed)
             }
             Err(error) => {
                 let is_conflict = error.category() == Category::Conflict;
+                if is_conflict {
+                    self.memory.forget(self.cache, kind, &name);
+                }
                 count(if is_conflict { applied::CONFLICT } else { applied::ERROR });
                 Err(error)
             }
         }
+    }
+
+    /// What the watches show, where it is the resource's own.
+    fn own(&self, kind: Kind, name: &str) -> Option<&Seen> {
+        let seen = self.existing.get(&(kind, name.to_owned()));
+        seen.filter(|seen| seen.owner.as_deref() == Some(self.uid))
+    }
+
+    /// Makes an object where nothing is known to be. One that somebody made meanwhile is given back as it was.
+    async fn make(&self, kind: Kind, name: &str, document: &Value) -> Result<PartialObjectMeta<DynamicObject>, Error> {
+        let api = self.api(kind);
+        let parameters = PatchParams::apply(FIELD_MANAGER);
+        let doing = || format!("apply {} {name}", kind.name());
+        let answer = request(doing, api.patch_metadata(name, &parameters, &Patch::Apply(document))).await?;
+        let managers = answer.metadata.managed_fields.iter().flatten().filter_map(|entry| entry.manager.as_deref());
+        if { managers }.all(|manager| manager == FIELD_MANAGER) {
+            return Ok(answer);
+        }
+        let nothing = json!({
+            "apiVersion": document["apiVersion"],
+            "kind": document["kind"],
+            "metadata": { "name": name, "uid": answer.metadata.uid },
+        });
+        let doing = || format!("give {} {name} back", kind.name());
+        request(doing, api.patch_metadata(name, &parameters, &Patch::Apply(&nothing))).await?;
+        Err(Error::Taken { kind: kind.name(), name: name.to_owned() })
     }
 
     /// Makes a Secret with a value that nobody knows, unless it exists.

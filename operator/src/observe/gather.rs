@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crds::ZeroCache;
+use crds::names::pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 
 use super::clock::Clock;
 use super::kinds::Kind;
+use super::names::Names;
 use super::outside::{Inputs, Key, Outside, Reached};
 use super::rivals::{Rivals, Slot};
 use super::secrets::Secrets;
@@ -31,6 +33,7 @@ pub struct Sources {
     pub world: Arc<World>,
     pub secrets: Arc<Secrets>,
     pub rivals: Arc<Rivals>,
+    pub names: Arc<Names>,
     pub outside: Outside,
     pub wakes: Wakes,
 }
@@ -64,14 +67,16 @@ impl Sources {
             _ => error,
         })?;
         let losses = self.world.losses(key);
-        let existing = self.world.of(key);
+        let mut existing = self.world.of(key);
         let uid = cache.metadata.uid.as_deref().unwrap_or_default();
         let mut observed = Observed::nothing(self.now(), self.installation.clone());
         observed.failure = failure;
         observed.apis =
             Apis { pod_monitors: self.world.serves(Kind::PodMonitor), http_routes: self.world.serves(Kind::HttpRoute) };
+        let wanted = plan::object_names(cache, &observed);
+        observed.taken = self.names.look(&self.client, key, uid, &wanted, &mut existing).await?;
         observed.children = children(&existing, uid);
-        let pods = sort(&existing, uid, &mut observed);
+        let pods = sort(&existing, cache, &mut observed);
         let upstream = secrets.value(&cache.spec.databases.upstream.url_secret_ref);
         observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal()));
         observed.secrets = secrets.hashes.clone();
@@ -104,13 +109,22 @@ impl Sources {
     pub async fn forget(&self, key: &Key) {
         self.secrets.forget(key);
         self.world.release(key);
+        self.names.ask_again(key);
         self.outside.forget(key);
         self.wakes.send(self.rivals.forget(key)).await;
     }
 }
 
+/// Whether a name is another's with a number after it.
+fn is_nth(name: &str, of: &str) -> bool {
+    let number = name.strip_prefix(of).and_then(|rest| rest.strip_prefix('-'));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Puts facts where planning looks for them. Where the processes are reached of which one owns the slot.
-fn sort(existing: &BTreeMap<(Kind, String), Seen>, uid: &str, observed: &mut Observed) -> Vec<Reached> {
+fn sort(existing: &BTreeMap<(Kind, String), Seen>, cache: &ZeroCache, observed: &mut Observed) -> Vec<Reached> {
+    let uid = cache.metadata.uid.as_deref().unwrap_or_default();
+    let main = plan::main_workload(cache);
     let mut lines = BTreeMap::new();
     let mut managers: Vec<(&Pod, Door)> = Vec::new();
     for ((_, name), seen) in existing {
@@ -118,6 +132,13 @@ fn sort(existing: &BTreeMap<(Kind, String), Seen>, uid: &str, observed: &mut Obs
         match &seen.fact {
             Fact::StatefulSet(set) if is_own => observed.stateful_set = Some(set.clone()),
             Fact::Deployment(deployment) if is_own => observed.deployment = Some(deployment.clone()),
+            // Labels can be copied; the names of a StatefulSet's pods and claims cannot be had twice.
+            Fact::Pod(pod, _) if pod.role != Role::ViewSyncer && !is_nth(&pod.name, &main) => {
+                tracing::debug!(name, "a pod with the labels of another's is left alone");
+            }
+            Fact::Claim(claim) if !is_nth(&claim.name, &format!("{}-{main}", pod::DATA_VOLUME)) => {
+                tracing::debug!(name, "a claim with the labels of another's is left alone");
+            }
             Fact::Pod(pod, door) => {
                 observed.pods.push(pod.clone());
                 managers.extend(door.filter(|_| pod.role != Role::ViewSyncer).map(|door| (pod, door)));

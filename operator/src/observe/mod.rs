@@ -8,6 +8,7 @@ mod coarse;
 mod databases;
 pub mod gather;
 pub mod kinds;
+pub mod names;
 mod nodes;
 pub mod outside;
 mod read;
@@ -64,6 +65,8 @@ pub struct Observed {
     pub release: Option<Result<(), String>>,
     /// Objects that the resource owns, of the kinds that planning makes.
     pub children: Vec<Child>,
+    /// Names that its objects are to have and that others' objects have.
+    pub taken: Vec<Taken>,
     /// Why the last attempts to carry a plan out came to nothing.
     pub failure: Option<String>,
 }
@@ -113,6 +116,15 @@ pub struct Child {
     pub name: String,
 }
 
+/// An object of another that has the name of one that the resource is to own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Taken {
+    pub kind: String,
+    pub name: String,
+    /// What controls it, where anything does.
+    pub by: Option<String>,
+}
+
 impl Observed {
     /// Nothing exists yet and nobody was asked.
     #[must_use]
@@ -136,6 +148,7 @@ impl Observed {
             route: None,
             release: None,
             children: Vec::new(),
+            taken: Vec::new(),
             failure: None,
         }
     }

@@ -20,6 +20,7 @@ impl From<&apps::StatefulSet> for StatefulSet {
         let claim = spec.and_then(|spec| spec.volume_claim_templates.as_ref()?.first()?.spec.as_ref());
         StatefulSet {
             uid: set.metadata.uid.clone().unwrap_or_default(),
+            selector: spec.and_then(|spec| spec.selector.match_labels.clone()).unwrap_or_default(),
             replicas: spec.and_then(|spec| spec.replicas).unwrap_or(1),
             revision: text(template, annotation::REVISION),
             secrets: text(template, annotation::SECRETS),
@@ -37,6 +38,7 @@ impl From<&apps::Deployment> for Deployment {
         let template = spec.and_then(|spec| spec.template.metadata.as_ref());
         let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         Deployment {
+            selector: spec.and_then(|spec| spec.selector.match_labels.clone()).unwrap_or_default(),
             replicas: spec.and_then(|spec| spec.replicas).unwrap_or(1),
             revision: text(template, annotation::REVISION),
             secrets: text(template, annotation::SECRETS),
@@ -263,7 +265,7 @@ mod tests {
             Deployment::from(&read::<apps::Deployment>(serde_json::json!({
                 "metadata": { "generation": 3, "managedFields": managers },
                 "spec": {
-                    "replicas": 4, "selector": {},
+                    "replicas": 4, "selector": { "matchLabels": { "a": "b" } },
                     "template": { "metadata": { "annotations": { "zerocache.dev/revision": "abc" } } },
                 },
                 "status": { "observedGeneration": seen, "updatedReplicas": 2, "availableReplicas": 1, "conditions": [
@@ -273,6 +275,7 @@ mod tests {
         };
         let alone = deployment(vec![fields(FIELD_MANAGER, replicas())], 2);
         assert_eq!((alone.replicas, alone.updated, alone.available, alone.revision.as_str()), (4, 2, 1, "abc"));
+        assert_eq!(alone.selector, [("a".to_owned(), "b".to_owned())].into());
         assert!(alone.replicas_are_ours && alone.deadline_exceeded && !alone.is_observed);
         let shared = deployment(vec![fields(FIELD_MANAGER, replicas()), fields("autoscaler", replicas())], 3);
         assert!(!shared.replicas_are_ours && shared.is_observed);

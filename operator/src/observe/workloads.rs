@@ -1,5 +1,7 @@
 //! Workloads, pods and volumes, reduced to what flows depend on.
 
+use std::collections::BTreeMap;
+
 use crds::names::component;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +25,8 @@ impl Role {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatefulSet {
     pub uid: String,
+    /// Labels by which it knows its pods; cannot be changed in place.
+    pub selector: BTreeMap<String, String>,
     /// Pods asked for.
     pub replicas: i32,
     /// Revision annotation of its template.
@@ -46,6 +50,8 @@ pub struct ClaimTemplate {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deployment {
+    /// Labels by which it knows its pods; cannot be changed in place.
+    pub selector: BTreeMap<String, String>,
     /// Pods asked for.
     pub replicas: i32,
     /// Revision annotation of its template.

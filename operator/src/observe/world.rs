@@ -230,7 +230,9 @@ fn owner_of(metadata: &ObjectMeta) -> Option<(Key, String)> {
     Some((key, metadata.name.clone()?))
 }
 
-fn controller(metadata: &ObjectMeta) -> Option<String> {
+/// UID of what controls an object.
+#[must_use]
+pub fn controller(metadata: &ObjectMeta) -> Option<String> {
     let owners = metadata.owner_references.iter().flatten();
     owners.filter(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone()).next()
 }

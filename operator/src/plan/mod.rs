@@ -8,7 +8,7 @@ mod budget;
 mod conditions;
 mod flows;
 pub mod objects;
-mod quantity;
+mod values;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -98,6 +98,23 @@ pub fn secret_names(cache: &ZeroCache, installation: &Installation) -> BTreeSet<
     let blank = Observed::nothing(Timestamp::UNIX_EPOCH, installation.clone());
     let (wanted, _) = Wanted::resolve(cache, &blank);
     wanted.secret_names()
+}
+
+/// Objects that planning makes by their names, Secrets left out: those may be another's.
+#[must_use]
+pub fn object_names(cache: &ZeroCache, observed: &Observed) -> Vec<Child> {
+    let (wanted, _) = Wanted::resolve(cache, observed);
+    let is_leaving = cache.metadata.deletion_timestamp.is_some();
+    let mut names = objects::names(cache, &wanted, observed.apis);
+    // The Jobs that delete backups run as it.
+    names.retain(|child| child.kind != "Secret" && (!is_leaving || child.kind == "ServiceAccount"));
+    names
+}
+
+/// Name of the StatefulSet.
+#[must_use]
+pub fn main_workload(cache: &ZeroCache) -> String {
+    wanted::main_workload(cache)
 }
 
 fn annotation_of<'a>(cache: &'a ZeroCache, name: &str) -> Option<&'a str> {

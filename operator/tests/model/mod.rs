@@ -15,10 +15,10 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use zero_cache_operator::observe::{
-    Apis, Claim, ClaimTemplate, Deployment, Installation, Job, JobState, Limits, Nodes, Observed, Pod, PodTrouble,
-    Probe, Role, Secret, StatefulSet,
+    Apis, Child, Claim, ClaimTemplate, Deployment, Installation, Job, JobState, Limits, Nodes, Observed, Pod,
+    PodTrouble, Probe, Role, Secret, StatefulSet, Taken,
 };
-use zero_cache_operator::plan::{Action, Plan, Workload, plan};
+use zero_cache_operator::plan::{Action, Plan, Workload, object_names, plan};
 
 /// Written by every plan.
 const NOW: &str = "2026-01-02T00:00:00Z";
@@ -50,6 +50,8 @@ pub struct World {
     pub is_gone: bool,
     /// Objects besides workloads, by kind and name.
     pub others: Vec<(String, String)>,
+    /// Objects of other people, by kind and name.
+    pub strangers: Vec<(String, String)>,
     pub apis: Apis,
 }
 
@@ -58,12 +60,14 @@ pub struct Set {
     pub template: Template,
     pub replicas: i32,
     pub claim: Option<String>,
+    pub selector: BTreeMap<String, String>,
     pub uid: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rollout {
     pub template: Template,
+    pub selector: BTreeMap<String, String>,
     pub replicas: i32,
     pub is_ours: bool,
 }
@@ -146,6 +150,7 @@ impl World {
             is_released: false,
             is_gone: false,
             others: Vec::new(),
+            strangers: Vec::new(),
             apis: Apis::default(),
         };
         world.change(|_| {});
@@ -182,12 +187,13 @@ impl World {
             is_released,
             is_gone,
             others,
+            strangers,
             apis: _,
         } = self;
         let mut hasher = DefaultHasher::new();
         secrets.iter().for_each(|(name, secret)| (name, &secret.keys).hash(&mut hasher));
         (cache_hash, set, sets_made, deployment, pods, snapshots, others).hash(&mut hasher);
-        (max_connections, is_upstream_up, is_released, is_gone).hash(&mut hasher);
+        (max_connections, is_upstream_up, is_released, is_gone, strangers).hash(&mut hasher);
         format!("{claims:?}{jobs:?}").hash(&mut hasher);
         hasher.finish()
     }
@@ -240,10 +246,15 @@ impl World {
             limits: self.max_connections.map(|connections| Limits { connections, in_use: 3 }),
             slot_lost: false,
         };
+        let nothing = Observed { apis: self.apis, ..Observed::nothing(now, installation) };
+        let is_taken = |it: &Child| self.strangers.contains(&(it.kind.clone(), it.name.clone()));
+        let names = object_names(&self.cache, &nothing).into_iter().filter(is_taken);
+        let taken = names.map(|it| Taken { kind: it.kind, name: it.name, by: None }).collect();
         Observed {
-            apis: self.apis,
+            taken,
             stateful_set: self.set.as_ref().map(|set| StatefulSet {
                 uid: set.uid.to_string(),
+                selector: set.selector.clone(),
                 replicas: set.replicas,
                 revision: set.template.revision.clone(),
                 secrets: set.template.secrets.clone(),
@@ -259,6 +270,7 @@ impl World {
                 let pods: Vec<&Node> = self.nodes_of(Role::ViewSyncer).filter(|pod| !pod.is_terminating).collect();
                 let is_updated = |pod: &&&Node| pod.template.revision == rollout.template.revision;
                 Deployment {
+                    selector: rollout.selector.clone(),
                     replicas: rollout.replicas,
                     revision: rollout.template.revision.clone(),
                     secrets: rollout.template.secrets.clone(),
@@ -299,15 +311,12 @@ impl World {
             databases: zero_cache_operator::observe::Databases { upstream: Some(probe), cvr: None, change: None },
             release: self.is_released.then_some(Ok(())),
             children: {
-                let mut children: Vec<_> = self
-                    .others
-                    .iter()
-                    .map(|(kind, name)| zero_cache_operator::observe::Child { kind: kind.clone(), name: name.clone() })
-                    .collect();
+                let mut children: Vec<_> =
+                    self.others.iter().map(|(kind, name)| Child { kind: kind.clone(), name: name.clone() }).collect();
                 children.sort();
                 children
             },
-            ..Observed::nothing(now, installation)
+            ..nothing
         }
     }
 
@@ -337,22 +346,30 @@ impl World {
                         .clone()
                 });
                 next.sets_made += u32::from(next.set.is_none());
+                let selector = spec.selector.match_labels.clone().unwrap();
                 if let Some(old) = &self.set {
+                    assert_eq!(old.selector, selector, "a StatefulSet's selector cannot be changed in place");
                     assert_eq!(old.claim, claim, "claims of a StatefulSet cannot be changed in place");
                 }
                 next.set = Some(Set {
                     template: Template::of(&spec.template),
                     replicas: spec.replicas.unwrap(),
                     claim,
+                    selector,
                     uid: next.sets_made,
                 });
             }
             if let Workload::Apply(deployment) = &objects.deployment {
                 let spec = deployment.spec.as_ref().unwrap();
                 // A field that its only owner gives up falls back to its default.
+                let selector = spec.selector.match_labels.clone().unwrap();
+                if let Some(old) = &self.deployment {
+                    assert_eq!(old.selector, selector, "a Deployment's selector cannot be changed in place");
+                }
                 let kept = next.deployment.as_ref().filter(|rollout| !rollout.is_ours);
                 next.deployment = Some(Rollout {
                     template: Template::of(&spec.template),
+                    selector,
                     replicas: spec.replicas.or_else(|| kept.map(|rollout| rollout.replicas)).unwrap_or(1),
                     is_ours: spec.replicas.is_some(),
                 });
@@ -437,6 +454,16 @@ impl World {
             plan.status
         );
         let Some(objects) = &plan.objects else { return };
+        for child in objects.children().into_iter().chain(plan.remove.iter().cloned()) {
+            let id = (child.kind, child.name);
+            assert!(!self.strangers.contains(&id), "{id:?} is another's");
+        }
+        let is_theirs = |kind: &str, name: &str| self.strangers.iter().any(|it| it.0 == kind && it.1 == name);
+        let is_public_theirs = is_theirs("Service", "shop-vs");
+        assert!(objects.ingress.is_none() || !is_public_theirs, "clients are sent to a stranger");
+        let runs = objects.stateful_set.applied().is_some() || objects.deployment.applied().is_some();
+        let is_unsafe = is_theirs("ServiceAccount", "shop") || is_theirs("Service", "shop-rm") || is_public_theirs;
+        assert!(!(runs && is_unsafe), "pods run with a stranger's object");
         if let Workload::Apply(deployment) = &objects.deployment {
             let new = Template::of(&deployment.spec.as_ref().unwrap().template);
             let is_change = self.deployment.as_ref().is_none_or(|old| old.template.revision != new.revision);

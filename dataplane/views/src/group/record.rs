@@ -363,7 +363,8 @@ impl Record {
     /// Remembers that `hash` was served from `holding` until `at`.
     pub fn remember_removed(&mut self, hash: &str, holding: Holding, at: Cookie, now_ms: u64) {
         self.removed.push_back(Removed { hash: hash.to_owned(), holding, at_ms: now_ms, removed_at: at });
-        while self.removed.len() > REMOVED_MAX {
+        // All queries may be replaced at once.
+        while self.removed.len() > REMOVED_MAX.max(self.queries.len()) {
             if let Some(cut) = self.removed.pop_front() {
                 self.floor = self.floor.max(cut.removed_at);
             }

@@ -16,7 +16,7 @@ use super::budget::{Budget, Verdict};
 use super::flows::{Block, Hold, Power};
 use super::seconds_between;
 use super::wanted::{Problem, Wanted};
-use crate::observe::{Observed, Role};
+use crate::observe::{Observed, Role, Taken};
 pub(super) use health::{database_fault, store_fault};
 
 /// Something worth a line in `kubectl describe`.
@@ -137,6 +137,18 @@ pub(super) fn report(context: &Context, mut next: ZeroCacheStatus) -> (ZeroCache
     (next, events)
 }
 
+/// Names that others have, and what to do. Nothing where there are none.
+pub(super) fn strangers<'a>(taken: impl Iterator<Item = &'a Taken>) -> Option<String> {
+    let of = |it: &Taken| it.by.as_ref().map_or_else(String::new, |by| format!(" of {by}"));
+    let names: Vec<String> = taken.map(|it| format!("{} {}{}", it.kind, it.name, of(it))).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "not this ZeroCache's, and left alone: {}; rename or remove them, or give the ZeroCache another name",
+            names.join(", ")
+        )
+    })
+}
+
 /// What a condition of this kind depends on was not asked yet since the operator started, or since what is asked changed.
 fn is_unasked(kind: &str, context: &Context) -> bool {
     let pending = context.observed.pending;
@@ -221,6 +233,7 @@ fn event_of(finding: &Finding, old: Option<&Condition>) -> Option<Event> {
     }
     let warning = match (finding.kind, finding.status) {
         (kind::READY, Truth::False) if finding.reason == reason::INVALID_SPEC => event::INVALID_SPEC,
+        (kind::READY, Truth::False) if finding.reason == reason::NAME_TAKEN => event::NAME_TAKEN,
         (kind::UPSTREAM_READY, Truth::False) if finding.reason == reason::SECRET_MISSING => event::SECRET_MISSING,
         (kind::UPSTREAM_READY, Truth::False) => event::PREFLIGHT_FAILED,
         (kind::CONNECTION_BUDGET_SATISFIED, Truth::False) => event::OVER_CONNECTION_BUDGET,
@@ -407,6 +420,9 @@ fn ready(
     if context.wanted.spec.suspended {
         return no(reason::SUSPENDED, "set suspended to false to run again");
     }
+    if let Some(text) = strangers(context.observed.taken.iter()) {
+        return no(reason::NAME_TAKEN, &text);
+    }
     if let Some(text) = hold_text(context.hold).filter(|_| manager.status != Truth::True) {
         return no(reason::REPLICATION_MANAGER_NOT_READY, &text);
     }
@@ -430,6 +446,7 @@ fn ready(
 fn hold_text(hold: Option<&Hold>) -> Option<String> {
     Some(match hold? {
         Hold::SecretsMissing(missing) => missing.join("; "),
+        Hold::NamesTaken(text) => text.clone(),
         Hold::SecretsComing => "making Secrets".to_owned(),
         Hold::Asking => "asking the databases what they allow".to_owned(),
         Hold::OverBudget => "the connection budget would be exceeded".to_owned(),
@@ -437,7 +454,7 @@ fn hold_text(hold: Option<&Hold>) -> Option<String> {
 }
 
 fn phase(context: &Context, next: &ZeroCacheStatus, ready: &Finding, is_degraded: bool) -> Phase {
-    let is_held = matches!(context.hold, Some(Hold::SecretsMissing(_) | Hold::OverBudget));
+    let is_held = matches!(context.hold, Some(Hold::SecretsMissing(_) | Hold::NamesTaken(_) | Hold::OverBudget));
     let is_ready = ready.status == Truth::True;
     match (next.suspension, &next.reset, &next.upgrade) {
         (Some(SuspensionStep::Suspended), ..) => Phase::Suspended,

@@ -110,7 +110,8 @@ fn render(
                 autoscaler: None,
                 cleanup: cleanup.to_vec(),
             };
-            let Objects { service_account, cleanup_jobs, .. } = objects::build(cache, wanted, workloads, observed.apis);
+            let built = objects::build(cache, wanted, workloads, observed.apis).spare(&observed.taken, wanted);
+            let Objects { service_account, cleanup_jobs, .. } = built;
             plan.objects = Some(Objects { service_account, cleanup_jobs, ..Objects::default() });
         }
     }

@@ -60,6 +60,8 @@ enum Stage<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hold {
     SecretsMissing(Vec<String>),
+    /// Pods would run with a stranger's object.
+    NamesTaken(String),
     /// Generated Secrets appear with this plan.
     SecretsComing,
     /// The databases say how large pools may be: another answer than the last would be another rollout.
@@ -108,6 +110,9 @@ fn hold(wanted: &Wanted, budget: &Budget, observed: &Observed) -> Option<Hold> {
     if !missing.is_empty() {
         return Some(Hold::SecretsMissing(missing));
     }
+    if let Some(text) = conditions::strangers(observed.taken.iter().filter(|it| do_pods_need(&it.kind))) {
+        return Some(Hold::NamesTaken(text));
+    }
     if wanted.lacks_generated_secrets() {
         return Some(Hold::SecretsComing);
     }
@@ -116,6 +121,11 @@ fn hold(wanted: &Wanted, budget: &Budget, observed: &Observed) -> Option<Hold> {
     }
     let is_first = observed.stateful_set.is_none() && observed.deployment.is_none();
     (is_first && budget.block().is_some()).then_some(Hold::OverBudget)
+}
+
+/// Pods run as it, are reached through it, are closed off by it, or are made by it.
+fn do_pods_need(kind: &str) -> bool {
+    matches!(kind, "ServiceAccount" | "Service" | "NetworkPolicy" | "StatefulSet" | "Deployment")
 }
 
 fn revision(cache: &ZeroCache, wanted: &Wanted, image: &str, generation: &str, budget: &Budget) -> Revision {
@@ -182,6 +192,7 @@ impl<'a> Flows<'a> {
         self.finalizer();
         let planned_objects = objects::build(self.cache, self.wanted, planned, self.observed.apis);
         let remove = planned_objects.orphans(&self.observed.children, self.wanted.is_single());
+        let planned_objects = planned_objects.spare(&self.observed.taken, self.wanted);
         let context = Context {
             cache: self.cache,
             wanted: self.wanted,
@@ -206,7 +217,9 @@ impl<'a> Flows<'a> {
             || next.retired_generations != self.recorded.retired_generations;
         let (status, more) = conditions::report(&context, next);
         self.events.extend(more);
-        let is_busy = is_changing || status.upgrade.is_some() || status.reset.is_some() || !self.actions.is_empty();
+        // Nobody tells when a stranger goes.
+        let is_waiting = !self.actions.is_empty() || !self.observed.taken.is_empty();
+        let is_busy = is_changing || status.upgrade.is_some() || status.reset.is_some() || is_waiting;
         Plan {
             objects: (!is_paused).then_some(planned_objects),
             remove: if is_paused { Vec::new() } else { remove },
@@ -339,7 +352,15 @@ impl<'a> Flows<'a> {
     ) -> Workload<StatefulSet> {
         match manager {
             Some((template, image)) if !volume.is_replacing => {
-                let set = objects::stateful_set(self.cache, self.wanted, template, image, managers, &volume.claimed);
+                let set = objects::stateful_set(
+                    self.cache,
+                    self.wanted,
+                    template,
+                    image,
+                    managers,
+                    &volume.claimed,
+                    self.observed.stateful_set.as_ref().map(|it| &it.selector),
+                );
                 Workload::Apply(Box::new(set))
             }
             _ => Workload::Keep,
@@ -350,7 +371,9 @@ impl<'a> Flows<'a> {
         let Some(template) = syncer else { return Workload::Keep };
         let image = template.template.spec.as_ref().and_then(|spec| spec.containers.first()?.image.as_deref());
         let image = image.unwrap_or(&self.wanted.image);
-        Workload::Apply(Box::new(objects::deployment(self.cache, self.wanted, template, image, replicas.applied)))
+        let selector = self.observed.deployment.as_ref().map(|it| &it.selector);
+        let deployment = objects::deployment(self.cache, self.wanted, template, image, replicas.applied, selector);
+        Workload::Apply(Box::new(deployment))
     }
 
     /// The finalizer is there exactly while something outside would have to be released.

@@ -67,8 +67,15 @@ impl Meta {
         labels
     }
 
-    /// The labels that never change.
+    /// By which pods are selected: never changed, and those of another's pods, whatever made them, are others.
     pub fn selected(&self, component: &str) -> BTreeMap<String, String> {
+        let mut labels = self.claimed(component);
+        labels.insert(label::MANAGED_BY.to_owned(), label::OPERATOR.to_owned());
+        labels
+    }
+
+    /// On volume claims, where they can never be changed.
+    pub fn claimed(&self, component: &str) -> BTreeMap<String, String> {
         [(label::NAME, label::ZERO_CACHE), (label::INSTANCE, &self.instance), (label::COMPONENT, component)]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into()
@@ -77,12 +84,26 @@ impl Meta {
     pub fn selector(&self, role: Role) -> LabelSelector {
         LabelSelector { match_labels: Some(self.selected(role.component())), match_expressions: None }
     }
+
+    /// Of a workload: that of the existing one, which cannot be changed in place.
+    pub fn selector_of(&self, role: Role, existing: Option<&BTreeMap<String, String>>) -> LabelSelector {
+        let existing = existing.filter(|labels| !labels.is_empty()).cloned();
+        let labels = existing.unwrap_or_else(|| self.selected(role.component()));
+        LabelSelector { match_labels: Some(labels), match_expressions: None }
+    }
+
+    /// Among which pods are spread. Part of their template: another one would replace them all.
+    pub fn spread(&self, role: Role) -> LabelSelector {
+        LabelSelector { match_labels: Some(self.claimed(role.component())), match_expressions: None }
+    }
 }
 
 /// A selector as text.
 pub(in crate::plan) fn selector_text(instance: &str, role: Role) -> String {
     let component = role.component();
-    format!("{}={},{}={instance},{}={component}", label::NAME, label::ZERO_CACHE, label::INSTANCE, label::COMPONENT)
+    let (name, managed) =
+        (format!("{}={}", label::NAME, label::ZERO_CACHE), format!("{}={}", label::MANAGED_BY, label::OPERATOR));
+    format!("{name},{}={instance},{}={component},{managed}", label::INSTANCE, label::COMPONENT)
 }
 
 /// A tag may be longer than a label's value.

@@ -32,7 +32,7 @@ use serde_json::Value;
 
 use super::Wanted;
 use super::budget::Pools;
-use crate::observe::Child;
+use crate::observe::{Child, Role, Taken};
 pub(super) use meta::selector_text;
 pub(super) use pod::{Template, template};
 pub use secrets::GeneratedSecret;
@@ -132,7 +132,48 @@ pub(super) fn build(
     }
 }
 
+/// Kinds and names of all objects that may be asked for by a resource as it is, clean-up Jobs left out: they come and go.
+pub(super) fn names(cache: &crds::ZeroCache, wanted: &Wanted, apis: crate::observe::Apis) -> Vec<Child> {
+    let is_scaled = wanted.spec.view_syncer.autoscaling.is_some() && !wanted.is_single();
+    let workloads = Workloads {
+        stateful_set: Workload::Keep,
+        deployment: Workload::Keep,
+        image: wanted.image.clone(),
+        autoscaler: is_scaled.then_some(Bounds { min: 1, max: 1 }),
+        cleanup: Vec::new(),
+    };
+    let mut names = build(cache, wanted, workloads, apis).children();
+    let workload = |kind: &str, role| Child { kind: kind.to_owned(), name: wanted.workload_name(role) };
+    names.push(workload("StatefulSet", wanted.main_role()));
+    names.extend((!wanted.is_single()).then(|| workload("Deployment", Role::ViewSyncer)));
+    names
+}
+
 impl Objects {
+    /// Without those whose name is another's, and without what would send clients to a stranger or scale it.
+    #[must_use]
+    pub(super) fn spare(mut self, taken: &[Taken], wanted: &Wanted) -> Objects {
+        let is_taken = |kind: &str, name: &str| taken.iter().any(|it| it.kind == kind && it.name == name);
+        let is_free = |kind: &str, metadata: &ObjectMeta| !is_taken(kind, metadata.name.as_deref().unwrap_or_default());
+        self.service_account = self.service_account.filter(|it| is_free("ServiceAccount", &it.metadata));
+        self.services.retain(|it| is_free("Service", &it.metadata));
+        self.network_policies.retain(|it| is_free("NetworkPolicy", &it.metadata));
+        self.disruption_budgets.retain(|it| is_free("PodDisruptionBudget", &it.metadata));
+        if self.stateful_set.applied().is_some_and(|it| !is_free("StatefulSet", &it.metadata)) {
+            self.stateful_set = Workload::Keep;
+        }
+        if self.deployment.applied().is_some_and(|it| !is_free("Deployment", &it.metadata)) {
+            self.deployment = Workload::Keep;
+        }
+        let scales = !is_taken("Deployment", &wanted.workload_name(Role::ViewSyncer));
+        self.autoscaler = self.autoscaler.filter(|it| scales && is_free("HorizontalPodAutoscaler", &it.metadata));
+        let leads = !is_taken("Service", &public_name(wanted));
+        self.ingress = self.ingress.filter(|it| leads && is_free("Ingress", &it.metadata));
+        self.http_route = self.http_route.filter(|it| leads && is_free("HTTPRoute", &it.metadata));
+        self.pod_monitor = self.pod_monitor.filter(|it| is_free("PodMonitor", &it.metadata));
+        self
+    }
+
     /// All objects as documents, in the order they are applied. Generated Secrets have no data here.
     #[must_use]
     pub fn documents(&self) -> Vec<Value> {

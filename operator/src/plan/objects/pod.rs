@@ -82,7 +82,7 @@ fn spec(wanted: &Wanted, role: Role, render: &Render, meta: &Meta) -> PodSpec {
                 max_skew: 1,
                 topology_key: key.to_owned(),
                 when_unsatisfiable: "ScheduleAnyway".to_owned(),
-                label_selector: Some(meta.selector(role)),
+                label_selector: Some(meta.spread(role)),
                 ..TopologySpreadConstraint::default()
             })
             .into();

@@ -2,6 +2,8 @@
 //!
 //! A rollout begins with the last pod, and takes the first only once that is ready: whoever reads the log hands it over each time.
 
+use std::collections::BTreeMap;
+
 use crds::names::pod;
 use crds::spec::StorageType;
 use k8s_openapi::api::apps::v1::{
@@ -14,7 +16,8 @@ use super::super::wanted::{Wanted, version_of};
 use super::meta::Meta;
 use super::pod::{Template, claim};
 
-/// `claimed` is the size that the set's claims ask for, which is not the wanted one while a volume grows.
+/// `claimed` is the size that the set's claims ask for, which is not the wanted one while a volume grows; `selector` is that of
+/// the existing one.
 pub(in crate::plan) fn stateful_set(
     cache: &crds::ZeroCache,
     wanted: &Wanted,
@@ -22,6 +25,7 @@ pub(in crate::plan) fn stateful_set(
     image: &str,
     replicas: i32,
     claimed: &str,
+    selector: Option<&BTreeMap<String, String>>,
 ) -> StatefulSet {
     let role = wanted.main_role();
     let meta = Meta::new(cache, &version_of(image));
@@ -31,7 +35,7 @@ pub(in crate::plan) fn stateful_set(
         metadata: meta.of(role, wanted.workload_name(role)),
         spec: Some(StatefulSetSpec {
             replicas: Some(replicas),
-            selector: meta.selector(role),
+            selector: meta.selector_of(role, selector),
             service_name: Some(wanted.headless_name()),
             template: template.template.clone(),
             pod_management_policy: Some("OrderedReady".to_owned()),
@@ -43,7 +47,7 @@ pub(in crate::plan) fn stateful_set(
             revision_history_limit: Some(5),
             volume_claim_templates: is_persistent.then(|| {
                 let spec = Some(claim(claimed, storage.class_name.clone()));
-                let labels = Some(meta.selected(role.component()));
+                let labels = Some(meta.claimed(role.component()));
                 let metadata = ObjectMeta { name: Some(pod::DATA_VOLUME.to_owned()), labels, ..ObjectMeta::default() };
                 vec![PersistentVolumeClaim { metadata, spec, status: None }]
             }),

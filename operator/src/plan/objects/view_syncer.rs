@@ -1,5 +1,7 @@
 //! The Deployment of the nodes that serve clients.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 
 use super::super::wanted::{Wanted, version_of};
@@ -7,13 +9,14 @@ use super::meta::Meta;
 use super::pod::Template;
 use crate::observe::Role;
 
-/// Without `replicas` the number of pods is left to whoever else sets it.
+/// Without `replicas` the number of pods is left to whoever else sets it. `selector` is that of the existing one.
 pub(in crate::plan) fn deployment(
     cache: &crds::ZeroCache,
     wanted: &Wanted,
     template: &Template,
     image: &str,
     replicas: Option<i32>,
+    selector: Option<&BTreeMap<String, String>>,
 ) -> Deployment {
     let role = Role::ViewSyncer;
     let meta = Meta::new(cache, &version_of(image));
@@ -22,7 +25,7 @@ pub(in crate::plan) fn deployment(
         metadata: meta.of(role, wanted.workload_name(role)),
         spec: Some(DeploymentSpec {
             replicas,
-            selector: meta.selector(role),
+            selector: meta.selector_of(role, selector),
             template: template.template.clone(),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
