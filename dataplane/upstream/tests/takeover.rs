@@ -34,7 +34,9 @@ const RELEASES: [Release; 4] = [
 fn set_up(release: Release, app: &str, shard: u32) -> String {
     let schema = format!("{app}_{shard}");
     let specs_type = if release.keeps_schema { "JSON" } else { "TEXT" };
-    let specs = format!("SELECT json_build_object('tables', (SELECT count(*) FROM pg_publication_tables WHERE pubname = '_{app}_public_{shard}'))");
+    let specs = format!(
+        "SELECT json_build_object('tables', (SELECT count(*) FROM pg_publication_tables WHERE pubname = '_{app}_public_{shard}'))"
+    );
     let replicas = if release.has_ids {
         "id TEXT PRIMARY KEY DEFAULT replace(gen_random_uuid()::text, '-', ''), rank BIGSERIAL, slot TEXT NOT NULL,
          version TEXT NOT NULL, \"initialSchema\" JSON"
@@ -165,7 +167,8 @@ const KEPT: &str = "SELECT concat(c.\"lastMutationID\", c.\"userID\", p.permissi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_release_is_taken_over_and_has_its_own_back() {
     for release in RELEASES {
-        let fixture = Fixture::start(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);")).await;
+        let fixture =
+            Fixture::start(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);")).await;
         set_up_by(&fixture, release, "zero", 0).await;
         // Neighbours.
         set_up_by(&fixture, NEWEST, "zero", 1).await;
@@ -186,7 +189,10 @@ async fn every_release_is_taken_over_and_has_its_own_back() {
             }
         }
         assert_eq!(only(&during, "function", "get_trigger_context()").len(), 2, "of the neighbours: {release:?}");
-        assert!(only(&during, "trigger", "zero_ddl_start_0").is_empty() && !only(&during, "trigger", "zero_ddl_drop_0").is_empty());
+        assert!(
+            only(&during, "trigger", "zero_ddl_start_0").is_empty()
+                && !only(&during, "trigger", "zero_ddl_drop_0").is_empty()
+        );
 
         // It comes back as an older release than was there, as the same, and as a newer one; each notes that first.
         begin_reference(&fixture, release.version).await;
@@ -199,7 +205,11 @@ async fn every_release_is_taken_over_and_has_its_own_back() {
         assert!(told.to_string().contains("Rocicorp's zero-cache has begun"), "{told}");
         let after = catalog(&fixture.client).await;
         let functions = |catalog: &[String]| {
-            only(catalog, "function", "zero_0.").into_iter().filter(|f| !f.contains("hand_back")).map(str::to_owned).collect::<Vec<_>>()
+            only(catalog, "function", "zero_0.")
+                .into_iter()
+                .filter(|f| !f.contains("hand_back"))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
         };
         assert_eq!(functions(&after), functions(&before), "{release:?}");
         assert_eq!(only(&after, "trigger", ""), only(&before, "trigger", ""), "{release:?}");
