@@ -186,7 +186,9 @@ async fn is_watched_by_another_release(transaction: &Transaction<'_>, app: &App)
 
 /// The set-up makes the same statements each time: what Postgres finds wrong with one of them, it will find again.
 fn failed(e: tokio_postgres::Error) -> Error {
-    let repeats = e.code().is_some_and(|code| matches!(code.code().get(..2), Some("0A" | "22" | "23" | "2B" | "2F" | "38" | "39" | "42" | "P0")));
+    let repeats = e.code().is_some_and(|code| {
+        matches!(code.code().get(..2), Some("0A" | "22" | "23" | "2B" | "2F" | "38" | "39" | "42" | "P0"))
+    });
     match Error::statement("set the shard up", e) {
         Error::Transient { message, source, .. } if repeats => Error::Configuration {
             message: format!("{message}; nothing was changed: mend what it names, or use another ZERO_APP_ID"),

@@ -66,7 +66,8 @@ pub(crate) async fn look(client: &impl GenericClient, app: &App) -> Result<Tenan
     if !is_noted {
         return Ok(if watches { Tenant::Reference(None) } else { Tenant::Ours });
     }
-    let row = client.query_opt(&format!("SELECT to_jsonb(v)::text FROM {history} v LIMIT 1"), &[]).await.map_err(doing)?;
+    let row =
+        client.query_opt(&format!("SELECT to_jsonb(v)::text FROM {history} v LIMIT 1"), &[]).await.map_err(doing)?;
     let Some(row) = row else { return Ok(Tenant::Reference(None)) };
     let noted: serde_json::Value = serde_json::from_str(row.get(0)).unwrap_or_default();
     let version = |name: &str| noted.get(name).and_then(serde_json::Value::as_i64);
@@ -135,7 +136,7 @@ pub(crate) async fn unless_at_work(client: &impl GenericClient, app: &App) -> Re
         .map_err(doing)?;
     match row.and_then(|row| row.get::<_, Option<i64>>(0)) {
         Some(age) if (0..i64::from(BEGINNING_SECONDS)).contains(&age) => {
-            occupied(format!("it began {age} seconds ago, after this server had it"))
+            occupied("it has begun just now, after this server had it".to_owned())
         }
         _ => Ok(()),
     }
