@@ -63,6 +63,8 @@ pub struct Config {
     pub cvr: Cvr,
     pub mutate: ApiServer,
     pub query: ApiServer,
+    /// `None`: CRUD mutations are refused.
+    pub crud: Option<Crud>,
     pub auth: Auth,
     pub network: Network,
     pub change_stream: ChangeStream,
@@ -95,6 +97,16 @@ pub struct Upstream {
     pub inbound_timeout: Option<Duration>,
     pub replication_slot_failover: bool,
     pub initial_sync_table_copy_workers: usize,
+}
+
+/// Rows that clients write themselves.
+#[derive(Clone, Debug)]
+pub struct Crud {
+    /// Most connections to upstream at once.
+    pub connections_max: usize,
+    /// Of one client group in a window; `None`: no limit.
+    pub mutations_max: Option<usize>,
+    pub window: Duration,
 }
 
 #[derive(Clone, Debug)]

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use protocol::down::{self, QueryOp};
 use protocol::error::ErrorBody;
 use rows::{Cookie, Version};
@@ -11,6 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::api::{ConnectionId, Frame};
 use crate::body::{Body, BodyError};
+use crate::catch_up::Missed;
 use crate::connection::Phase;
 use crate::core::Core;
 use crate::group::record::Holding;
@@ -19,6 +19,7 @@ use crate::lineage::del_op;
 use crate::materialisation::{Entry, Materialisation, MaterialisationId};
 use crate::outgoing::{Mark, now_ms};
 use crate::row_id::RowId;
+use crate::spool::Piece;
 use crate::store::GroupRow;
 
 /// Encoded rows are shared as they are with clients that know at most one in so many of them.
@@ -35,10 +36,11 @@ pub struct Poke {
     pub mark: Option<Mark>,
 }
 
-/// Bodies of this step by the materialisations they carry: groups that are affected alike share them.
+/// Bodies of this step by what they carry: groups that are affected alike, and connections that missed the same, share them.
 #[derive(Default)]
 pub struct Bodies {
     shared: FxHashMap<Vec<MaterialisationId>, Arc<[Frame]>>,
+    pub(crate) missed: FxHashMap<Missed, Arc<[Frame]>>,
 }
 
 impl Core {
@@ -339,7 +341,7 @@ impl Core {
         for entry in &entries {
             for (id, op) in &entry.puts {
                 if !several || done.insert(id) {
-                    body.row(op)?;
+                    body.lying_row(op)?;
                 }
             }
         }
@@ -373,7 +375,7 @@ pub fn add_all(
     let after: Vec<&Arc<Entry>> = after.collect();
     let overlapping: Vec<&Materialisation> =
         told.iter().copied().filter(|other| materialisation.may_share_rows(other)).collect();
-    let mut newest: FxHashMap<&RowId, Option<&Bytes>> = FxHashMap::default();
+    let mut newest: FxHashMap<&RowId, Option<&Piece>> = FxHashMap::default();
     for entry in &after {
         newest.extend(entry.dels.iter().map(|(id, _)| (id, None)));
         newest.extend(entry.puts.iter().map(|(id, op)| (id, Some(op))));
@@ -386,8 +388,11 @@ pub fn add_all(
             body.chunk(&chunk.ops, chunk.rows())?;
         }
         for entry in &after {
-            for (_, op) in entry.dels.iter().chain(&entry.puts) {
+            for (_, op) in &entry.dels {
                 body.row(op)?;
+            }
+            for (_, op) in &entry.puts {
+                body.lying_row(op)?;
             }
         }
         return Ok(());
@@ -403,7 +408,7 @@ pub fn add_all(
         if let Some(op) = op
             && is_new(id)
         {
-            body.row(op)?;
+            body.lying_row(op)?;
         }
     }
     Ok(())
