@@ -153,16 +153,16 @@ export async function libraryRows(sql) {
   return rows.map(row => [row.id, row.title, row.pages, (row.reviews ?? []).sort(byText)]).sort(byText);
 }
 
-/** Fails when a raise is not in Postgres, or is there twice. Only who was told to start over may have lost some: how many. */
-export async function countLost(sql, readers) {
+/** Fails when a raise is not in Postgres, or is there twice. Only of who was told to start over some may be missing: how many. */
+export async function countMissing(sql, readers) {
   await Promise.all(readers.map(reader => reader.settled()));
   const rows = await sql`SELECT id, stars FROM review WHERE id LIKE 'tally-%'`;
   const found = new Map(rows.map(row => [row.id, row.stars]));
-  let lost = 0;
+  let sum = 0;
   for (const reader of readers) {
     const missing = reader.raised - found.get(reader.row);
     assert.ok(missing >= 0 && missing <= reader.excused, `${reader.row}: of ${reader.raised} raises ${missing} are missing, ${reader.excused} may be`);
-    lost += missing;
+    sum += missing;
   }
-  return lost;
+  return sum;
 }
