@@ -104,6 +104,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         stored_time_us,
         reached,
         fanout: fanout.clone(),
+        gate: gate.clone(),
         metrics: node.metrics.clone(),
         status: node.status.clone(),
     };

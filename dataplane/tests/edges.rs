@@ -21,6 +21,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("replica", &["fault", "rows", "ivm"]),
     ("backup", &["fault", "rows", "replica"]),
     ("views", &["fault", "rows", "ivm", "replica", "protocol", "permissions"]),
+    ("crud", &["fault", "rows", "protocol", "permissions", "upstream"]),
     ("gateway", &["fault", "rows", "views", "protocol", "port"]),
     (
         "zero-cache",
@@ -35,6 +36,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "views",
             "port",
             "gateway",
+            "crud",
             "permissions",
         ],
     ),
@@ -47,7 +49,7 @@ const CRATES: &[(&str, &[&str])] = &[
 
 /// Outside crates that only some may link, apart from tests.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("tokio-postgres", &["upstream", "changes", "views", "testkit", "zero-cache-operator", "e2e"]),
+    ("tokio-postgres", &["upstream", "changes", "views", "crud", "testkit", "zero-cache-operator", "e2e"]),
     ("rusqlite", &["replica", "backup", "testkit", "e2e"]),
     ("kube", &["crds", "zero-cache-operator", "e2e"]),
     ("hyper", &["port", "streamer", "gateway", "testkit", "zero-cache", "zero-cache-operator", "e2e"]),

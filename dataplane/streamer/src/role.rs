@@ -1,6 +1,6 @@
 //! What this node is with regard to the change log, as the composition root sees it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use port::Health;
@@ -37,10 +37,21 @@ pub struct Gate {
     inner: Arc<Inner>,
 }
 
+/// Changes arrive from Postgres while this lives.
+pub struct Streaming(Gate);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.inner.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
     is_hindered: AtomicBool,
+    /// How many streams of changes arrive from Postgres.
+    streams: AtomicUsize,
     /// Owns the log and is not where upstream is yet.
     is_behind: watch::Sender<bool>,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
@@ -56,6 +67,7 @@ impl Gate {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
                 is_hindered: AtomicBool::new(false),
+                streams: AtomicUsize::new(0),
                 is_behind: watch::Sender::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
@@ -79,6 +91,17 @@ impl Gate {
             }
             !is_final
         });
+    }
+
+    /// Says to whoever asks that changes arrive here from Postgres.
+    #[must_use]
+    pub fn streaming(&self) -> Streaming {
+        self.inner.streams.fetch_add(1, Ordering::AcqRel);
+        Streaming(self.clone())
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.inner.streams.load(Ordering::Acquire) > 0
     }
 
     /// Whether something keeps this node from doing its work for now. Probes for readiness say so; subscribers are served all the same.

@@ -22,6 +22,8 @@ pub const VERSIONS_HEADER: &str = "zero-stream-versions";
 pub const ERROR_HEADER: &str = "zero-stream-error";
 /// Response to `/livez`: which node answers.
 pub const NODE_HEADER: &str = "zero-node";
+/// Response to `/livez`: `1` if changes arrive here from Postgres, else `0`.
+pub const STREAMS_HEADER: &str = "zero-streams";
 /// No frame of a subscriber is longer.
 pub const SUBSCRIBER_FRAME_BYTES_MAX: usize = 16 * 1024;
 /// No frame of an owner is longer: a page's part or a piece of a snapshot, with its fields.

@@ -21,7 +21,7 @@ use crate::budget::Budget;
 use crate::connection::{Connection, Phase};
 use crate::door::Stranger;
 use crate::drain::{Closing, Drain};
-use crate::group::{Group, GroupId};
+use crate::group::{Group, GroupId, inherit};
 use crate::hydrate::{self, Pool};
 use crate::indexes::Wishes;
 use crate::limits::Limits;
@@ -136,10 +136,15 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
         connections_max: options.cvr_connections_max,
         copy: options.copy.clone(),
         limits: limits.clone(),
+        inherit: store::Inherit {
+            record: inherit::record,
+            own_tables: [options.clients_table.clone(), options.mutations_table.clone()],
+        },
         metrics: store::Metrics {
             flush_seconds: options.metrics.cvr_flush_seconds.clone(),
             flush_failures: options.metrics.cvr_flush_failures.clone(),
             flushes_fenced: options.metrics.cvr_flushes_fenced.clone(),
+            inherited: options.metrics.inherited.clone(),
         },
     };
     let node = store::register(&settings).await?;

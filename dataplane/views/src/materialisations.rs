@@ -198,9 +198,15 @@ impl Materialisations {
         id
     }
 
-    pub(crate) fn new_lineage(&mut self, key: &str) -> LineageId {
+    /// A number that no other history has.
+    pub(crate) fn reserve_lineage(&mut self) -> LineageId {
         let lineage = self.next_lineage;
         self.next_lineage += 1;
+        lineage
+    }
+
+    pub(crate) fn new_lineage(&mut self, key: &str) -> LineageId {
+        let lineage = self.reserve_lineage();
         self.known.insert(key.to_owned(), lineage);
         lineage
     }

@@ -36,6 +36,7 @@ pub struct Metrics {
     pub cvr_flushes_fenced: IntCounter,
     pub cvr_unflushed_bytes: IntGauge,
     pub take_overs: IntCounter,
+    pub inherited: IntCounterVec,
     pub rehomes: IntCounterVec,
     pub transforms_failed: IntCounter,
     pub permissions_unreadable: IntGauge,
@@ -149,6 +150,13 @@ impl Metrics {
             take_overs: counter!(
                 "zero_client_group_take_overs_total",
                 "Client groups that this node took from another one that had not given them up",
+                registry
+            )?,
+            inherited: counters!(
+                "zero_inherited_client_groups_total",
+                "Client groups that Rocicorp's server knew and that came here: those that went on from what it remembers \
+                 (continued), and those whose clients start over, because that cannot be used (started_over)",
+                &["outcome"],
                 registry
             )?,
             rehomes: counters!(

@@ -25,6 +25,20 @@ impl Fault {
         }
     }
 
+    /// Whether tables that are not this server's own are others than was thought, or this role has no right to them.
+    pub(super) fn is_foreign(&self) -> bool {
+        let code = match self {
+            Fault::Database(error) => error.code(),
+            Fault::Silent(_) => None,
+        };
+        self.class() == Statement::Missing || code == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
+    /// Whether such tables will never give another answer.
+    pub(super) fn is_final(&self) -> bool {
+        self.is_foreign() || self.class() == Statement::Refused
+    }
+
     /// What is known of it, if the database said what it is.
     pub(super) fn entry(&self) -> Option<&'static Entry> {
         match self {
