@@ -86,6 +86,31 @@ async fn a_client_that_reads_gets_an_answer_of_any_size() {
     assert!(world.metrics().spool_memory_bytes.get() <= MEMORY as i64);
 }
 
+/// Rows count as well as bytes: what is kept for each of them must not add up to more than its bytes.
+#[tokio::test]
+async fn many_small_rows_are_no_other_case_than_few_large_ones() {
+    const MANY: usize = 10_000;
+    let mut world = world().await;
+    let write = async |world: &mut World, text: char| {
+        let row = |n: usize| json!({"id": format!("m{n:05}"), "issueID": "i", "body": text.to_string().repeat(300)});
+        let changes = (0..MANY).map(|n| world.put("comment", row(n))).collect();
+        world.apply(changes).await;
+    };
+    let has_all = |store: &Store, text: char| {
+        store.rows.len() == MANY && store.rows.values().all(|r| r["body"].as_str().is_some_and(|b| b.starts_with(text)))
+    };
+    write(&mut world, 'a').await;
+    let mut c = socket(&world, "g", Store::default(), &init(&[put("all", 1000)]));
+    c.until("the result", |s| has_all(s, 'a')).await;
+    write(&mut world, 'b').await;
+    c.until("a change of all rows", |s| has_all(s, 'b')).await;
+    let store = c.cut();
+    write(&mut world, 'c').await;
+    let mut c = socket(&world, "g", store, &again(&[]));
+    c.until("what it missed", |s| has_all(s, 'c')).await;
+    assert!(world.metrics().spool_memory_bytes.get() <= MEMORY as i64);
+}
+
 #[tokio::test]
 async fn a_client_that_reads_slowly_is_told_the_difference_and_nothing_twice() {
     let mut world = world().await;
