@@ -12,6 +12,7 @@ pub mod command;
 pub mod config;
 mod copy;
 mod crud;
+mod decommission;
 #[cfg(test)]
 mod errors_page;
 mod feed;

@@ -53,7 +53,8 @@ async function start(folder, name, env, [program, ...args]) {
     port,
     url,
     log,
-    stop: () => child.stop(),
+    /** Rocicorp's server leads its clients away one after the other. */
+    stop: () => child.stop(60_000),
     checkLog() {
       assert.ok(!/panicked at/.test(log()), `${name} panicked:\n${log().slice(-4000)}`);
     },

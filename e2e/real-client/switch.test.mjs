@@ -16,7 +16,7 @@ import {freePort, freePorts} from '../demo/ports.mjs';
 import {startPostgres} from '../demo/postgres.mjs';
 import {startApplication} from './application.mjs';
 import {e2e, startNode, startOriginal} from './nodes.mjs';
-import {Reader, Writer, countLost, libraryRows} from './switching.mjs';
+import {Reader, Writer, countMissing, libraryRows} from './switching.mjs';
 
 const CLIENTS = Number(process.env.SWITCH_CLIENTS ?? 8);
 const VERSION = process.env.SWITCH_VERSION ?? '1-9';
@@ -56,6 +56,7 @@ before(async () => {
 after(async () => {
   for (const reader of readers) await reader.close();
   await server?.stop();
+  server?.checkLog();
   for (const stop of parts.reverse()) await stop();
   if (!process.env.ZERO_TEST_KEEP) fs.rmSync(folder, {recursive: true, force: true});
 });
@@ -74,15 +75,26 @@ async function useIt(ms) {
   await writer.stop();
   // Who starts over needs the connection that shows it.
   await Promise.all(readers.map(reader => reader.complete()));
-  const lost = await countLost(application.sql, readers);
-  const title = `Fence ${++fences}`;
-  await application.sql`UPDATE book SET title = ${title} WHERE id = 'b1'`;
-  const rows = await libraryRows(application.sql);
-  await Promise.all(readers.map(reader => reader.check(title, rows)));
-  return lost;
+  await countMissing(application.sql, readers);
+  for (let attempt = 1; ; attempt++) {
+    const title = `Fence ${++fences}`;
+    await application.sql`UPDATE book SET title = ${title} WHERE id = 'b1'`;
+    const rows = await libraryRows(application.sql);
+    try {
+      await Promise.all(readers.map(reader => reader.check(title, rows)));
+      return await countMissing(application.sql, readers);
+    } catch (e) {
+      // What a page left behind when it was loaded anew is sent later, and may be written between the two.
+      if (attempt === 10 || readers.every(reader => reader.restarts === 0)) throw e;
+      await sleep(1000);
+    }
+  }
 }
 
-/** The next server takes over from the one that runs, in the middle of everything; how many readers had to start over, and what they lost by it. */
+/**
+ * The next server takes over from the one that runs, in the middle of everything; how many readers had to start over, and how many of their
+ * writes are not in Postgres: what a former page could not send the next one may send, when it finds the time.
+ */
 async function switchTo(kind, name) {
   const before = readers.reduce((sum, reader) => sum + reader.restarts, 0);
   for (const reader of readers) reader.raiseEvery(RAISE_MS);
@@ -90,8 +102,8 @@ async function switchTo(kind, name) {
   await server.stop();
   await sleep(GAP_MS);
   server = await starts[kind](name);
-  const lost = await useIt(1000);
-  return {restarts: readers.reduce((sum, reader) => sum + reader.restarts, 0) - before, lost};
+  const missing = await useIt(1000);
+  return {missing, restarts: readers.reduce((sum, reader) => sum + reader.restarts, 0) - before};
 }
 
 /** One slot, in use. */
@@ -114,20 +126,19 @@ describe(`Rocicorp's server ${VERSION.replace('-', '.')} and ours, in turns`, {c
   });
 
   test('ours takes over, and no client starts over or loses a write', async () => {
-    assert.deepEqual(await switchTo('ours', 'ours_1'), {restarts: 0, lost: 0});
+    assert.deepEqual(await switchTo('ours', 'ours_1'), {missing: 0, restarts: 0});
     await checkSlots();
   });
 
   test('Rocicorp\'s server takes over', async () => {
-    const {restarts, lost} = await switchTo('original', 'original_2');
-    console.log(`# back on Rocicorp's server ${restarts} of ${CLIENTS} clients started over and lost ${lost} writes`);
+    const {restarts, missing} = await switchTo('original', 'original_2');
+    console.log(`# back on Rocicorp's server ${restarts} of ${CLIENTS} clients started over, ${missing} writes are missing`);
     await checkSlots();
   });
 
   test('ours takes over once more, and nothing is left behind', async () => {
-    const {restarts, lost} = await switchTo('ours', 'ours_2');
-    console.log(`# on ours once more ${restarts} of ${CLIENTS} clients started over and lost ${lost} writes`);
+    const {restarts, missing} = await switchTo('ours', 'ours_2');
+    console.log(`# on ours once more ${restarts} of ${CLIENTS} clients started over, ${missing} writes are missing`);
     await checkSlots();
-    server.checkLog();
   });
 });

@@ -24,4 +24,5 @@ mod schema_change;
 mod sharing;
 mod stopping;
 mod sync;
+mod takeover;
 mod types;

@@ -8,8 +8,8 @@ use super::option::{Effect, Kind};
 use super::problem::Refusal;
 use super::secret::SecretUrl;
 use super::{
-    Admin, ApiServer, App, Auth, BackupSettings, Config, Crud, Cvr, Engine, LogFormat, Logging, Network, Notices,
-    Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
+    Admin, ApiServer, App, Auth, BackupSettings, Config, Crud, Cvr, DatabaseSettings, Engine, LogFormat, Logging,
+    Network, Notices, Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -33,6 +33,21 @@ pub fn backup_from_process() -> Result<BackupSettings, Refusal> {
     let mut given = Given::gather(&[], &env_file::with_file(environment(), std::path::Path::new(".env")))?;
     let settings = BackupSettings { app: app(&mut given), backup: nodes::backup(&mut given) };
     if given.has_problems() { Err(Refusal::Problems(given.into_problems())) } else { Ok(settings) }
+}
+
+/// What commands about the databases need; everything else may be unset.
+pub fn databases_from_process() -> Result<DatabaseSettings, Refusal> {
+    let mut given = Given::gather(&[], &env_file::with_file(environment(), std::path::Path::new(".env")))?;
+    let app = app(&mut given);
+    let upstream = upstream_db(&mut given);
+    let mut other = |variable| given.postgres(variable).or_else(|| upstream.clone());
+    let (cvr, change) = (other("ZERO_CVR_DB"), other("ZERO_CHANGE_DB"));
+    match (upstream, cvr, change) {
+        (Some(upstream), Some(cvr), Some(change)) if !given.has_problems() => {
+            Ok(DatabaseSettings { app, upstream, cvr, change })
+        }
+        _ => Err(Refusal::Problems(given.into_problems())),
+    }
 }
 
 fn environment() -> Environment {

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use given::Environment;
-pub use load::{backup_from_process, from_process, load};
+pub use load::{backup_from_process, databases_from_process, from_process, load};
 pub use problem::{Problem, Refusal};
 pub use reference::reference;
 pub use secret::{Secret, SecretUrl};
@@ -214,6 +214,15 @@ pub enum StreamSource {
     Uri(SecretUrl),
     /// The address is read from the change database.
     Discover,
+}
+
+/// What it takes to look at what a shard has in its databases without running a server.
+#[derive(Clone, Debug)]
+pub struct DatabaseSettings {
+    pub app: App,
+    pub upstream: SecretUrl,
+    pub cvr: SecretUrl,
+    pub change: SecretUrl,
 }
 
 /// What it takes to look at a backup without running a server.

@@ -55,7 +55,7 @@ struct Open {
     described: BTreeSet<u32>,
     is_withheld_changed: bool,
     rewritten: BTreeSet<u32>,
-    /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first).
+    /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first), in order.
     waiting: Vec<(u32, Vec<u8>)>,
 }
 
@@ -196,7 +196,15 @@ impl Assembler {
             self.open()?.waiting.push((oid, bytes.to_vec()));
             return Ok(());
         }
-        let table = self.mapped(oid)?;
+        let table = match self.mapped(oid) {
+            Ok(table) => table,
+            // Where no trigger does it at once, a migration describes at its end what it has changed before.
+            Err(Error::ResetRequired { .. }) if self.telling.watching => {
+                self.open()?.waiting.push((oid, bytes.to_vec()));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let (change, size) = match table.change(&message) {
             Ok(change) => change,
             Err(NoChange::Malformed(e)) => return Err(e.within(format!("table {}", table.spec.wire_name())).into()),
@@ -242,6 +250,7 @@ impl Assembler {
             if self.events == Some(*oid) || self.schema.catalog.excluded.contains(oid) {
                 continue;
             }
+            self.open()?.waiting.retain(|(waiting, _)| waiting != oid);
             match self.schema.catalog.tables.get(oid) {
                 Some(table) if self.withheld.contains(*oid) => {
                     if self.withheld.keeps(*oid) {
@@ -442,7 +451,8 @@ impl Assembler {
             });
         }
         if let Some((oid, _)) = open.waiting.first() {
-            return Err(self.unknown_table(*oid));
+            let oid = *oid;
+            return Err(self.mapped(oid).err().unwrap_or_else(|| self.unknown_table(oid)));
         }
         self.withheld.committed(open.xid);
         let (completed, bytes) = self.withheld.complete(commit_lsn, &self.schema.catalog);

@@ -6,6 +6,7 @@ mod beside;
 mod connect;
 mod ddl;
 mod evil;
+mod hook;
 mod identity;
 mod keys;
 mod large;
