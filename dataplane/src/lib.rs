@@ -6,10 +6,13 @@
 mod address;
 pub mod admin;
 mod admin_port;
+mod attempts;
 mod change_log;
 pub mod command;
 pub mod config;
 mod copy;
+mod crud;
+mod decommission;
 #[cfg(test)]
 mod errors_page;
 mod feed;
@@ -23,6 +26,7 @@ mod node;
 mod opening;
 mod options;
 mod origin;
+mod readiness;
 #[cfg(test)]
 mod reference_page;
 mod replicate;

@@ -12,18 +12,33 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fault", &[]),
     ("rows", &[]),
     ("protocol", &["rows"]),
+    ("permissions", &["protocol"]),
     ("ivm", &["rows"]),
     ("upstream", &["fault", "rows"]),
     ("changes", &["fault", "rows", "upstream"]),
     ("port", &["fault"]),
     ("streamer", &["fault", "rows", "changes", "port"]),
     ("replica", &["fault", "rows", "ivm"]),
-    ("backup", &["rows", "replica"]),
-    ("views", &["fault", "rows", "ivm", "replica", "protocol"]),
+    ("backup", &["fault", "rows", "replica"]),
+    ("views", &["fault", "rows", "ivm", "replica", "protocol", "permissions"]),
+    ("crud", &["fault", "rows", "protocol", "permissions", "upstream"]),
     ("gateway", &["fault", "rows", "views", "protocol", "port"]),
     (
         "zero-cache",
-        &["fault", "rows", "upstream", "changes", "streamer", "replica", "backup", "views", "port", "gateway"],
+        &[
+            "fault",
+            "rows",
+            "upstream",
+            "changes",
+            "streamer",
+            "replica",
+            "backup",
+            "views",
+            "port",
+            "gateway",
+            "crud",
+            "permissions",
+        ],
     ),
     // Only ever a development dependency.
     ("testkit", &["rows", "protocol"]),
@@ -34,7 +49,7 @@ const CRATES: &[(&str, &[&str])] = &[
 
 /// Outside crates that only some may link, apart from tests.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("tokio-postgres", &["upstream", "changes", "views", "testkit", "zero-cache-operator", "e2e"]),
+    ("tokio-postgres", &["upstream", "changes", "views", "crud", "testkit", "zero-cache-operator", "e2e"]),
     ("rusqlite", &["replica", "backup", "testkit", "e2e"]),
     ("kube", &["crds", "zero-cache-operator", "e2e"]),
     ("hyper", &["port", "streamer", "gateway", "testkit", "zero-cache", "zero-cache-operator", "e2e"]),
@@ -48,6 +63,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("rows", &["tokio", "serde", "serde_json"]),
     ("ivm", &["tokio", "serde", "serde_json"]),
     ("protocol", &["tokio"]),
+    ("permissions", &["tokio"]),
     ("crds", &["tokio"]),
 ];
 

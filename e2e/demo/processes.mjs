@@ -31,11 +31,11 @@ export function startProcess(name, program, args, {signal, logFile, env, uid, gi
   return {
     name,
     ended,
-    async stop() {
+    async stop(limitMs = 20_000) {
       child.stdin.end();
       let timer;
       const late = new Promise((_, reject) => {
-        timer = setTimeout(() => reject(new Error('it did not end within 20 s')), 20_000);
+        timer = setTimeout(() => reject(new Error(`${name} did not end within ${limitMs / 1000} s`)), limitMs);
       });
       await Promise.race([ended, late]).finally(() => clearTimeout(timer));
     },

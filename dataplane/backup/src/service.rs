@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use fault::{Backoff, Class, Recurrence};
 use futures_util::future::BoxFuture;
 use replica::Writer;
 use rows::Version;
@@ -35,8 +36,9 @@ use crate::{now_ms, upload};
 
 /// Between two looks at the WAL. Short, because the writer waits for what is left when it cuts the WAL.
 const POLL: Duration = Duration::from_millis(50);
-const RETRY_MIN: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
+/// What works for so long has nothing to do with the failure before it.
+const SETTLED: Duration = Duration::from_secs(15);
 /// Tries to write the last increment when the process ends.
 const LAST_TRIES: u32 = 3;
 
@@ -140,7 +142,15 @@ pub fn start(
     let capture = Capture::new(writer.path(), writer.gate(), writer.wal_end());
     writer.keep_wal(capture.keeper())?;
     let due = Arc::new(Notify::new());
-    let pump = Pump::start(Arc::clone(&capture), Arc::clone(&due))?;
+    let pump = {
+        let (capture, due) = (Arc::clone(&capture), Arc::clone(&due));
+        Pump::start(move || {
+            capture.pump();
+            if capture.pending_bytes() >= PENDING_DUE as u64 {
+                due.notify_one();
+            }
+        })?
+    };
     let (progress, receiver) = watch::channel(Progress::default());
     let (stop, stopped) = oneshot::channel();
     let service = Service {
@@ -173,19 +183,17 @@ fn check(epoch: u64, target: &Target) -> Result<(), Error> {
     Err(Error::Refused { at: target.location(), reason })
 }
 
-/// The thread that empties the WAL.
+/// The thread that empties the WAL. Nothing else does, and the writer waits for it in the end: a fault of the program in it is not
+/// contained, so that whoever watches over the process ends it.
 struct Pump(Arc<AtomicBool>);
 
 impl Pump {
-    fn start(capture: Arc<Capture>, due: Arc<Notify>) -> Result<Pump, Error> {
+    fn start(mut empty: impl FnMut() + Send + 'static) -> Result<Pump, Error> {
         let stopped = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stopped);
         let run = move || {
             while !seen.load(Ordering::Relaxed) {
-                capture.pump();
-                if capture.pending_bytes() >= PENDING_DUE as u64 {
-                    due.notify_one();
-                }
+                empty();
                 std::thread::sleep(POLL);
             }
         };
@@ -248,7 +256,7 @@ struct Service {
 
 impl Service {
     async fn run(mut self, mut stop: oneshot::Receiver<()>) -> Result<(), Error> {
-        let mut pause = RETRY_MIN;
+        let (mut retry, mut recurrence) = (RETRY, Recurrence::default());
         loop {
             let began = Instant::now();
             let failure = tokio::select! {
@@ -270,11 +278,24 @@ impl Service {
                 return Err(failure);
             }
             self.fail(&failure);
-            // What worked for a while starts with a short pause again.
-            pause = if began.elapsed() > RETRY_MAX { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
-            warn!(error = %failure, retry_ms = pause.as_millis() as u64, "the backup failed, will retry");
+            if began.elapsed() > SETTLED {
+                retry.succeeded();
+                recurrence.advanced();
+            }
+            let (message, entry) = (failure.to_string(), failure.entry());
+            let class = recurrence.class(self.progress.borrow().uploaded_bytes, entry, &message);
+            let (attempts, remedy) = (recurrence.times(), entry.remedy);
+            match class {
+                Class::Person => {
+                    error!(error = message, attempts, remedy, "the backup does not go on and needs a person")
+                }
+                // What cannot be read or continued is begun anew.
+                Class::Passes | Class::OneThing | Class::NewCopy => {
+                    warn!(error = message, attempts, "the backup failed, will retry");
+                }
+            }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(retry.pause()) => {}
                 _ = &mut stop => return self.finish().await,
             }
         }
@@ -511,7 +532,7 @@ impl Service {
     /// The last increment.
     async fn finish(mut self) -> Result<(), Error> {
         self.maintenance.cancel();
-        let mut tries = 0;
+        let (mut tries, mut retry) = (0, RETRY);
         let result = loop {
             let capture = Arc::clone(&self.capture);
             let pumped = tokio::task::spawn_blocking(move || capture.pump()).await;
@@ -527,7 +548,7 @@ impl Service {
                 Err(error) => {
                     warn!(%error, "writing the last increment failed");
                     tries += 1;
-                    tokio::time::sleep(RETRY_MIN).await;
+                    tokio::time::sleep(retry.pause()).await;
                 }
             }
         };
@@ -550,4 +571,41 @@ fn encode(capture: &Capture, txid: Txid, wants_view: bool) -> Result<Encoded, Er
     let bytes = increment.encode(txid)?.into();
     let name = Name { level: 0, min: txid, max: txid };
     Ok(Encoded { unsent: Some(Unsent { name, bytes, version }), view })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const OTHER: &str = "ZERO_TEST_PUMP";
+    const ENDED: i32 = 77;
+
+    #[test]
+    fn a_panic_of_the_pump_ends_the_process() {
+        let test = "service::tests::the_other_process";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", test]).env(OTHER, "1").output().unwrap();
+        assert_eq!(output.status.code(), Some(ENDED), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Does nothing unless it is the other process, whose panics are handled as those of the server.
+    #[test]
+    fn the_other_process() {
+        if std::env::var_os(OTHER).is_none() {
+            return;
+        }
+        std::panic::set_hook(Box::new(|_| {
+            if !fault::is_contained() {
+                std::process::exit(ENDED);
+            }
+        }));
+        let mut turns = 0;
+        let _pump = Pump::start(move || {
+            turns += 1;
+            assert!(turns < 3, "on purpose");
+        });
+        std::thread::sleep(Duration::from_secs(60));
+    }
 }

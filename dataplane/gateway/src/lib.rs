@@ -11,6 +11,7 @@ pub mod api;
 pub mod auth;
 mod budget;
 mod control;
+pub mod crud;
 mod expiry;
 mod gate;
 mod held;
@@ -31,6 +32,8 @@ mod standing;
 mod upgrade;
 mod writer;
 
+pub use api::{EndpointError, check_url};
+pub use auth::{AuthError, check_jwk};
 pub use gate::Gate;
 pub use options::{ApiOptions, AuthOptions, Limits, Options, Secret};
 pub use server::{BuildError, Outcome, Server};

@@ -3,6 +3,8 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::crud::CrudOptions;
+
 /// Text that must not reach a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
@@ -21,6 +23,8 @@ pub struct Options {
     pub shard_num: u32,
     pub mutate: ApiOptions,
     pub query: ApiOptions,
+    /// `None`: CRUD mutations are refused.
+    pub crud: Option<CrudOptions>,
     pub auth: AuthOptions,
     /// Origins of web pages that may connect, such as `https://app.example.com` or `https://*.example.com`. Empty: all.
     pub origins: Vec<String>,
@@ -37,6 +41,7 @@ impl Options {
             shard_num: 0,
             mutate: ApiOptions::default(),
             query: ApiOptions::default(),
+            crud: None,
             auth: AuthOptions::default(),
             origins: Vec::new(),
             limits: Limits::default(),
@@ -109,8 +114,15 @@ pub struct Limits {
     /// For everything that all sockets have sent, finished messages or not, until views and API server are done with it; who comes
     /// with more is told to come back later. Three eighths are for sockets whose credentials are yet to be judged.
     pub inbound_memory_max: usize,
-    /// Bytes of pushes waiting for one client group; beyond it the client is told to come back later.
+    /// Bytes of pushes waiting for one client group (and at most 20,000 pushes); beyond it the client is told to come back later.
     pub push_queue_bytes_max: usize,
+    /// Calls of one endpoint of an API server at the same time, a quarter of them for one client group; further ones wait.
+    pub api_calls_max: usize,
+    /// Bodies of calls that wait for their turn, of one endpoint, a quarter of them of one client group; who comes with more is told
+    /// to come back later.
+    pub api_waiting_bytes_max: usize,
+    /// How long a call waits for its turn; then its client is told to come back later.
+    pub api_turn_timeout: Duration,
     /// One call of an API server, retries included.
     pub api_timeout: Duration,
     /// One fetch of the keys for tokens, retries included.
@@ -147,6 +159,9 @@ impl Default for Limits {
             message_memory_max: 64 * 1024 * 1024,
             inbound_memory_max: 512 * 1024 * 1024,
             push_queue_bytes_max: 32 * 1024 * 1024,
+            api_calls_max: 256,
+            api_waiting_bytes_max: 32 * 1024 * 1024,
+            api_turn_timeout: Duration::from_secs(10),
             api_timeout: Duration::from_secs(300),
             keys_timeout: Duration::from_secs(5),
             api_response_bytes_max: 32 * 1024 * 1024,
@@ -172,6 +187,8 @@ impl Limits {
             inbound_memory_max,
             // One message must not be all that there is room for.
             message_memory_max: defaults.message_memory_max.min(inbound_memory_max / 2),
+            // Their answers are held while they are read; few are longer than a part of this.
+            api_calls_max: (bytes / 8 / (1 << 20)).clamp(32, defaults.api_calls_max),
             requests_max: (bytes / 4 / defaults.header_bytes_max).clamp(500, defaults.requests_max),
             ..defaults
         }
@@ -185,6 +202,7 @@ mod tests {
     #[test]
     fn budgets_follow_the_memory_within_bounds() {
         let small = Limits::for_memory(0, 1 << 20);
+        assert_eq!((small.api_calls_max, Limits::for_memory(1 << 30, 1 << 20).api_calls_max), (32, 128));
         assert_eq!((small.inbound_memory_max, small.message_memory_max, small.requests_max), (32 << 20, 16 << 20, 500));
         let middle = Limits::for_memory(1 << 30, 10 << 20);
         assert_eq!((middle.inbound_memory_max, middle.message_memory_max), (128 << 20, 64 << 20));

@@ -5,6 +5,7 @@
 mod support;
 
 mod auth;
+mod crud;
 mod drain;
 mod handshake;
 mod hostile;
@@ -13,3 +14,4 @@ mod push;
 mod socket;
 mod strangers;
 mod transform;
+mod turns;

@@ -8,8 +8,8 @@ use super::option::{Effect, Kind};
 use super::problem::Refusal;
 use super::secret::SecretUrl;
 use super::{
-    Admin, ApiServer, App, Auth, BackupSettings, Config, Cvr, Engine, LogFormat, Logging, Network, Notices, Replica,
-    Role, StreamSource, TokenKey, Upstream, env_file, nodes,
+    Admin, ApiServer, App, Auth, BackupSettings, Config, Crud, Cvr, DatabaseSettings, Engine, LogFormat, Logging,
+    Network, Notices, Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -35,6 +35,21 @@ pub fn backup_from_process() -> Result<BackupSettings, Refusal> {
     if given.has_problems() { Err(Refusal::Problems(given.into_problems())) } else { Ok(settings) }
 }
 
+/// What commands about the databases need; everything else may be unset.
+pub fn databases_from_process() -> Result<DatabaseSettings, Refusal> {
+    let mut given = Given::gather(&[], &env_file::with_file(environment(), std::path::Path::new(".env")))?;
+    let app = app(&mut given);
+    let upstream = upstream_db(&mut given);
+    let mut other = |variable| given.postgres(variable).or_else(|| upstream.clone());
+    let (cvr, change) = (other("ZERO_CVR_DB"), other("ZERO_CHANGE_DB"));
+    match (upstream, cvr, change) {
+        (Some(upstream), Some(cvr), Some(change)) if !given.has_problems() => {
+            Ok(DatabaseSettings { app, upstream, cvr, change })
+        }
+        _ => Err(Refusal::Problems(given.into_problems())),
+    }
+}
+
 fn environment() -> Environment {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
@@ -53,6 +68,7 @@ pub fn load(arguments: &[String], environment: &Environment) -> Result<Config, R
 
 /// `None` only together with a problem.
 pub(super) fn read(given: &mut Given) -> Option<Config> {
+    refuse_former(given);
     let notices = notices(given);
     let source = nodes::source(given);
     let role = role(given, source.as_ref());
@@ -62,6 +78,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let cvr_db = given.postgres("ZERO_CVR_DB").or_else(|| upstream_db.clone());
     let mutate = mutate(given);
     let query = query(given);
+    let crud = crud(given);
     let auth = auth(given);
     let network = network(given);
     let change_stream = nodes::change_stream(given, source, network.port);
@@ -75,7 +92,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         removes_siblings: given.boolean("ZERO_REPLICA_REMOVE_SIBLINGS"),
         auto_reset: given.boolean("ZERO_AUTO_RESET"),
     };
-    let engine = Engine { threads: engine_threads(given) };
+    let engine = Engine { threads: engine_threads(given), client_queries: given.boolean("ZERO_ALLOW_LEGACY_QUERIES") };
     let task_id = given.text("ZERO_TASK_ID").unwrap_or_else(random_task_id);
     let server_version = given.text("ZERO_SERVER_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let replication_slot_failover = given.boolean("ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER");
@@ -96,6 +113,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         cvr: Cvr { db: cvr_db?, connections_max: cvr_connections_max, inactivity_threshold },
         mutate,
         query,
+        crud,
         auth,
         network,
         change_stream,
@@ -111,6 +129,19 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     })
 }
 
+fn refuse_former(given: &mut Given) {
+    let former: Vec<_> = given
+        .given()
+        .filter_map(|setting| match setting.effect {
+            Effect::Rejected(remedy) => Some((setting.variable, remedy)),
+            _ => None,
+        })
+        .collect();
+    for (variable, remedy) in former {
+        given.problem(variable, "it is not supported any more", remedy);
+    }
+}
+
 fn notices(given: &Given) -> Notices {
     let mut notices = Notices::default();
     for setting in given.given() {
@@ -122,7 +153,7 @@ fn notices(given: &Given) -> Notices {
             Effect::Replaced(new) => notices.deprecated.push((setting.variable, new)),
             Effect::Inert(_) => notices.no_effect.push(setting.variable),
             Effect::NotBuilt(_) => notices.not_built.push(setting.variable),
-            Effect::Used | Effect::Internal | Effect::Rejected => {}
+            Effect::Used | Effect::Internal | Effect::Rejected(_) => {}
         }
     }
     notices
@@ -161,9 +192,6 @@ fn app(given: &mut Given) -> App {
             format!("{id:?} is longer than {APP_ID_BYTES_MAX} characters"),
             "shorten it: Postgres allows 63 bytes for the names of slots and schemas made from it",
         );
-    }
-    if given.is_given("ZERO_SHARD_ID") {
-        given.problem("ZERO_SHARD_ID", "it is not supported any more", "use ZERO_APP_ID to tell applications apart");
     }
     let mut publications = Vec::new();
     for name in given.list("ZERO_APP_PUBLICATIONS") {
@@ -251,6 +279,10 @@ fn api_server(
         let fault = if bad.is_empty() { "one of the URLs is empty" } else { "one of the URLs has no scheme" };
         given.problem(urls, fault, "give absolute URLs such as https://api.example.com/mutate, separated by commas");
     }
+    if let Some(fault) = texts.iter().filter(|text| text.contains("://")).find_map(|url| gateway::check_url(url).err())
+    {
+        given.problem(urls, fault.to_string(), "give absolute URLs, in which * and :name stand for what may vary");
+    }
     let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
     ApiServer {
         urls: texts,
@@ -261,13 +293,19 @@ fn api_server(
     }
 }
 
+fn crud(given: &mut Given) -> Option<Crud> {
+    let crud = Crud {
+        connections_max: whole(given, "ZERO_UPSTREAM_MAX_CONNS"),
+        mutations_max: given.integer("ZERO_PER_USER_MUTATION_LIMIT_MAX", 0..=u32::MAX).map(|max| max as usize),
+        window: span(given, "ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", MILLISECOND),
+    };
+    given.boolean("ZERO_ENABLE_CRUD_MUTATIONS").then_some(crud)
+}
+
 fn auth(given: &mut Given) -> Auth {
     let jwk = given.text("ZERO_AUTH_JWK");
-    if jwk
-        .as_ref()
-        .is_some_and(|text| !serde_json::from_str::<serde_json::Value>(text).is_ok_and(|jwk| jwk.is_object()))
-    {
-        given.problem("ZERO_AUTH_JWK", "it is not a JSON object", "give the public key in JWK form");
+    if let Some(Err(fault)) = jwk.as_deref().map(gateway::check_jwk) {
+        given.problem("ZERO_AUTH_JWK", fault.to_string(), "give the public key in JWK form");
     }
     let mut keys: Vec<TokenKey> = Vec::new();
     keys.extend(jwk.map(TokenKey::Jwk));

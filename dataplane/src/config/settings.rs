@@ -5,7 +5,6 @@ use super::option::{Setting, boolean, choice, list, number, text};
 
 const LEVELS: &[&str] = &["debug", "info", "warn", "error"];
 
-const CRUD: &str = "CRUD mutations";
 const OTLP: &str = "OTLP export (scrape /metrics instead)";
 const EVENTS: &str = "status events";
 const SHADOW: &str = "rehearsals of the initial sync";
@@ -15,6 +14,7 @@ const LITESTREAM: &str = "no litestream process is started";
 const FLOW: &str = "a slow view-syncer reads from the change log and holds up nobody";
 const CHANGE_LOG: &str = "the change log is written over one connection";
 const PURGE: &str = "forgotten client groups are purged hourly, all at once";
+const SCHEMA: &str = "clients bring their schema, and permissions are deployed to the database";
 const PLATFORM: &str = "only labels the original's telemetry, which is never sent";
 
 /// All settings by section, in the order of `CONFIG.md`.
@@ -34,6 +34,7 @@ pub const SECTIONS: &[(&str, &[Setting])] = &[
     ("Backup", LITESTREAM_SETTINGS),
     ("Status events", EVENT_SETTINGS),
     ("Old spellings", OLD_SPELLINGS),
+    ("Settings of older versions", OLDER),
     ("Other environment variables", ENVIRONMENT),
 ];
 
@@ -42,9 +43,8 @@ const UPSTREAM: &[Setting] = &[
         .required()
         .secret(),
     choice("ZERO_UPSTREAM_TYPE", &["pg", "custom"], "kind of upstream; only `pg` is served").default("pg").hidden(),
-    number("ZERO_UPSTREAM_MAX_CONNS", "size of the upstream pool used for CRUD mutations")
-        .default("20")
-        .not_built(CRUD),
+    number("ZERO_UPSTREAM_MAX_CONNS", "most connections to upstream for CRUD mutations; opened when they are needed")
+        .default("20"),
     number("ZERO_UPSTREAM_MAX_CONNS_PER_WORKER", "share of one worker process").internal(),
     boolean(
         "ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER",
@@ -75,9 +75,7 @@ const API_SERVERS: &[Setting] = &[
     boolean("ZERO_QUERY_FORWARD_COOKIES", "forward the cookies of the WebSocket upgrade").default("false"),
     list("ZERO_QUERY_ALLOWED_CLIENT_HEADERS", "names of headers given by the client that are forwarded"),
     list("ZERO_QUERY_ALLOWED_REQUEST_HEADERS", "names of headers of the WebSocket upgrade that are forwarded"),
-    boolean("ZERO_ENABLE_CRUD_MUTATIONS", "accept CRUD mutations and write them upstream")
-        .default("true")
-        .not_built(CRUD),
+    boolean("ZERO_ENABLE_CRUD_MUTATIONS", "accept CRUD mutations and write them upstream").default("true"),
 ];
 
 const CVR: &[Setting] = &[
@@ -118,6 +116,11 @@ const CHANGE: &[Setting] = &[
 ];
 
 const QUERIES: &[Setting] = &[
+    boolean(
+        "ZERO_ALLOW_LEGACY_QUERIES",
+        "serve queries that clients define themselves, with the rows that deployed permissions allow; if false, they fail",
+    )
+    .default("true"),
     boolean("ZERO_QUERY_HYDRATION_STATS", "count and log the rows considered by slow hydrations")
         .default("false")
         .inert(ENGINE),
@@ -156,7 +159,6 @@ const APPLICATION: &[Setting] = &[
     list("ZERO_APP_PUBLICATIONS", "Postgres publications to replicate; changing the set syncs anew")
         .derived("one over all tables of schema `public`"),
     number("ZERO_SHARD_NUM", "shard number").default("0").hidden(),
-    text("ZERO_SHARD_ID", "not supported any more").rejected(),
     text("ZERO_TASK_ID", "unique name of this instance").derived("random"),
     text("ZERO_SERVER_VERSION", "version shown in logs and metrics").derived("the version of this build"),
 ];
@@ -213,8 +215,9 @@ const NETWORK: &[Setting] = &[
     boolean("ZERO_LAZY_STARTUP", "start only when the first client connects")
         .default("false")
         .inert("the server is ready as soon as the replica is"),
-    number("ZERO_PER_USER_MUTATION_LIMIT_MAX", "CRUD mutations allowed per window").derived("no limit").not_built(CRUD),
-    number("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", "length of that window").default("60000").not_built(CRUD),
+    number("ZERO_PER_USER_MUTATION_LIMIT_MAX", "CRUD mutations that one client group may make in a window")
+        .derived("no limit"),
+    number("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", "length of that window, which slides").default("60000"),
     boolean("ZERO_WEBSOCKET_COMPRESSION", "compress WebSocket messages")
         .default("false")
         .not_built("WebSocket compression"),
@@ -422,6 +425,31 @@ const OLD_SPELLINGS: &[Setting] = &[
     boolean("ZERO_GET_QUERIES_FORWARD_COOKIES", "old spelling").replaced_by("ZERO_QUERY_FORWARD_COOKIES"),
     list("ZERO_GET_QUERIES_ALLOWED_CLIENT_HEADERS", "old spelling").replaced_by("ZERO_QUERY_ALLOWED_CLIENT_HEADERS"),
     list("ZERO_GET_QUERIES_ALLOWED_REQUEST_HEADERS", "old spelling").replaced_by("ZERO_QUERY_ALLOWED_REQUEST_HEADERS"),
+];
+
+/// All that versions 0.13 to 1.9 of the original have read and later ones do not: nothing that somebody meant is passed over in silence.
+const OLDER: &[Setting] = &[
+    text("ZERO_SHARD_ID", "name of a shard").rejected("use ZERO_APP_ID to tell applications apart"),
+    list("ZERO_SHARD_PUBLICATIONS", "publications of a shard")
+        .rejected("use ZERO_APP_PUBLICATIONS, or unset it to replicate all tables of schema public"),
+    text("ZERO_TENANTS_JSON", "several tenants in one process")
+        .rejected("run one process for each tenant, with the variables of its env and a ZERO_APP_ID of its own"),
+    text("ZERO_TENANT_ID", "name of the tenant of a process").internal(),
+    text("ZERO_PULL_URL", "the query endpoint").rejected("use ZERO_QUERY_URL"),
+    text("ZERO_PULL_API_KEY", "key of the query endpoint").secret().rejected("use ZERO_QUERY_API_KEY"),
+    boolean("ZERO_PULL_FORWARD_COOKIES", "cookies for the query endpoint").rejected("use ZERO_QUERY_FORWARD_COOKIES"),
+    text("ZERO_SCHEMA_JSON", "schema and permissions").hidden().inert(SCHEMA),
+    text("ZERO_SCHEMA_FILE", "file of schema and permissions").hidden().inert(SCHEMA),
+    number("ZERO_INITIAL_SYNC_ROW_BATCH_SIZE", "rows per insert of the initial copy")
+        .hidden()
+        .inert("rows are written as they arrive"),
+    number("ZERO_LITESTREAM_RESTORE_DURATION_MS_ESTIMATE", "expected time of a restoration").hidden().inert(LITESTREAM),
+    number("ZERO_REPLICA_PAGE_CACHE_SIZE_KIB", "page cache of each connection to the replica")
+        .hidden()
+        .inert("the page cache follows the memory of the node"),
+    text("ZERO_LOG_LOG_COLLECTOR", "destination of logs").hidden().not_built(OTLP),
+    text("ZERO_LOG_METRIC_COLLECTOR", "destination of metrics").hidden().not_built(OTLP),
+    text("ZERO_LOG_TRACE_COLLECTOR", "destination of traces").hidden().not_built(OTLP),
 ];
 
 const ENVIRONMENT: &[Setting] = &[

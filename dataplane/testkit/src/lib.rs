@@ -1,5 +1,5 @@
 //! Real neighbours and independent judges for tests: a PostgreSQL starter, a scripted client of the sync protocol, an oracle
-//! that recomputes query results from Postgres, a small API server, a pooler, a load balancer that can misbehave, a relay that spoils what Postgres sends, and the server
+//! that recomputes query results from Postgres and says what a user may see of them, random permissions, a small API server, a pooler, a load balancer that can misbehave, a relay that spoils what Postgres sends, and the server
 //! under test as a process.
 //!
 //! This crate knows nothing of the server's own code: it speaks to it only by sockets, files and signals, so the same tests run
@@ -8,6 +8,7 @@
 mod account;
 pub mod api;
 pub mod client;
+pub mod deployments;
 pub mod evil;
 pub mod http;
 pub mod oracle;
@@ -15,6 +16,7 @@ pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod rules;
 pub mod s3;
 pub mod slot;
 pub mod tab;

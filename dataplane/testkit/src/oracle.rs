@@ -9,6 +9,7 @@
 
 mod evaluate;
 mod read;
+mod visible;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 pub use evaluate::{Answer, evaluate};
 pub use read::{Snapshot, Table};
+pub use visible::{bound, visible};
 
 use crate::client::{Query, Row, Store, Tables, row_key};
 

@@ -49,15 +49,6 @@ CREATE TABLE IF NOT EXISTS {global}.permissions (
   "hash" TEXT,
   "lock" BOOL PRIMARY KEY DEFAULT true CHECK (lock)
 );
-CREATE OR REPLACE FUNCTION {global}.set_permissions_hash() RETURNS TRIGGER LANGUAGE plpgsql AS $body$
-BEGIN
-  NEW.hash := md5(NEW.permissions::text);
-  RETURN NEW;
-END
-$body$;
-CREATE OR REPLACE TRIGGER on_set_permissions BEFORE INSERT OR UPDATE ON {global}.permissions
-  FOR EACH ROW EXECUTE FUNCTION {global}.set_permissions_hash();
-INSERT INTO {global}.permissions ("permissions") VALUES (NULL) ON CONFLICT DO NOTHING;
 
 CREATE SCHEMA IF NOT EXISTS {shard};
 CREATE TABLE IF NOT EXISTS {shard}."clients" (
@@ -67,6 +58,8 @@ CREATE TABLE IF NOT EXISTS {shard}."clients" (
   "userID" TEXT,
   PRIMARY KEY ("clientGroupID", "clientID")
 );
+-- Old releases of the reference made it without.
+ALTER TABLE {shard}."clients" ADD COLUMN IF NOT EXISTS "userID" TEXT;
 CREATE TABLE IF NOT EXISTS {shard}."mutations" (
   "clientGroupID" TEXT NOT NULL,
   "clientID" TEXT NOT NULL,
@@ -80,7 +73,8 @@ CREATE TABLE IF NOT EXISTS {shard}."shardConfig" (
   "lock" BOOL PRIMARY KEY DEFAULT true CHECK (lock)
 );
 CREATE TABLE IF NOT EXISTS {shard}."replicas" (
-  "id" TEXT PRIMARY KEY,
+  -- Releases of the reference that know no ids have the shard back with this table as it is.
+  "id" TEXT PRIMARY KEY DEFAULT replace(gen_random_uuid()::text, '-', ''),
   "rank" BIGSERIAL,
   "slot" TEXT NOT NULL,
   "version" TEXT NOT NULL,
@@ -88,12 +82,22 @@ CREATE TABLE IF NOT EXISTS {shard}."replicas" (
   "initialSyncContext" JSON,
   "subscriberContext" JSON
 );
+ALTER TABLE {shard}."replicas" ALTER "id" SET DEFAULT replace(gen_random_uuid()::text, '-', '');
+-- Which migrations of the reference ran: see the module `tenant`.
+CREATE TABLE IF NOT EXISTS {shard}."versionHistory" (
+  "dataVersion" INT NOT NULL,
+  "schemaVersion" INT NOT NULL,
+  "minSafeVersion" INT NOT NULL,
+  "lock" CHAR(1) PRIMARY KEY DEFAULT 'v' CHECK (lock = 'v')
+);
 -- Nothing was published between these positions, so the slot may be at the second when the replica is at the first.
 ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "idleFrom" TEXT, ADD COLUMN IF NOT EXISTS "idleTo" TEXT;
 -- The database that the row was written in: a dump carries rows to where they mean nothing.
 ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "home" TEXT;
 -- Former releases and the reference know neither of these.
 ALTER TABLE {shard}."shardConfig" ADD COLUMN IF NOT EXISTS "functions" TEXT, ADD COLUMN IF NOT EXISTS "messagesUntil" TEXT;
+-- What watched for the reference, and when it last had the shard back, in seconds since 1970.
+ALTER TABLE {shard}."shardConfig" ADD COLUMN IF NOT EXISTS "former" TEXT, ADD COLUMN IF NOT EXISTS "handedBack" FLOAT8;
 -- Each published table as it was described last, with its indexes and whatever is a part of it.
 CREATE TABLE IF NOT EXISTS {shard}."publishedTables" (
   "oid" OID PRIMARY KEY,
@@ -125,6 +129,24 @@ ALTER TABLE {shard}."schemaHistory" ADD COLUMN IF NOT EXISTS "whole" BOOL NOT NU
 "#,
         events = ddl::EVENTS,
         event = ddl::EVENT,
+    )
+}
+
+/// What is in the tables, once they are known to be of the right shape.
+pub(crate) fn contents(app: &App) -> String {
+    let global = quote_identifier(&app.id);
+    format!(
+        r#"
+CREATE OR REPLACE FUNCTION {global}.set_permissions_hash() RETURNS TRIGGER LANGUAGE plpgsql AS $body$
+BEGIN
+  NEW.hash := md5(NEW.permissions::text);
+  RETURN NEW;
+END
+$body$;
+CREATE OR REPLACE TRIGGER on_set_permissions BEFORE INSERT OR UPDATE ON {global}.permissions
+  FOR EACH ROW EXECUTE FUNCTION {global}.set_permissions_hash();
+INSERT INTO {global}.permissions ("permissions") VALUES (NULL) ON CONFLICT DO NOTHING;
+"#
     )
 }
 
@@ -180,11 +202,18 @@ pub(crate) fn default_publication(app: &App) -> String {
 /// The newest finished initial copy of this database. A row without a home was written by a version that did not note it.
 pub(crate) async fn newest_replica(client: &Client, app: &App, home: &str) -> Result<Option<Replica>> {
     let schema = quote_identifier(&app.shard_schema());
+    // The reference's rows of this table are not ours, and have no such columns.
+    let history = format!("{schema}.\"schemaHistory\"");
+    let is_there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&history]).await;
+    if !is_there.map_err(|e| Error::statement("read the replicas of the shard", e))?.get::<_, bool>(0) {
+        return Ok(None);
+    }
     let row = client
         .query_opt(
             &format!(
                 "SELECT \"id\", \"slot\", \"version\", \"idleFrom\", \"idleTo\" FROM {schema}.\"replicas\" r
                  WHERE \"initialSyncContext\" IS NOT NULL AND coalesce(to_jsonb(r) ->> 'home', $1) = $1
+                 AND EXISTS (SELECT FROM {history} h WHERE h.\"replica\" = r.\"id\")
                  ORDER BY \"rank\" DESC LIMIT 1"
             ),
             &[&home],
@@ -229,30 +258,4 @@ pub(crate) async fn configured_publications(client: &Client, app: &App) -> Resul
     }
     let row = client.query_opt(&format!("SELECT \"publications\" FROM {table}"), &[]).await.map_err(doing)?;
     Ok(row.map(|row| row.get(0)))
-}
-
-/// Removes everything that the shard has upstream, `clients` and `mutations` included.
-pub async fn decommission(client: &Client, app: &App) -> Result<()> {
-    let doing = |e| Error::statement("remove the shard", e);
-    let pattern = format!("^{}_[a-z]+$", app.shard_schema());
-    client
-        .execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name ~ $1 AND active_pid IS NOT NULL
-             AND database = current_database()",
-            &[&pattern],
-        )
-        .await
-        .map_err(doing)?;
-    crate::slot::drop_matching(client, &pattern).await?;
-    client
-        .batch_execute(&format!(
-            "{} DROP PUBLICATION IF EXISTS {}; DROP PUBLICATION IF EXISTS {}; DROP SCHEMA IF EXISTS {} CASCADE;",
-            // First, for the triggers would watch the rest.
-            ddl::removal(app),
-            quote_identifier(&app.default_publication()),
-            quote_identifier(&app.metadata_publication()),
-            quote_identifier(&app.shard_schema()),
-        ))
-        .await
-        .map_err(doing)
 }

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fault::Backoff;
 use rows::{Transaction, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -100,7 +101,11 @@ const KEEPALIVE_PERIOD_WAITED_FOR: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two looks for truncated partitions.
 const PARTITIONS_PERIOD: Duration = Duration::from_secs(2);
+const PARTITIONS_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 const OBJECT_IN_USE: &str = "55006";
+/// The process that was just ended may hold the slot for another moment: about a second.
+const START_RETRY: Backoff = Backoff::new(Duration::from_millis(40), Duration::from_millis(80));
+const START_ATTEMPTS: u32 = 20;
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 const UNDEFINED_OBJECT: &str = "42704";
 
@@ -229,7 +234,7 @@ impl Stream {
             goal,
             arrived,
         };
-        let partitions = tokio::spawn(watch_partitions(Arc::clone(&pump.journal)));
+        let partitions = tokio::spawn(watch_partitions(Arc::clone(&pump.journal.client), pump.options.clone()));
         let task = tokio::spawn(pump.run());
         Stream { events, acks: Acks(acked), reached, task, partitions, held: None }
     }
@@ -343,15 +348,31 @@ async fn remember_schema(journal: &Journal, version: Version, entry: &Entry, wit
     Ok(())
 }
 
-/// Truncated partitions are not in the stream, and are looked for. What is wrong with the connection, the pump sees as well.
-async fn watch_partitions(journal: Arc<Journal>) {
+/// Truncated partitions are not in the stream, and are looked for. A look that fails is repeated, however long that takes: each finds
+/// all that happened since the last that succeeded.
+async fn watch_partitions(mut client: Arc<Client>, options: Options) {
     let mut period = tokio::time::interval(PARTITIONS_PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retry = PARTITIONS_RETRY;
+    let mut told = None;
     loop {
         period.tick().await;
-        if let Err(error) = shard::check_partitions(&journal.client, &journal.app).await {
-            tracing::warn!(%error, "partitions that are truncated meanwhile keep their rows here until the next start");
-            return;
+        while let Err(error) = shard::check_partitions(&client, &options.app).await {
+            let message = error.to_string();
+            if told.as_ref() != Some(&message) {
+                tracing::warn!(%error, remedy = error.entry().remedy, "cannot look for truncated partitions, will retry; their rows stay here until then");
+                told = Some(message);
+            }
+            tokio::time::sleep(retry.pause()).await;
+            if client.is_closed()
+                && let Ok(anew) = connect(&options.address, "zero-change-source").await
+            {
+                client = Arc::new(anew);
+            }
+        }
+        if told.take().is_some() {
+            tracing::info!("truncated partitions are looked for again");
+            retry.succeeded();
         }
     }
 }
@@ -419,6 +440,7 @@ async fn start_replication(
         lsn_text(from),
         quote_literal(&publications.join(",")).trim_start(),
     );
+    let mut retry = START_RETRY;
     for attempt in 0.. {
         connection.send_query(&sql).await?;
         let error = loop {
@@ -435,7 +457,7 @@ async fn start_replication(
         while connection.frame().await?.tag != b'Z' {}
         match error.code.as_str() {
             // The process that was just ended may hold it for another moment.
-            OBJECT_IN_USE if attempt < 20 => tokio::time::sleep(Duration::from_millis(50)).await,
+            OBJECT_IN_USE if attempt < START_ATTEMPTS => tokio::time::sleep(retry.pause()).await,
             OBJECT_IN_USE => {
                 slot::release(client, slot, false).await?;
                 return Err(Error::response("start replication", &error));

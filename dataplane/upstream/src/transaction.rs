@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, Published};
 use crate::ddl;
 use crate::decode::{self, Kind};
 use crate::diff::diff;
-use crate::limit::{Limit, Room};
+use crate::limit::{Limit, Place, Room};
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
 use crate::schema::{Difference, Schema};
@@ -28,6 +28,8 @@ pub(crate) struct Assembler {
     telling: Telling,
     bytes_warn: usize,
     row_bytes_max: usize,
+    /// What is being read.
+    place: Place,
     pub schema: Schema,
     pub withheld: Withheld,
     /// The table whose rows are events, once it was described.
@@ -53,7 +55,7 @@ struct Open {
     described: BTreeSet<u32>,
     is_withheld_changed: bool,
     rewritten: BTreeSet<u32>,
-    /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first).
+    /// Changes of tables whose description comes later in the transaction (CREATE TABLE AS writes rows first), in order.
     waiting: Vec<(u32, Vec<u8>)>,
 }
 
@@ -93,6 +95,7 @@ impl Assembler {
             telling,
             bytes_warn,
             row_bytes_max,
+            place: Place::default(),
             schema,
             withheld,
             events: None,
@@ -122,6 +125,7 @@ impl Assembler {
                     return Err(out_of_order());
                 }
                 let version = Version::new(commit_lsn);
+                self.place.at(version);
                 self.open = Some(Open {
                     version,
                     is_repeated: version <= self.seen,
@@ -192,7 +196,15 @@ impl Assembler {
             self.open()?.waiting.push((oid, bytes.to_vec()));
             return Ok(());
         }
-        let table = self.mapped(oid)?;
+        let table = match self.mapped(oid) {
+            Ok(table) => table,
+            // Where no trigger does it at once, a migration describes at its end what it has changed before.
+            Err(Error::ResetRequired { .. }) if self.telling.watching => {
+                self.open()?.waiting.push((oid, bytes.to_vec()));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let (change, size) = match table.change(&message) {
             Ok(change) => change,
             Err(NoChange::Malformed(e)) => return Err(e.within(format!("table {}", table.spec.wire_name())).into()),
@@ -238,6 +250,7 @@ impl Assembler {
             if self.events == Some(*oid) || self.schema.catalog.excluded.contains(oid) {
                 continue;
             }
+            self.open()?.waiting.retain(|(waiting, _)| waiting != oid);
             match self.schema.catalog.tables.get(oid) {
                 Some(table) if self.withheld.contains(*oid) => {
                     if self.withheld.keeps(*oid) {
@@ -308,7 +321,8 @@ impl Assembler {
             .map(|name| spec.columns.iter().position(|c| c.name == *name).expect("the catalog lists identity columns"))
             .collect();
         let kinds = table.columns.iter().map(|c| c.kind).collect();
-        Ok(Mapped { spec: Arc::clone(spec), kinds, limit: Limit::new(table, self.row_bytes_max), identity })
+        let limit = Limit::new(table, self.row_bytes_max, self.place.clone());
+        Ok(Mapped { spec: Arc::clone(spec), kinds, limit, identity })
     }
 
     /// A row of the table of events.
@@ -346,6 +360,9 @@ impl Assembler {
                 self.open()?.rewritten.extend(tables);
                 Ok(())
             }
+            Some(Told::HandedBack) => Err(Error::reset(
+                "Rocicorp's zero-cache has begun to use this application and shard, and schema changes are told to that server now",
+            )),
             Some(Told::Failure { tag, message }) => {
                 Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {message}")))
             }
@@ -434,7 +451,8 @@ impl Assembler {
             });
         }
         if let Some((oid, _)) = open.waiting.first() {
-            return Err(self.unknown_table(*oid));
+            let oid = *oid;
+            return Err(self.mapped(oid).err().unwrap_or_else(|| self.unknown_table(oid)));
         }
         self.withheld.committed(open.xid);
         let (completed, bytes) = self.withheld.complete(commit_lsn, &self.schema.catalog);

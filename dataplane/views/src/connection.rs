@@ -47,6 +47,8 @@ pub struct Connection {
     pub cookie: Option<Cookie>,
     /// Whether its present credentials were found good.
     pub validated: bool,
+    /// Counts up: the greatest was found good last.
+    pub validated_at: u64,
     /// Late validation answers for an older context are ignored.
     pub revision: u64,
     /// While joining: the attempt to transform the group's queries with its own credentials.

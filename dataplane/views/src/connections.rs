@@ -56,6 +56,7 @@ impl Core {
                 has_joined: false,
                 cookie,
                 validated: false,
+                validated_at: 0,
                 revision,
                 transforming: None,
                 patience: None,
@@ -180,6 +181,7 @@ impl Core {
             }
         }
         self.ask_again_without(id, connection.group);
+        self.take_claims(connection.group);
     }
 
     /// Queues frames for a connection; a connection that cannot take them is dropped.

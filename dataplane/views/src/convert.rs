@@ -85,16 +85,42 @@ fn to_condition(condition: &Condition) -> Result<query::Condition, Unsupported> 
 
 /// A comparison of two literals is decided now.
 fn fold(left: &query::Literal, op: query::Op, right: &query::Literal) -> query::Condition {
-    let holds = match (left, right) {
-        (query::Literal::One(left), query::Literal::One(right)) => ivm::eval::compare(left.as_ref(), op, right),
+    if holds(left, op, right) { query::Condition::And(Vec::new()) } else { query::Condition::Or(Vec::new()) }
+}
+
+/// What a comparison of two literals comes to.
+pub(crate) fn constant(left: &Literal, op: Operator, right: &Literal) -> bool {
+    holds(&to_literal(left), to_op(op), &to_literal(right))
+}
+
+fn holds(left: &query::Literal, op: query::Op, right: &query::Literal) -> bool {
+    use query::Op::{Ge, Gt, ILike, In, Le, Like, Lt, NotILike, NotIn, NotLike};
+    match (left, right) {
+        (query::Literal::One(left), query::Literal::One(right)) => match (op, left, right) {
+            (Like | NotLike | ILike | NotILike, Value::Str(text), Value::Str(pattern)) => {
+                let pattern = ivm::like::Pattern::new(pattern, matches!(op, ILike | NotILike));
+                pattern.matches(text) != matches!(op, NotLike | NotILike)
+            }
+            // What is of another kind comes neither before nor after.
+            (Lt | Gt | Le | Ge, left, right) if !are_ordered(left, right) => false,
+            _ => ivm::eval::compare(left.as_ref(), op, right),
+        },
         (query::Literal::One(left), query::Literal::Many(list)) => match op {
-            query::Op::In => ivm::eval::within(left.as_ref(), false, list),
-            query::Op::NotIn => ivm::eval::within(left.as_ref(), true, list),
+            In => ivm::eval::within(left.as_ref(), false, list),
+            NotIn => ivm::eval::within(left.as_ref(), true, list),
             _ => false,
         },
         (query::Literal::Many(_), _) => false,
-    };
-    if holds { query::Condition::And(Vec::new()) } else { query::Condition::Or(Vec::new()) }
+    }
+}
+
+fn are_ordered(left: &Value, right: &Value) -> bool {
+    matches!(
+        (left, right),
+        (Value::Int(_) | Value::Float(_), Value::Int(_) | Value::Float(_))
+            | (Value::Str(_), Value::Str(_))
+            | (Value::Bool(_), Value::Bool(_))
+    )
 }
 
 fn to_op(op: Operator) -> query::Op {

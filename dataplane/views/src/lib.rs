@@ -8,7 +8,7 @@
 //!
 //! Several nodes share the CVR database; each serves the client groups that it owns (`ownership`).
 //!
-//! Where to look: `door`, `connections`, `join` and `transform` take what clients and the API server say; `step` moves everything from
+//! Where to look: `door`, `connections`, `join` and `transform` take what clients and the API server say; `rules` restricts what clients define; `step` moves everything from
 //! version to version; `materialisations`, `lineage` and `tidy` keep what queries have; `deliver` and `catch_up` decide what a
 //! client is sent, `backlog` when, `spool` holds it until then; `store` makes it durable, `drain` ends it; `relief` says what
 //! gives way when memory is short.
@@ -17,6 +17,7 @@
 //!
 //! Invariants:
 //! * A client's view moves from cookie to cookie; cookies of a group never go back, and all queries of a group move together.
+//! * A client-defined query yields what the permissions of the version allow its user, and what a rule looked at is sent to nobody.
 //! * The CVR is durable before the end of a poke that depends on it is sent.
 //! * Nobody whose credentials were not found good changes, claims or sees anything of a client group.
 //! * What a client is owed is bounded in memory, whatever its size and however slowly it reads.
@@ -25,6 +26,7 @@
 mod admission;
 pub mod api;
 mod backlog;
+mod batches;
 mod body;
 mod budget;
 mod catch_up;
@@ -32,6 +34,7 @@ mod connection;
 mod connections;
 mod convert;
 mod core;
+mod decide;
 mod deliver;
 mod door;
 mod drain;
@@ -51,13 +54,16 @@ mod ownership;
 mod payload;
 mod relief;
 mod row_id;
+mod rules;
 mod spool;
 mod step;
 pub mod store;
 mod tidy;
 mod transform;
 mod turns;
+mod unflushed;
 
-pub use crate::core::{Batches, Ending, Options, Started, start, start_within};
+pub use crate::batches::Batches;
+pub use crate::core::{Ending, Options, Started, start, start_within};
 pub use crate::indexes::Wanted;
 pub use crate::turns::Turns;

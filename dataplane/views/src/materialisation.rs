@@ -13,11 +13,13 @@ use ivm::Graph;
 use ivm::query::Query;
 use rows::Version;
 
+use crate::budget::Share;
 use crate::convert::KeyChoice;
 use crate::group::GroupId;
 use crate::limits::Limits;
 use crate::payload::Payload;
 use crate::row_id::RowId;
+use crate::spool::Piece;
 use crate::store::{LineageId, RowSet};
 
 /// Unique in the process.
@@ -32,6 +34,9 @@ pub struct Materialisation {
     pub lineage: LineageId,
     pub state: State,
     pub subscribers: BTreeSet<GroupId>,
+    /// What the query itself takes of the node's memory, and with it what it is compiled to.
+    #[expect(dead_code, reason = "it is given back when this goes")]
+    pub plan: Share,
     /// What its graph takes of the node's memory.
     pub room: Option<crate::hydrate::Room>,
     pub payload: Option<Payload>,
@@ -134,7 +139,7 @@ impl Materialisation {
 #[derive(Debug)]
 pub struct Entry {
     pub version: Version,
-    pub puts: Vec<(RowId, Bytes)>,
+    pub puts: Vec<(RowId, Piece)>,
     pub dels: Vec<(RowId, Bytes)>,
 }
 
@@ -143,9 +148,16 @@ impl Entry {
         self.puts.is_empty() && self.dels.is_empty()
     }
 
-    /// Bytes held.
+    /// The rows that it is about.
+    pub fn ids(&self) -> impl Iterator<Item = &RowId> {
+        self.puts.iter().map(|(id, _)| id).chain(self.dels.iter().map(|(id, _)| id))
+    }
+
+    /// Bytes held in memory.
     pub fn size(&self) -> usize {
-        self.puts.iter().chain(&self.dels).map(|(_, op)| op.len() + 96).sum()
+        let puts: usize = self.puts.iter().map(|(_, op)| op.memory()).sum();
+        let dels: usize = self.dels.iter().map(|(_, op)| op.len()).sum();
+        puts + dels + (self.puts.len() + self.dels.len()) * 96
     }
 }
 

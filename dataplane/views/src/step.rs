@@ -8,7 +8,7 @@ use protocol::error::{ErrorBody, Kind};
 use rows::Version;
 use tracing::info;
 
-use crate::api::ConnectionId;
+use crate::api::{ConnectionId, Frame};
 use crate::connection::Phase;
 use crate::convert::check_client_schema;
 use crate::core::{Core, Event};
@@ -24,6 +24,9 @@ use crate::outgoing::Mark;
 const PUBLISH_SLICE: Duration = Duration::from_millis(100);
 const PUBLISH_SLICES: u32 = 300;
 
+/// A socket takes so much at once: three writes instead of one would be most of what a small poke costs.
+const ONE_WRITE_BYTES: usize = 8 << 10;
+
 impl Core {
     /// Brings everything to the newest version and tells whoever is concerned.
     pub(crate) fn step(&mut self, receiver: &Receiver<Event>) -> Result<(), String> {
@@ -31,8 +34,13 @@ impl Core {
         let version = self.reader.begin().map_err(|e| e.to_string())?;
         let others = self.await_batches(version, receiver)?;
         self.take_schema();
+        if self.rules_are_touched() {
+            self.take_rules()?;
+        }
+        self.settle_rules();
         let advanced =
             self.materialisations.advance(self.version, version, &self.schema, &mut self.reader, &mut self.flush)?;
+        self.history_bytes += advanced.history_bytes;
         let previous = std::mem::replace(&mut self.version, version);
         self.distribute(&advanced);
         self.retry_behind();
@@ -43,9 +51,12 @@ impl Core {
         let pokes = self.tell_groups(mark)?;
         let needs = self.submit_flush(!pokes.is_empty());
         for poke in pokes {
-            // Parts may leave before the flush: a client applies nothing before the end of the poke.
+            // What fits one write leaves in one write. Parts of what is larger may leave before the flush: a client applies nothing
+            // before the end of the poke.
+            let bytes: usize = poke.frames.iter().map(Frame::len).sum();
+            let parts_need = if bytes <= ONE_WRITE_BYTES { needs } else { 0 };
             let end = (needs, poke.end, poke.mark);
-            self.send(poke.connection, poke.frames.into_iter().map(|f| (0, f, None)).chain([end]));
+            self.send(poke.connection, poke.frames.into_iter().map(|f| (parts_need, f, None)).chain([end]));
         }
         self.reader.end();
         self.free_leaving();
@@ -201,7 +212,7 @@ impl Core {
             dirty.sort_unstable();
             for group in dirty {
                 self.deliver(group, mark, &mut bodies, &mut pokes)?;
-                self.join_waiting(group, &mut pokes)?;
+                self.join_waiting(group, &mut bodies, &mut pokes)?;
             }
         }
         self.want_step |= !self.dirty.is_empty();

@@ -1,4 +1,5 @@
-//! Asking the API server: which AST a named query stands for, and whether a connection's credentials are good.
+//! Asking the API server: which AST a named query stands for, and whether a connection's credentials are good. What a client defines
+//! itself is for `rules`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use crate::group::user::User;
 use crate::group::{Asked, GroupId, QueryRun};
 use crate::materialisation::MaterialisationId;
 use crate::outgoing::{due, now_ms};
+use crate::rules::Which;
 
 /// What the API server said.
 pub enum Answer {
@@ -96,13 +98,19 @@ impl Core {
             group.record.user = Some(User::of(connection.context.user_id.as_deref()));
             group.pending.record = true;
         }
+        if !connection.validated {
+            self.next_validation += 1;
+            connection.validated_at = self.next_validation;
+        }
         connection.validated = true;
         connection.revalidate_at = Some(Instant::now() + self.options.revalidate);
         group.background = Some((id, Arc::clone(&connection.context)));
         group.retransform_at.get_or_insert_with(|| Instant::now() + self.options.retransform);
         let held = std::mem::take(&mut connection.answers);
-        self.dirty.insert(group.id);
+        let group_id = group.id;
+        self.dirty.insert(group_id);
         self.want_step = true;
+        self.take_claims(group_id);
         for answers in held {
             self.transformed(answers);
         }
@@ -117,7 +125,6 @@ impl Core {
         let attempt = self.next_attempt;
         let configured = self.options.transformer.configured();
         let mut named = Vec::new();
-        let mut refused = Vec::new();
         let mut unserved = Vec::new();
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
@@ -133,7 +140,7 @@ impl Core {
                     warn!(query = name, "ZERO_QUERY_URL is not set: a named query stays without result");
                     unserved.push(hash.clone());
                 }
-                Definition::Ast(_) => refused.push(hash.clone()),
+                Definition::Ast(_) => {}
             }
         }
         for hash in unserved {
@@ -142,11 +149,7 @@ impl Core {
         for query in &named {
             group.queries.entry(query.id.clone()).or_default().asked = Some(Asked { attempt, by: id });
         }
-        for hash in refused {
-            let message = "queries defined in the client need deployed permissions, which this server does not support: \
-                           define the query on the API server (a named query)";
-            self.refuse_query(group_id, &hash, json!({"error": "app", "id": hash, "name": hash, "message": message}));
-        }
+        self.define(group_id, Which::New);
         if !named.is_empty() {
             if let Some(connection) = self.connections.get_mut(&id).filter(|c| again && !c.has_joined) {
                 connection.transforming = Some(attempt);
@@ -241,9 +244,9 @@ impl Core {
                         continue;
                     }
                     let keys = Arc::clone(&group.keys);
-                    match self.materialisations.subscribe(group_id, &ast, &keys, self.version, &self.store) {
+                    match self.materialise(group_id, &ast, &keys) {
                         Ok(materialisation) => self.subscribed(group_id, &hash, attempt, materialisation),
-                        Err(message) => self.query_failed(group_id, &hash, &message),
+                        Err(why) => self.unserved(group_id, &hash, why),
                     }
                 }
                 Transformed::Failed { id: hash, error } => {
@@ -272,7 +275,7 @@ impl Core {
     }
 
     /// A query has its materialisation, which may be the one it had.
-    fn subscribed(&mut self, group_id: GroupId, hash: &str, attempt: u64, id: MaterialisationId) {
+    pub(crate) fn subscribed(&mut self, group_id: GroupId, hash: &str, attempt: u64, id: MaterialisationId) {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         let Some(materialisation) = self.materialisations.get(id) else { return };
         let run = group.queries.entry(hash.to_owned()).or_default();

@@ -104,6 +104,8 @@ pub struct Client {
     pub open: Option<Poke>,
     pub open_id: Option<String>,
     pub log: Vec<Seen>,
+    /// Looks at every message.
+    pub watch: Option<Box<dyn Fn(&Json) + Send>>,
 }
 
 pub fn key_text(keys: Keys, table: &str, row: &Json) -> String {
@@ -194,6 +196,9 @@ impl Client {
             Frame::Parts(parts) => parts.iter().flat_map(|part| part.read().unwrap()).collect(),
         };
         let message: Json = serde_json::from_slice(&text).unwrap();
+        if let Some(watch) = &self.watch {
+            watch(&message);
+        }
         let (tag, body) = (message[0].as_str().unwrap(), message[1].clone());
         let id = body["pokeID"].as_str().map(str::to_owned);
         match tag {

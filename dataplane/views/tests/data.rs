@@ -58,7 +58,7 @@ pub enum Keys {
     Other,
 }
 
-/// `issue`, `comment`, `label`, `acct` and the two internal tables.
+/// `issue`, `comment`, `label`, `acct` and the three internal tables.
 pub fn tables() -> Vec<Arc<TableSpec>> {
     use ColumnType::{Bool, Int, Json, Str};
     vec![
@@ -80,9 +80,11 @@ pub fn tables() -> Vec<Arc<TableSpec>> {
             &["clientGroupID", "clientID", "mutationID"],
         ),
         acct(6),
+        table(7, "zero", "permissions", &[("lock", Bool), ("permissions", Json), ("hash", Str)], &["lock"]),
     ]
 }
 
+pub const PERMISSIONS: &str = "zero.permissions";
 pub const CLIENTS: &str = "zero_0.clients";
 pub const MUTATIONS: &str = "zero_0.mutations";
 

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use rows::Change;
 use serde_json::{Value as Json, json};
 
-use crate::client::{Client, PATIENCE, Store, put};
+use crate::client::{Client, PATIENCE, Seen, Store, put};
 use crate::data::all;
 use crate::sync::A_WHILE;
 use crate::world::{World, again, context, init, shared};
@@ -189,6 +190,47 @@ async fn a_node_without_room_sheds_what_is_unused_then_lets_wait_then_sends_away
 }
 
 #[tokio::test]
+async fn queries_that_differ_take_no_more_memory_than_there_is() {
+    let mut world = World::stopped(&shared().url("postgres"));
+    world.limits.graph_bytes = 1_000_000;
+    world.limits.group_idle = Duration::ZERO;
+    world.start().await;
+    // Each has 100 kB of constants, and no rows.
+    let query = |n: usize| all("issue").by("owner", format!("{n} {}", "x".repeat(100_000)));
+    let ask = async |world: &World, n: usize| {
+        let name = n.to_string();
+        world.api.ask(&name, query(n));
+        let mut c = world.connect(&format!("g{n}"), "c1", Store::default(), init(&[put(&name, 1000)]));
+        loop {
+            match c.next().await {
+                Seen::Poke(_) if c.store.got.contains(&name) => return Ok(c),
+                Seen::Poke(_) => {}
+                Seen::Message(_, error) => return Err(error),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let mut clients = Vec::new();
+    let refused = loop {
+        assert!(clients.len() < 20, "20 queries of 100 kB, in a megabyte");
+        match ask(&world, clients.len()).await {
+            Ok(c) => clients.push(c),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused["kind"], "ServerOverloaded");
+    let n = clients.len();
+    assert!(n >= 2, "{n} fit");
+    // What nobody uses gives way, once all of it is stored: who was sent away comes again.
+    clients.pop().unwrap().cut();
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while ask(&world, n).await.is_err() {
+        assert!(tokio::time::Instant::now() < until, "another's place is not given");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_grows_beyond_the_budget_by_itself_sends_the_newest_away() {
     let mut world = World::stopped(&shared().url("postgres"));
     world.limits.graph_bytes = 60_000;
@@ -217,4 +259,32 @@ async fn what_grows_beyond_the_budget_by_itself_sends_the_newest_away() {
     a.until("500 rows", |s| s.rows.len() == 500).await;
     world.issue("a0", "a", 2).await;
     assert_eq!(a.poke().await.keys("put"), [r#"issue/"a0""#]);
+}
+
+#[tokio::test]
+async fn clients_that_miss_the_same_share_its_bytes() {
+    let mut world = world().await;
+    write(&mut world, 'a').await;
+    let mut clients = Vec::new();
+    for n in 0..10 {
+        let mut c = socket(&world, &format!("g{n}"), Store::default(), &init(&[put("all", 1000)]));
+        c.until("all", |s| has_all(s, 'a')).await;
+        clients.push(c);
+    }
+    // A table whose contents change as a whole is read anew, and all join again where they were.
+    let before = world.metrics().rehydrations.get();
+    let tables = vec![world.spec("comment")];
+    world.model.remove("comment");
+    let rows = (0..ROWS).map(|n| world.put("comment", comment(n, 'b')));
+    let changes = std::iter::once(Change::Truncate { tables }).chain(rows).collect();
+    world.apply(changes).await;
+    clients[7].until("one change of 4 MB", |s| has_all(s, 'b')).await;
+    assert_eq!(world.metrics().rehydrations.get(), before + 1);
+    // The others have read nothing yet; for them alone it would be 36 MB.
+    tokio::time::sleep(A_WHILE).await;
+    let disk = world.metrics().spool_disk_bytes.get();
+    assert!(disk <= 32 << 20, "{disk} bytes for one change");
+    for c in &mut clients[..2] {
+        c.until("the change", |s| has_all(s, 'b')).await;
+    }
 }

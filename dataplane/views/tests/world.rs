@@ -23,7 +23,7 @@ use views::store::Copy;
 use views::{Ending, Options, Started};
 
 use crate::client::{Client, Store, key_text};
-use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, cells, client_schema};
+use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, PERMISSIONS, cells, client_schema};
 
 /// How the API server answers for one query name.
 #[derive(Clone, Debug)]
@@ -48,6 +48,8 @@ pub struct ApiState {
     /// The call fails for this user.
     pub failing_user: Option<(String, ErrorBody)>,
     pub delay: Duration,
+    /// How often it was called.
+    pub calls: u64,
     pub unconfigured: bool,
     /// Queries with this token fail as a whole, while the token is found good.
     pub weak_token: Option<String>,
@@ -80,7 +82,8 @@ impl Transformer for Api {
 
     fn transform(&self, context: Arc<ConnectionContext>, queries: Vec<NamedQuery>) -> TransformFuture {
         let (delay, result) = {
-            let state = self.0.lock().unwrap();
+            let mut state = self.0.lock().unwrap();
+            state.calls += 1;
             let user_failure = state
                 .failing_user
                 .as_ref()
@@ -146,9 +149,12 @@ pub struct World {
     pub retransform: Duration,
     pub limits: Limits,
     pub cvr_connections_max: usize,
+    pub client_queries: bool,
     pub copy: Copy,
     /// Whether readers that are opened from now on panic.
     pub no_readers: Arc<AtomicBool>,
+    /// Whether connections to the CVR database that are opened from now on panic.
+    pub no_connections: Arc<AtomicBool>,
     /// So many more readers of the replica cannot be opened.
     pub unreadable: Arc<AtomicU64>,
     /// Who was let in last, by group and client.
@@ -213,8 +219,10 @@ impl World {
             // The only node: one that was killed must not count as living for a while.
             limits: Limits { node_live: Duration::ZERO, ..Limits::default() },
             cvr_connections_max: 2,
+            client_queries: true,
             copy: Copy { id: copy.into(), version: Version::new(version) },
             no_readers: Arc::default(),
+            no_connections: Arc::default(),
             unreadable: Arc::default(),
             admitted: Arc::default(),
         }
@@ -226,12 +234,16 @@ impl World {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let (url, path, no_readers) = (self.cvr_url.clone(), self.path.clone(), Arc::clone(&self.no_readers));
         let unreadable = Arc::clone(&self.unreadable);
+        let no_connections = Arc::clone(&self.no_connections);
         let options = Options {
             clients_table: CLIENTS.into(),
             mutations_table: MUTATIONS.into(),
+            permissions_table: PERMISSIONS.into(),
+            client_queries: self.client_queries,
             cvr_schema: self.cvr_schema.clone(),
             cvr: Arc::new(move || {
                 let url = url.clone();
+                assert!(!no_connections.load(Ordering::Relaxed), "as the test wants it");
                 Box::pin(async move { postgres::connect(&url).await.map_err(|e| format!("{e:#}")) })
             }),
             cvr_connections_max: self.cvr_connections_max,
@@ -342,6 +354,12 @@ impl World {
         self.life.as_ref().unwrap().started.batches.publish(batch).await;
     }
 
+    /// Publishes, however long it takes.
+    pub fn publishing(&self, batch: Arc<Batch>) -> tokio::task::JoinHandle<()> {
+        let to = self.life.as_ref().unwrap().started.batches.clone();
+        tokio::spawn(async move { to.publish(batch).await })
+    }
+
     /// The replica as it is now.
     pub fn save(&mut self) -> Vec<u8> {
         self.writer.checkpoint().unwrap();
@@ -389,6 +407,16 @@ impl World {
     pub async fn delete(&mut self, table: &str, row: Json) {
         let change = self.del(table, &row);
         self.apply(vec![change]).await;
+    }
+
+    /// Deploys permissions, in a commit of their own.
+    pub async fn deploy(&mut self, permissions: &Json) {
+        let change = self.deployment(permissions);
+        self.apply(vec![change]).await;
+    }
+
+    pub fn deployment(&mut self, permissions: &Json) -> Change {
+        self.put(PERMISSIONS, json!({"lock": true, "permissions": permissions, "hash": "h"}))
     }
 
     pub async fn issue(&mut self, id: &str, owner: &str, n: i64) {
@@ -451,6 +479,7 @@ impl World {
             open: None,
             open_id: None,
             log: vec![],
+            watch: None,
         }
     }
 

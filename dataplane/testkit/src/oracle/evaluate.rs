@@ -128,7 +128,7 @@ fn correlates(parent: &Row, child: &Row, correlation: &Value) -> Result<bool> {
     Ok(true)
 }
 
-fn holds(snapshot: &Snapshot, condition: &Value, row: &Row) -> Result<bool> {
+pub(super) fn holds(snapshot: &Snapshot, condition: &Value, row: &Row) -> Result<bool> {
     let parts = || condition["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     Ok(match condition["type"].as_str() {
         None => true,

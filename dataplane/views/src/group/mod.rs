@@ -1,5 +1,6 @@
 //! A client group while it is in memory: its record, its connections and how each of its queries stands.
 
+pub mod inherit;
 pub mod record;
 mod room;
 pub mod user;
@@ -15,7 +16,7 @@ use rustc_hash::FxHashSet;
 use crate::api::{ConnectionContext, ConnectionId};
 use crate::convert::KeyChoice;
 use crate::materialisation::MaterialisationId;
-use record::{DesirePatch, Holding, Record};
+use record::{Definition, DesirePatch, Holding, Record};
 
 /// Unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +82,8 @@ pub struct Group {
     pub is_admitted: bool,
     /// The context of the newest validated connection, for work that no message asked for.
     pub background: Option<(ConnectionId, Arc<ConnectionContext>)>,
+    /// Whose claims its client-defined queries follow.
+    pub acting: Option<Arc<ConnectionContext>>,
     pub pending: Pending,
     /// When the group's clock was last brought forward, while anyone is connected.
     pub clock_since: Option<Instant>,
@@ -128,6 +131,13 @@ impl Pending {
             && !self.record
     }
 
+    /// Forgets what only active connections are told: whoever joins is told the state, not the changes.
+    pub fn nobody_is_told(&mut self) {
+        self.last_mutation_ids.clear();
+        self.mutations.clear();
+        self.affected.clear();
+    }
+
     /// Whether clients see anything of it. The rest only has to be stored.
     pub fn is_visible(&self) -> bool {
         !(self.desires.is_empty()
@@ -158,6 +168,7 @@ impl Group {
             queries: BTreeMap::new(),
             is_admitted: false,
             background: None,
+            acting: None,
             pending: Pending::default(),
             clock_since: None,
             idle_since: None,
@@ -168,6 +179,11 @@ impl Group {
 
     pub fn is_served(&self) -> bool {
         self.standing == Standing::Served
+    }
+
+    /// Whether any of its queries is defined in the client.
+    pub fn defines_queries(&self) -> bool {
+        self.record.queries.values().any(|query| matches!(query.definition, Definition::Ast(_)))
     }
 
     /// Takes over what the database had. Every cookie handed out from here on exceeds any that was handed out before, because

@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use prometheus::{Histogram, IntCounter};
+use fault::Statement;
+use prometheus::{Histogram, IntCounter, IntCounterVec};
 use rows::Version;
 use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc, watch};
@@ -16,7 +17,7 @@ use tokio_postgres::types::Type;
 use tracing::{error, warn};
 
 use super::connection::{Connection, Parameter};
-use super::fault::{Class, Fault};
+use super::fault::Fault;
 use super::history::as_i64;
 use super::parts::{Columns, Item, Taken};
 use super::{Copy, Event, Flush, LineageId, NodeId, Tenure, sql, tables};
@@ -28,6 +29,8 @@ pub struct Metrics {
     pub flush_failures: IntCounter,
     /// Flushes that were refused because a group was taken over.
     pub flushes_fenced: IntCounter,
+    /// Client groups that Rocicorp's server knew, by what became of them.
+    pub inherited: IntCounterVec,
 }
 
 /// The task that writes.
@@ -134,14 +137,14 @@ impl<E: Fn(Event)> Writer<E> {
                 Err(fault) => {
                     self.metrics.flush_failures.inc();
                     match fault.class() {
-                        Class::Missing => self.make_anew(&fault).await,
-                        Class::Refused if part.len() > 1 => parts.push_front(part.split_off(part.len() / 2)),
-                        Class::Refused if !part.is_empty() => {
+                        Statement::Missing => self.make_anew(&fault).await,
+                        Statement::Refused if part.len() > 1 => parts.push_front(part.split_off(part.len() / 2)),
+                        Statement::Refused if !part.is_empty() => {
                             for item in part.drain(..) {
                                 self.refuse(item, &fault.describe()).await;
                             }
                         }
-                        Class::Refused | Class::Passes => self.connection.broken("flush", &fault).await,
+                        Statement::Refused | Statement::Passes => self.connection.broken("flush", &fault).await,
                     }
                 }
             }
@@ -183,23 +186,31 @@ impl<E: Fn(Event)> Writer<E> {
         let records: Vec<&str> = c.groups.iter().map(|g| g.record.as_str()).collect();
         // Arrays of arrays must be rectangular in Postgres: each list of lineages goes as the text of an array.
         let list = |ids: &[i64]| format!("{{{}}}", ids.iter().map(i64::to_string).collect::<Vec<_>>().join(","));
-        let lineages: Vec<String> = c.groups.iter().map(|g| list(&g.lineages)).collect();
+        let named: Vec<String> = c.groups.iter().map(|g| list(&g.lineages)).collect();
         let ages: Vec<i64> = c.groups.iter().map(|g| as_ms(now.saturating_duration_since(g.connected_at))).collect();
         let idle: Vec<bool> = c.groups.iter().map(|g| g.is_idle).collect();
-        let rest: [Parameter<'_>; 10] = [
+        let lineages: [Parameter<'_>; 4] = [
             (&lineage_ids, Type::INT8_ARRAY),
             (&lineage_keys, Type::TEXT_ARRAY),
             (&lineage_versions, Type::INT8_ARRAY),
             (&lineage_bases, Type::BYTEA_ARRAY),
+        ];
+        let groups: [Parameter<'_>; 6] = [
             (&group_ids, Type::TEXT_ARRAY),
             (&epochs, Type::INT8_ARRAY),
             (&records, Type::TEXT_ARRAY),
-            (&lineages, Type::TEXT_ARRAY),
+            (&named, Type::TEXT_ARRAY),
             (&idle, Type::BOOL_ARRAY),
             (&ages, Type::INT8_ARRAY),
         ];
-        let all = [&fence[..], &deltas[..], &rest[..]].concat();
-        let rows = self.connection.query(&sql::flush(&self.schema), &all, c.bytes).await?;
+        let rows = if c.lineages.is_empty() && c.deltas.is_empty() {
+            self.connection
+                .query(&sql::flush_records(&self.schema), &[&fence[..], &groups[..]].concat(), c.bytes)
+                .await?
+        } else {
+            let all = [&fence[..], &deltas[..], &lineages[..], &groups[..]].concat();
+            self.connection.query(&sql::flush(&self.schema), &all, c.bytes).await?
+        };
         Ok(rows.first().map_or(Written::Fenced, |row| Written::Done(row.get(0))))
     }
 
@@ -251,7 +262,7 @@ impl<E: Fn(Event)> Writer<E> {
             match self.learn_losses().await {
                 Ok(true) => return Ok(()),
                 Ok(false) => return Err(Gone),
-                Err(fault) if fault.class() == Class::Missing => self.make_anew(&fault).await,
+                Err(fault) if fault.class() == Statement::Missing => self.make_anew(&fault).await,
                 Err(fault) => self.connection.broken("read which groups were taken over", &fault).await,
             }
         }
@@ -284,8 +295,8 @@ impl<E: Fn(Event)> Writer<E> {
         while let Err(fault) = self.connection.query(&text, &parameters, 0).await {
             match fault.class() {
                 // Nothing is owned in tables that are not there.
-                Class::Missing => return,
-                Class::Refused | Class::Passes => self.connection.broken("release groups", &fault).await,
+                Statement::Missing => return,
+                Statement::Refused | Statement::Passes => self.connection.broken("release groups", &fault).await,
             }
         }
     }
@@ -294,8 +305,8 @@ impl<E: Fn(Event)> Writer<E> {
         let (text, node) = (sql::retire(&self.schema), self.node);
         while let Err(fault) = self.connection.query(&text, &[(&node, Type::INT8), (&0_i64, Type::INT8)], 0).await {
             match fault.class() {
-                Class::Missing => return,
-                Class::Refused | Class::Passes => self.connection.broken("leave", &fault).await,
+                Statement::Missing => return,
+                Statement::Refused | Statement::Passes => self.connection.broken("leave", &fault).await,
             }
         }
     }
