@@ -51,6 +51,9 @@ pub struct ZeroCacheStatus {
     /// How far suspending or resuming has come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspension: Option<SuspensionStep>,
+    /// The upstream database, once it was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamStatus>,
     /// How far deletion has come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion: Option<DeletionStatus>,
@@ -200,6 +203,17 @@ pub enum SuspensionStep {
     Suspended,
     /// The replication-manager starts; view-syncers wait for it.
     StartingReplicationManager,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpstreamStatus {
+    /// Postgres' system identifier and the number of the database, where the server tells them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// When the server was started, in microseconds since 1970, where it tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]

@@ -155,6 +155,8 @@ fn the_smallest_installation_is_closed_and_complete() {
         "Deployment",
         "NetworkPolicy",
         "Role",
+        "Role",
+        "RoleBinding",
         "RoleBinding",
         "Service",
         "ServiceAccount",
@@ -179,6 +181,7 @@ fn the_smallest_installation_is_closed_and_complete() {
     let plain = [
         ("WATCH_NAMESPACES", ""),
         ("LEADER_ELECTION", "true"),
+        ("LEASE_NAME", "zerocache-operator"),
         ("METRICS_ADDR", "0.0.0.0:8080"),
         ("LOG_LEVEL", "info"),
         ("LOG_FORMAT", "json"),
@@ -196,6 +199,32 @@ fn the_smallest_installation_is_closed_and_complete() {
     let lease = find(&objects, "Role", "zero-cache-operator-lease");
     assert_eq!(lease["metadata"]["namespace"], "system");
     assert!(rights(lease).iter().all(|right| right.starts_with("coordination.k8s.io/leases ")));
+}
+
+/// What releasing needs is kept where the operator is, and Secrets are written nowhere else.
+#[test]
+fn secrets_are_written_in_the_operators_namespace_only() {
+    for values in [vec![], vec![r#"watchNamespaces=["shop"]"#]] {
+        let objects = template(&values);
+        for role in objects.iter().filter(|it| it["kind"] == "Role" || it["kind"] == "ClusterRole") {
+            let writes =
+                rights(role).iter().any(|right| ["/secrets patch", "/secrets delete"].contains(&right.as_str()));
+            assert_eq!(writes, role["metadata"]["name"] == "zero-cache-operator-kept", "{role}");
+        }
+        let kept = find(&objects, "Role", "zero-cache-operator-kept");
+        assert_eq!(kept["metadata"]["namespace"], find(&objects, "Deployment", NAME)["metadata"]["namespace"]);
+    }
+}
+
+/// Two releases in one namespace, each for namespaces of its own, do not stand by for each other.
+#[test]
+fn each_release_has_a_lease_of_its_own() {
+    for (values, name) in [(vec![], "zerocache-operator"), (vec![r#"fullnameOverride="second""#], "second")] {
+        let objects = template(&values);
+        assert_eq!(variable(pod(&objects), "LEASE_NAME")["value"], name);
+        let role = objects.iter().find(|it| it["metadata"]["name"].as_str().is_some_and(|it| it.ends_with("-lease")));
+        assert_eq!(role.unwrap()["rules"][1]["resourceNames"], json!([name]));
+    }
 }
 
 /// Nothing is allowed by a wildcard, and Secrets are neither changed nor deleted.
@@ -276,8 +305,9 @@ fn watched_namespaces_have_roles_of_their_own_and_nothing_is_cluster_wide() {
         let all = objects.iter().filter(|it| it["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding")));
         all.map(|it| it["roleRef"]["name"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(bound(&objects), [NAME, NAME, lease]);
-    assert_eq!(bound(&cluster_wide), [NAME, lease]);
+    let kept = "zero-cache-operator-kept";
+    assert_eq!(bound(&objects), [NAME, NAME, kept, lease]);
+    assert_eq!(bound(&cluster_wide), [NAME, kept, lease]);
     assert_eq!(variable(pod(&objects), "WATCH_NAMESPACES")["value"], "shop,system");
 }
 
@@ -321,7 +351,7 @@ fn two_replicas_take_over_from_each_other() {
     assert!(!kinds(&template(&[])).contains(&"PodDisruptionBudget"));
     let alone = template(&["leaderElection=false"]);
     assert_eq!(find(&alone, "Deployment", NAME)["spec"]["strategy"]["type"], "Recreate");
-    assert!(!kinds(&alone).contains(&"Role"));
+    assert!(!alone.iter().any(|it| it["metadata"]["name"] == "zero-cache-operator-lease"));
 }
 
 #[test]

@@ -28,7 +28,9 @@ fn the_manifest_is_current() {
 }
 
 fn schema() -> Value {
-    crds::definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+    static SCHEMA: std::sync::LazyLock<Value> =
+        std::sync::LazyLock::new(|| crds::definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone());
+    SCHEMA.clone()
 }
 
 /// Calls `visit` with each schema and its path.

@@ -184,6 +184,8 @@ impl Follower {
         if !subscriber.is_told_abreast() {
             self.connected.send_replace(Some(head));
         }
+        let moved = self.route.moved(&options.uri);
+        tokio::pin!(moved);
         let _streaming = self.status.streaming();
         self.metrics.advances();
         self.status.advances();
@@ -194,7 +196,13 @@ impl Follower {
         loop {
             let mut transactions = Vec::new();
             let mut changes = 0;
-            let mut next = Some(subscriber.next().await);
+            let first = tokio::select! {
+                event = subscriber.next() => event,
+                address = &mut moved => {
+                    return Error::Gone { message: format!("the change log names another owner, at {address}") };
+                }
+            };
+            let mut next = Some(first);
             while let Some(event) = next {
                 if event.is_ok() {
                     self.heard = Instant::now();

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use streamer::Error;
+use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 use crate::config::StreamSource;
 use crate::node::Node;
@@ -9,6 +10,9 @@ use crate::options;
 
 /// Attempts in vain to reach the owner where it is said to be, before it is looked for as configured: it may be gone as well.
 const OWNER_ATTEMPTS: u32 = 2;
+
+/// Between two looks whether the owner that is followed is still the one that the change log names.
+const OWNER_PERIOD: Duration = Duration::from_secs(5);
 
 pub struct Route {
     source: Source,
@@ -41,6 +45,30 @@ impl Route {
             (None, Source::ChangeLog(options)) => discover(options).await?,
         };
         Ok(streamer::Options { uri, ..self.options.clone() })
+    }
+
+    /// Completes when the change log names another owner than the one at `uri`, with where that is. Whoever works on for another
+    /// database, from whose files this one's were copied, is not left otherwise. Never, where the address is configured.
+    pub fn moved(&self, uri: &str) -> impl Future<Output = String> + use<> {
+        let source = match &self.source {
+            Source::Fixed(_) => None,
+            Source::ChangeLog(options) => Some(options.clone()),
+        };
+        let uri = uri.to_owned();
+        async move {
+            let Some(options) = source else { return std::future::pending().await };
+            let mut period = tokio::time::interval_at(Instant::now() + OWNER_PERIOD, OWNER_PERIOD);
+            period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                period.tick().await;
+                // A database that is away names nobody.
+                if let Ok(address) = discover(&options).await
+                    && address != uri
+                {
+                    return address;
+                }
+            }
+        }
     }
 
     /// The owner was where it was looked for.

@@ -15,6 +15,7 @@ mod bad_input;
 mod chaos;
 mod cluster;
 mod compose;
+mod crud;
 mod deployments;
 mod faults;
 mod large;

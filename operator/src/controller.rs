@@ -201,7 +201,7 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
     let cache = context.latest(&key, shown);
     let failure = context.lasting_failure(&key);
     let Some(picture) = context.sources.observe(&key, &cache, failure.clone()).await? else { return Ok(LISTING) };
-    let Picture { observed, existing, losses } = picture;
+    let Picture { observed, existing, losses, access, unseen } = picture;
     let planned = plan::plan(&cache, &observed);
     let Plan { objects, remove, actions, status, events, look_again_seconds } = planned;
     let mut writes = 0;
@@ -230,12 +230,16 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
         cache: &key,
         uid: cache.metadata.uid.as_deref().unwrap_or_default(),
         existing: &existing,
+        unseen: &unseen,
         losses,
+        keeper: &context.sources.keeper,
+        access: access.as_ref(),
         secrets: &observed.secrets,
     };
     let mut outcome = Ok(());
-    let (first, later): (Vec<_>, Vec<_>) = actions.into_iter().partition(|action| *action == Action::AddFinalizer);
-    // What is outside must not come to be before there is something that holds it.
+    // What is outside must not come to be before there is something that holds it, and what releases it.
+    let is_first = |action: &Action| matches!(action, Action::AddFinalizer | Action::KeepAccess);
+    let (first, later): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_first);
     for action in &first {
         writes += 1;
         applier.act(action, &current, &context.sources.outside).await?;
@@ -250,7 +254,13 @@ async fn carry_out(guarded: Arc<Guarded>, key: Key, context: Arc<Context>) -> Re
     outcome = outcome.and(result);
     for action in &later {
         writes += 1;
-        outcome = outcome.and(applier.act(action, &current, &context.sources.outside).await);
+        let acted = applier.act(action, &current, &context.sources.outside).await;
+        // Once the resource is gone nobody looks for what was kept for it.
+        if *action == Action::DiscardAccess {
+            acted?;
+        } else {
+            outcome = outcome.and(acted);
+        }
     }
     if outcome.as_ref().is_err_and(|error| error.category() == Category::Conflict) {
         context.sources.names.ask_again(&key);

@@ -13,8 +13,6 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::time::Instant;
 
-use crate::settings::OPERATOR;
-
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// Others may take the Lease when it was not renewed for so long.
@@ -32,6 +30,7 @@ impl Default for Timing {
 
 pub struct Election {
     api: Api<Lease>,
+    name: String,
     holder: String,
     timing: Timing,
     /// The Lease as it was last seen, and since when it has been so.
@@ -50,8 +49,8 @@ pub enum Loss {
 impl Election {
     /// `holder` must differ between two processes, also between two lives of a pod.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, holder: String, timing: Timing) -> Election {
-        Election { api: Api::namespaced(client, namespace), holder, timing, seen: None }
+    pub fn new(client: Client, namespace: &str, name: &str, holder: String, timing: Timing) -> Election {
+        Election { api: Api::namespaced(client, namespace), name: name.to_owned(), holder, timing, seen: None }
     }
 
     /// Waits until the Lease is held.
@@ -114,10 +113,10 @@ impl Election {
 
     /// Takes or renews the Lease. Another's name, when it is another's.
     async fn attempt(&mut self) -> Result<Option<String>, kube::Error> {
-        let written = match self.api.get_opt(OPERATOR).await? {
+        let written = match self.api.get_opt(&self.name).await? {
             None => {
                 let lease = Lease {
-                    metadata: ObjectMeta { name: Some(OPERATOR.to_owned()), ..ObjectMeta::default() },
+                    metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
                     spec: Some(self.spec(None)),
                 };
                 self.api.create(&PostParams::default(), &lease).await
@@ -139,7 +138,7 @@ impl Election {
             }
             // Somebody was quicker.
             Err(kube::Error::Api(status)) if matches!(status.code, 409) => {
-                let lease = self.api.get_opt(OPERATOR).await?;
+                let lease = self.api.get_opt(&self.name).await?;
                 let other = lease.as_ref().map(holder).unwrap_or_default().to_owned();
                 // Our own write may have arrived though its answer did not.
                 Ok((other != self.holder).then_some(other))
@@ -153,7 +152,7 @@ impl Election {
         let resource_version = based_on.metadata.resource_version.clone();
         let metadata = ObjectMeta { resource_version, ..ObjectMeta::default() };
         let next = Lease { metadata, spec: Some(spec) };
-        self.api.patch(OPERATOR, &PatchParams::default(), &Patch::Merge(next)).await
+        self.api.patch(&self.name, &PatchParams::default(), &Patch::Merge(next)).await
     }
 
     fn notice(&mut self, lease: &Lease) {

@@ -23,11 +23,12 @@ use crate::lease::{Election, Loss, Timing};
 use crate::metrics::Metrics;
 use crate::observe::clock::Clock;
 use crate::observe::gather::Sources;
+use crate::observe::kept::Keeper;
 use crate::observe::kinds::Kind;
 use crate::observe::outside::{Key, Outside, Timing as OutsideTiming};
 use crate::observe::wakes::{Wake, Wakes};
 use crate::observe::watches::{PAGE, Watching, explain};
-use crate::observe::world::{Scope, Sight};
+use crate::observe::world::Scope;
 use crate::report::{Events, Series};
 use crate::server::{self, Pages};
 use crate::settings::Settings;
@@ -80,9 +81,9 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     is_ready.store(true, Ordering::Relaxed);
     let name = settings.pod_name.clone().unwrap_or_else(|| "zero-cache-operator".to_owned());
     let holder = format!("{name}_{:08x}", rand::random::<u32>());
-    let mut election = settings
-        .leader_election
-        .then(|| Election::new(client.clone(), settings.lease_namespace(), holder, Timing::default()));
+    let mut election = settings.leader_election.then(|| {
+        Election::new(client.clone(), settings.lease_namespace(), &settings.lease_name, holder, Timing::default())
+    });
     if let Some(election) = &mut election {
         tokio::select! {
             () = election.acquire() => {}
@@ -121,9 +122,9 @@ async fn lead(
     };
     let ready = async {
         loop {
-            let sees_all = parts.sources.world.sight() == Sight::Whole;
-            let has_resources = parts.stores.iter().all(|store| store.wait_until_ready().now_or_never().is_some());
-            is_ready.store(sees_all && has_resources, Ordering::Relaxed);
+            // One namespace that cannot be watched does not stop the others; its resources say so.
+            let has_resources = parts.stores.iter().any(|store| store.wait_until_ready().now_or_never().is_some());
+            is_ready.store(parts.sources.world.is_of_use() && has_resources, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     };
@@ -174,6 +175,7 @@ impl Parts {
             secrets: Arc::default(),
             rivals: Arc::default(),
             names: Arc::default(),
+            keeper: Arc::new(Keeper::new(&settings.pod_namespace)),
             outside,
             wakes: wakes.clone(),
         };

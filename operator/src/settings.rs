@@ -21,6 +21,9 @@ pub struct Settings {
     /// Namespace of the Lease; by default the operator's own.
     #[arg(long, env = "LEASE_NAMESPACE")]
     pub lease_namespace: Option<String>,
+    /// Name of the Lease: operators of one name stand by for each other.
+    #[arg(long, env = "LEASE_NAME", default_value = OPERATOR)]
+    pub lease_name: String,
     /// Namespace the operator runs in.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub pod_namespace: String,

@@ -39,3 +39,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   name: {{ include "zero-cache-operator.serviceAccount" . }}
   namespace: {{ .Release.Namespace }}
 {{- end -}}
+
+{{/* Name of the Lease: two releases in one namespace have each their own. That of the usual name is older than names were. */}}
+{{- define "zero-cache-operator.lease" -}}
+{{- $name := include "zero-cache-operator.name" . -}}
+{{- ternary "zerocache-operator" $name (eq $name .Chart.Name) -}}
+{{- end -}}

@@ -56,6 +56,10 @@ is not there yet; what it reads it lists and watches. Kinds that are made for ev
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create]
+# Whether a ZeroCache is deleted together with everything around it.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -150,7 +150,8 @@ pub enum Topology {
     SingleNode,
 }
 
-/// One key of a Secret in the resource's namespace. The operator never copies the value.
+/// One key of a Secret in the resource's namespace. Only values of `databases` are copied, into the operator's own namespace, where
+/// `deletion.upstream` is Delete: the Secret may be gone by then.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct SecretKeyRef {
     /// Name of the Secret.

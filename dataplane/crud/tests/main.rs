@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where its assumption does")]
 
 mod numbers;
+mod random;
 mod refusals;
 mod rules;
 mod types;

@@ -182,10 +182,55 @@ pub fn sqlstate(code: &str) -> &'static Entry {
     find(code).or_else(|| code.get(..2).and_then(find)).unwrap_or(&UNKNOWN)
 }
 
+/// What an answer says of a statement that stores what this server made itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statement {
+    /// Worth the same again, in a moment, or when a person has done something.
+    Passes,
+    /// Tables, functions or the schema are not there (any more).
+    Missing,
+    /// The same bytes are refused again, whenever they come: what they are of is left out.
+    Refused,
+}
+
+#[must_use]
+pub fn statement(code: &str) -> Statement {
+    match code {
+        // Undefined table, column, function; unknown schema.
+        "42P01" | "42703" | "42883" | "3F000" => Statement::Missing,
+        // Bad data, broken constraints, limits of the program. What the server cannot hold in memory at all, and damage, it reports as
+        // internal errors.
+        _ if ["22", "23", "54", "XX"].iter().any(|class| code.starts_with(class)) => Statement::Refused,
+        _ => Statement::Passes,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Class;
+
+    #[test]
+    fn what_is_refused_for_good_is_told_from_what_passes() {
+        for (code, said) in [
+            ("42P01", Statement::Missing),
+            ("3F000", Statement::Missing),
+            ("22021", Statement::Refused),
+            ("23514", Statement::Refused),
+            ("54000", Statement::Refused),
+            ("XX000", Statement::Refused),
+            ("XX001", Statement::Refused),
+            ("57014", Statement::Passes),
+            ("40001", Statement::Passes),
+            ("53100", Statement::Passes),
+            ("25006", Statement::Passes),
+            ("42501", Statement::Passes),
+        ] {
+            assert_eq!(statement(code), said, "{code}");
+            // Nothing that passes by itself every time is given up.
+            assert!(said == Statement::Passes || sqlstate(code).repeated != Class::Passes, "{code}");
+        }
+    }
 
     /// The classes of the appendix of Postgres' manual.
     const CLASSES: &str = "00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F 40 42 \

@@ -75,3 +75,50 @@ pub enum Literal {
     /// For `In` and `NotIn`.
     Many(Vec<Value>),
 }
+
+impl Query {
+    /// Bytes held by the tree.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let start = self.start.as_ref().map_or(0, |start| start.row.iter().map(|(name, v)| cell(name, v)).sum());
+        let order: usize = self.order_by.iter().map(|(name, _)| text(name)).sum();
+        let related: usize = self.related.iter().map(Related::memory).sum();
+        size_of::<Query>() + text(&self.table) + start + order + self.filter.memory() + related
+    }
+}
+
+impl Related {
+    fn memory(&self) -> usize {
+        self.parent.iter().chain(&self.child).map(|name| text(name)).sum::<usize>() + self.query.memory()
+    }
+}
+
+impl Condition {
+    fn memory(&self) -> usize {
+        let within = match self {
+            Condition::And(all) | Condition::Or(all) => all.iter().map(Condition::memory).sum(),
+            Condition::Compare { column, value: Literal::One(one), .. } => cell(column, one),
+            Condition::Compare { column, value: Literal::Many(many), .. } => {
+                text(column) + many.iter().map(value).sum::<usize>()
+            }
+            Condition::Exists { related, .. } => related.memory(),
+        };
+        size_of::<Condition>() + within
+    }
+}
+
+fn cell(name: &str, of: &Value) -> usize {
+    text(name) + value(of)
+}
+
+fn text(text: &str) -> usize {
+    size_of::<String>() + text.len()
+}
+
+fn value(value: &Value) -> usize {
+    let text = match value {
+        Value::Str(text) | Value::Json(text) => text.len(),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => 0,
+    };
+    size_of::<Value>() + text
+}

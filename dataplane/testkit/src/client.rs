@@ -337,10 +337,19 @@ impl Client {
 
     /// Runs a custom mutator on the server; returns the mutation's id.
     pub async fn push(&mut self, name: &str, args: Value) -> Result<u64> {
+        self.mutate("custom", name, args).await
+    }
+
+    /// Has operations carried out by the server itself; returns the mutation's id.
+    pub async fn push_crud(&mut self, ops: Value) -> Result<u64> {
+        self.mutate("crud", "_zero_crud", json!({"ops": ops})).await
+    }
+
+    async fn mutate(&mut self, kind: &str, name: &str, args: Value) -> Result<u64> {
         let id = self.next_mutation_id;
         self.next_mutation_id += 1;
         let mutation = json!({
-            "type": "custom", "id": id, "clientID": self.options.client_id, "name": name, "args": [args], "timestamp": 1_732_200_000_000_u64,
+            "type": kind, "id": id, "clientID": self.options.client_id, "name": name, "args": [args], "timestamp": 1_732_200_000_000_u64,
         });
         self.pending.push(mutation.clone());
         if self.connection.is_some() {

@@ -199,7 +199,8 @@ pub(crate) fn default_publication(app: &App) -> String {
     )
 }
 
-/// The newest finished initial copy of this database. A row without a home was written by a version that did not note it.
+/// The newest finished initial copy of this database. A row without a home was written by a release that did not note it, or by
+/// the reference, which knows no history.
 pub(crate) async fn newest_replica(client: &Client, app: &App, home: &str) -> Result<Option<Replica>> {
     let schema = quote_identifier(&app.shard_schema());
     // The reference's rows of this table are not ours, and have no such columns.
@@ -212,8 +213,9 @@ pub(crate) async fn newest_replica(client: &Client, app: &App, home: &str) -> Re
         .query_opt(
             &format!(
                 "SELECT \"id\", \"slot\", \"version\", \"idleFrom\", \"idleTo\" FROM {schema}.\"replicas\" r
-                 WHERE \"initialSyncContext\" IS NOT NULL AND coalesce(to_jsonb(r) ->> 'home', $1) = $1
-                 AND EXISTS (SELECT FROM {history} h WHERE h.\"replica\" = r.\"id\")
+                 WHERE \"initialSyncContext\" IS NOT NULL AND (
+                   to_jsonb(r) ->> 'home' = $1
+                   OR to_jsonb(r) ->> 'home' IS NULL AND EXISTS (SELECT FROM {history} h WHERE h.\"replica\" = r.\"id\"))
                  ORDER BY \"rank\" DESC LIMIT 1"
             ),
             &[&home],

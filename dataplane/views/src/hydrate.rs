@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use fault::Backoff;
 use ivm::Graph;
 use ivm::query::Query;
 use replica::Reader;
@@ -32,8 +33,7 @@ const ROW_BYTES: usize = 128;
 
 /// For a replica that cannot be read.
 const PATIENCE: Duration = Duration::from_secs(60);
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// A query to run from scratch.
 #[derive(Debug)]
@@ -132,7 +132,7 @@ fn work(
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         let id = job.id;
-        let (started, mut pause) = (Instant::now(), RETRY_MIN);
+        let (started, mut retry) = (Instant::now(), RETRY);
         let result = loop {
             // A job that panics concerns its query only; its clients would wait for ever for an answer that never comes.
             let attempt = || match &mut reader {
@@ -148,11 +148,11 @@ fn work(
             });
             match result {
                 Err(Failure::Replica(reason)) if started.elapsed() < PATIENCE => {
+                    let pause = retry.pause();
                     warn!(reason, retry_ms = pause.as_millis() as u64, "cannot read the replica for a query");
                     // It may be the reader that is of no use.
                     reader = None;
                     std::thread::sleep(pause);
-                    pause = (pause * 2).min(RETRY_MAX);
                 }
                 result => break result,
             }

@@ -13,6 +13,7 @@ use ivm::Graph;
 use ivm::query::Query;
 use rows::Version;
 
+use crate::budget::Share;
 use crate::convert::KeyChoice;
 use crate::group::GroupId;
 use crate::limits::Limits;
@@ -33,6 +34,9 @@ pub struct Materialisation {
     pub lineage: LineageId,
     pub state: State,
     pub subscribers: BTreeSet<GroupId>,
+    /// What the query itself takes of the node's memory, and with it what it is compiled to.
+    #[expect(dead_code, reason = "it is given back when this goes")]
+    pub plan: Share,
     /// What its graph takes of the node's memory.
     pub room: Option<crate::hydrate::Room>,
     pub payload: Option<Payload>,

@@ -16,7 +16,7 @@ use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::{debug, warn};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Share};
 use crate::convert::{KeyChoice, tables_of, to_query};
 use crate::encode;
 use crate::group::GroupId;
@@ -28,6 +28,11 @@ use crate::relief::Crowded;
 use crate::row_id::{Identity, RowId};
 use crate::spool::Spool;
 use crate::store::{self, Flush, LineageId, Request, RowSet};
+
+/// The tree of a query, its compiled form, and the statements that are made of it.
+const PLAN_COPIES: usize = 3;
+/// Beside what grows with the query.
+const PLAN_BYTES: usize = 1 << 10;
 
 pub struct Materialisations {
     pub(crate) by_id: BTreeMap<MaterialisationId, Materialisation>,
@@ -54,6 +59,15 @@ pub struct Materialisations {
     /// Batches that a job under way may need.
     ring: VecDeque<Arc<Batch>>,
     pub(crate) metrics: Metrics,
+}
+
+/// Why a query gets no materialisation.
+#[derive(Debug)]
+pub enum Unserved {
+    /// It cannot be served; says why.
+    Query(String),
+    /// The node has no room for one query more.
+    NoRoom,
 }
 
 /// What one step did, for the groups.
@@ -107,7 +121,7 @@ impl Materialisations {
         keys: &Arc<KeyChoice>,
         version: Version,
         store: &store::Store,
-    ) -> Result<MaterialisationId, String> {
+    ) -> Result<MaterialisationId, Unserved> {
         let hash = protocol::normalize::transformation_hash(ast);
         let key: Arc<str> = format!("{hash}{}", keys.share_key(&tables_of(ast))).into();
         if let Some(&id) = self.by_key.get(&key)
@@ -115,15 +129,23 @@ impl Materialisations {
         {
             let message = message.clone();
             if !self.forget_if_idle(id) {
-                return Err(message);
+                return Err(Unserved::Query(message));
             }
             // Whoever used it was told that it failed. What made it fail may be gone: it is tried again.
         }
         let id = match self.by_key.get(&key) {
             Some(&id) => id,
             None => {
-                let query = Arc::new(to_query(ast).map_err(|e| e.to_string())?);
-                self.create(key, query, keys, version, store)
+                let query = to_query(ast).map_err(|e| Unserved::Query(e.to_string()))?;
+                let bytes = PLAN_BYTES + PLAN_COPIES * query.memory();
+                // Where there is nearly room it waits for its turn like others.
+                let max = self.graphs.max().saturating_add(self.graphs.max() / 8);
+                if self.graphs.used().saturating_add(bytes) > max {
+                    return Err(Unserved::NoRoom);
+                }
+                let mut plan = self.graphs.share();
+                plan.set(bytes);
+                self.create(key, Arc::new(query), plan, keys, version, store)
             }
         };
         let materialisation = self.by_id.get_mut(&id).expect("indexed by key");
@@ -136,6 +158,7 @@ impl Materialisations {
         &mut self,
         key: Arc<str>,
         query: Arc<ivm::query::Query>,
+        plan: Share,
         keys: &Arc<KeyChoice>,
         version: Version,
         store: &store::Store,
@@ -160,6 +183,7 @@ impl Materialisations {
                 lineage,
                 state: State::Hydrating { stored, hydrated: None },
                 subscribers: std::collections::BTreeSet::new(),
+                plan,
                 room: None,
                 payload: None,
                 payload_pending: true,

@@ -2,20 +2,25 @@
 //!
 //! 1. Encoded rows go to disk instead of memory (`spool`), and those that nobody asked for lately are dropped (`tidy`).
 //! 2. Queries that nobody uses any more are forgotten before their time, the longest unused first.
+//!    A query that has no room even for its own text and plan then is refused as in 4.
 //! 3. The newest hydrations wait. What they had is freed; they start again when there is half as much room again as they had.
 //! 4. Clients whose queries have waited for long, or whose queries were the last to come when those that are there grow beyond the
 //!    budget by themselves, are told that the server is overloaded, and come back after a while.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use protocol::ast::Ast;
 use rows::Version;
 use tracing::{debug, warn};
 
+use crate::convert::KeyChoice;
 use crate::core::Core;
 use crate::deliver::overloaded;
+use crate::group::GroupId;
 use crate::limits::Limits;
 use crate::materialisation::{MaterialisationId, State};
-use crate::materialisations::Materialisations;
+use crate::materialisations::{Materialisations, Unserved};
 
 /// A hydration that found no room.
 #[derive(Debug)]
@@ -141,6 +146,40 @@ impl Materialisations {
 }
 
 impl Core {
+    /// The materialisation of a query, for which room is made first.
+    pub(crate) fn materialise(
+        &mut self,
+        group: GroupId,
+        ast: &Ast,
+        keys: &Arc<KeyChoice>,
+    ) -> Result<MaterialisationId, Unserved> {
+        match self.materialisations.subscribe(group, ast, keys, self.version, &self.store) {
+            Err(Unserved::NoRoom) => {
+                let (durable, max) = (self.durable_version(), self.materialisations.graphs.max());
+                self.materialisations.forget_unused(durable, max);
+                self.materialisations.subscribe(group, ast, keys, self.version, &self.store)
+            }
+            made => made,
+        }
+    }
+
+    /// Tells those who are concerned why a query of their group is not served.
+    pub(crate) fn unserved(&mut self, group: GroupId, hash: &str, why: Unserved) {
+        match why {
+            Unserved::Query(message) => self.query_failed(group, hash, &message),
+            Unserved::NoRoom => self.send_away_for_want_of_room(group),
+        }
+    }
+
+    fn send_away_for_want_of_room(&mut self, group: GroupId) {
+        let connections = self.groups.get(&group).map(|g| g.connections.clone()).unwrap_or_default();
+        for connection in connections {
+            warn!("the node has no room for a client's queries");
+            self.options.metrics.shed.with_label_values(&["client"]).inc();
+            self.reject(connection, &overloaded());
+        }
+    }
+
     /// Makes room, and sends clients away for whom there is none.
     pub(crate) fn relieve(&mut self, now: Instant) {
         let durable = self.durable_version();
@@ -148,12 +187,7 @@ impl Core {
             let groups: Vec<_> =
                 self.materialisations.get(id).map(|m| m.subscribers.iter().copied().collect()).unwrap_or_default();
             for group in groups {
-                let connections = self.groups.get(&group).map(|g| g.connections.clone()).unwrap_or_default();
-                for connection in connections {
-                    warn!("the node has no room for a client's queries");
-                    self.options.metrics.shed.with_label_values(&["client"]).inc();
-                    self.reject(connection, &overloaded());
-                }
+                self.send_away_for_want_of_room(group);
             }
         }
     }

@@ -33,6 +33,7 @@ use crate::decide::decide;
 use crate::group::record::Definition;
 use crate::group::{Group, GroupId};
 use crate::materialisation::MaterialisationId;
+use crate::materialisations::Unserved;
 use crate::row_id::RowId;
 
 /// Plan ids outside the engine count down from the top.
@@ -256,10 +257,11 @@ impl Core {
             let Some(keys) = self.groups.get(&group_id).map(|group| Arc::clone(&group.keys)) else { break };
             let made = self
                 .restricted(&ast, &acting)
-                .and_then(|ast| self.materialisations.subscribe(group_id, &ast, &keys, self.version, &self.store));
+                .map_err(Unserved::Query)
+                .and_then(|ast| self.materialise(group_id, &ast, &keys));
             match made {
                 Ok(materialisation) => self.subscribed(group_id, &hash, attempt, materialisation),
-                Err(message) => self.query_failed(group_id, &hash, &message),
+                Err(why) => self.unserved(group_id, &hash, why),
             }
             let run = self.groups.get(&group_id).and_then(|group| group.queries.get(&hash));
             replaces |= run.is_none_or(|run| run.held.is_some() && run.coming.is_some());

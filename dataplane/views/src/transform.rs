@@ -244,9 +244,9 @@ impl Core {
                         continue;
                     }
                     let keys = Arc::clone(&group.keys);
-                    match self.materialisations.subscribe(group_id, &ast, &keys, self.version, &self.store) {
+                    match self.materialise(group_id, &ast, &keys) {
                         Ok(materialisation) => self.subscribed(group_id, &hash, attempt, materialisation),
-                        Err(message) => self.query_failed(group_id, &hash, &message),
+                        Err(why) => self.unserved(group_id, &hash, why),
                     }
                 }
                 Transformed::Failed { id: hash, error } => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rows::Change;
 use serde_json::{Value as Json, json};
 
-use crate::client::{Client, PATIENCE, Store, put};
+use crate::client::{Client, PATIENCE, Seen, Store, put};
 use crate::data::all;
 use crate::sync::A_WHILE;
 use crate::world::{World, again, context, init, shared};
@@ -83,6 +83,31 @@ async fn a_client_that_reads_gets_an_answer_of_any_size() {
         c.until("both", |s| s.got.len() == 2 && s.rows == expected).await;
     }
     eventually("the disk is seen in the metrics", || world.metrics().spool_disk_bytes.get() > 0).await;
+    assert!(world.metrics().spool_memory_bytes.get() <= MEMORY as i64);
+}
+
+/// Rows count as well as bytes: what is kept for each of them must not add up to more than its bytes.
+#[tokio::test]
+async fn many_small_rows_are_no_other_case_than_few_large_ones() {
+    const MANY: usize = 10_000;
+    let mut world = world().await;
+    let write = async |world: &mut World, text: char| {
+        let row = |n: usize| json!({"id": format!("m{n:05}"), "issueID": "i", "body": text.to_string().repeat(300)});
+        let changes = (0..MANY).map(|n| world.put("comment", row(n))).collect();
+        world.apply(changes).await;
+    };
+    let has_all = |store: &Store, text: char| {
+        store.rows.len() == MANY && store.rows.values().all(|r| r["body"].as_str().is_some_and(|b| b.starts_with(text)))
+    };
+    write(&mut world, 'a').await;
+    let mut c = socket(&world, "g", Store::default(), &init(&[put("all", 1000)]));
+    c.until("the result", |s| has_all(s, 'a')).await;
+    write(&mut world, 'b').await;
+    c.until("a change of all rows", |s| has_all(s, 'b')).await;
+    let store = c.cut();
+    write(&mut world, 'c').await;
+    let mut c = socket(&world, "g", store, &again(&[]));
+    c.until("what it missed", |s| has_all(s, 'c')).await;
     assert!(world.metrics().spool_memory_bytes.get() <= MEMORY as i64);
 }
 
@@ -187,6 +212,47 @@ async fn a_node_without_room_sheds_what_is_unused_then_lets_wait_then_sends_away
     assert!(shed(&world, "client") >= 1);
     world.issue("i0", "c", 2).await;
     c.until("a change", |s| s.rows.len() == 201).await;
+}
+
+#[tokio::test]
+async fn queries_that_differ_take_no_more_memory_than_there_is() {
+    let mut world = World::stopped(&shared().url("postgres"));
+    world.limits.graph_bytes = 1_000_000;
+    world.limits.group_idle = Duration::ZERO;
+    world.start().await;
+    // Each has 100 kB of constants, and no rows.
+    let query = |n: usize| all("issue").by("owner", format!("{n} {}", "x".repeat(100_000)));
+    let ask = async |world: &World, n: usize| {
+        let name = n.to_string();
+        world.api.ask(&name, query(n));
+        let mut c = world.connect(&format!("g{n}"), "c1", Store::default(), init(&[put(&name, 1000)]));
+        loop {
+            match c.next().await {
+                Seen::Poke(_) if c.store.got.contains(&name) => return Ok(c),
+                Seen::Poke(_) => {}
+                Seen::Message(_, error) => return Err(error),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let mut clients = Vec::new();
+    let refused = loop {
+        assert!(clients.len() < 20, "20 queries of 100 kB, in a megabyte");
+        match ask(&world, clients.len()).await {
+            Ok(c) => clients.push(c),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused["kind"], "ServerOverloaded");
+    let n = clients.len();
+    assert!(n >= 2, "{n} fit");
+    // What nobody uses gives way, once all of it is stored: who was sent away comes again.
+    clients.pop().unwrap().cut();
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while ask(&world, n).await.is_err() {
+        assert!(tokio::time::Instant::now() < until, "another's place is not given");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

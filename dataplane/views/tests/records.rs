@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::json;
 use testkit::pgbouncer::PgBouncer;
 use testkit::postgres::{Postgres, Version};
+use views::Ending;
 use views::api::ConnectionContext;
 
-use crate::client::{Client, Seen, Store, del, put};
+use crate::client::{Client, PATIENCE, Seen, Store, del, put};
 use crate::cluster::{Cluster, eventually};
 use crate::data::all;
 use crate::sync::A_WHILE;
@@ -369,4 +370,29 @@ async fn a_panic_is_told_to_whoever_waits() {
     world.api.with(|api| api.panics = Some("r".into()));
     c.change(json!([put("r", 60_000)]));
     assert_eq!(c.message_of("error").await["kind"], "Internal");
+}
+
+#[tokio::test]
+async fn a_panic_of_a_task_of_the_store_ends_the_views() {
+    for (task, heartbeat) in [("writes", Duration::from_millis(20)), ("reads", Duration::from_secs(60))] {
+        let mut world = World::stopped(&shared().url("postgres"));
+        world.limits.heartbeat = heartbeat;
+        world.start().await;
+        world.api.ask("q", all("issue"));
+        let mut c = client_of(&world, "g", "q").await;
+        world.no_connections.store(true, Ordering::Relaxed);
+        // Both tasks must connect again: the one with its next heartbeat, the other for the next group.
+        sql(
+            &world,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%cvr.%' AND pid <> pg_backend_pid()",
+        )
+        .await;
+        if task == "reads" {
+            world.connect("h", "c1", Store::default(), init(&[put("q", 60_000)]));
+        }
+        let Ending::Failed(reason) = world.ended().await else { panic!("a drain") };
+        assert!(reason.contains(task) && reason.contains("panicked"), "{reason}");
+        // Nobody is left with a socket that says nothing any more.
+        while tokio::time::timeout(PATIENCE, c.outbox.recv()).await.expect("an end").is_some() {}
+    }
 }

@@ -153,6 +153,8 @@ pub struct World {
     pub copy: Copy,
     /// Whether readers that are opened from now on panic.
     pub no_readers: Arc<AtomicBool>,
+    /// Whether connections to the CVR database that are opened from now on panic.
+    pub no_connections: Arc<AtomicBool>,
     /// So many more readers of the replica cannot be opened.
     pub unreadable: Arc<AtomicU64>,
     /// Who was let in last, by group and client.
@@ -220,6 +222,7 @@ impl World {
             client_queries: true,
             copy: Copy { id: copy.into(), version: Version::new(version) },
             no_readers: Arc::default(),
+            no_connections: Arc::default(),
             unreadable: Arc::default(),
             admitted: Arc::default(),
         }
@@ -231,6 +234,7 @@ impl World {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let (url, path, no_readers) = (self.cvr_url.clone(), self.path.clone(), Arc::clone(&self.no_readers));
         let unreadable = Arc::clone(&self.unreadable);
+        let no_connections = Arc::clone(&self.no_connections);
         let options = Options {
             clients_table: CLIENTS.into(),
             mutations_table: MUTATIONS.into(),
@@ -239,6 +243,7 @@ impl World {
             cvr_schema: self.cvr_schema.clone(),
             cvr: Arc::new(move || {
                 let url = url.clone();
+                assert!(!no_connections.load(Ordering::Relaxed), "as the test wants it");
                 Box::pin(async move { postgres::connect(&url).await.map_err(|e| format!("{e:#}")) })
             }),
             cvr_connections_max: self.cvr_connections_max,

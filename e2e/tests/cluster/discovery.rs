@@ -1,10 +1,11 @@
 //! View-syncers that are not told where the replication-manager is, and find it in the change database.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use testkit::proxy::Proxy;
 
 use super::crowd::Crowd;
 use super::{Cluster, Plan, READY};
@@ -39,6 +40,16 @@ async fn a_view_syncer_finds_the_replication_manager_and_its_successors() -> Res
     cluster.add_manager().await.with_context(|| cluster.report())?;
     crowd.settle(&cluster.database).await.with_context(|| cluster.report())?;
     ensure!(cluster.syncers[0].answers(port), "the view-syncer is not ready any more");
+    // Another owner that is named is gone to, although the present one would serve on.
+    let elsewhere = Proxy::relay(cluster.managers[0].change_port()).await?;
+    let name = format!("UPDATE \"zero_0/cdc\".state SET \"ownerAddress\" = 'ws://127.0.0.1:{}'", elsewhere.port());
+    cluster.database.execute(&name).await?;
+    let deadline = Instant::now() + READY;
+    while elsewhere.opened(cluster.managers[0].change_port()) == 0 {
+        ensure!(Instant::now() < deadline, "it stays where it was:\n{}", cluster.report());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    crowd.settle(&cluster.database).await.with_context(|| cluster.report())?;
     cluster.door.wait_healthy(port, true, READY).await?;
     cluster.check_logs()
 }

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::json;
 
 use crate::operator::Operator;
@@ -88,6 +89,23 @@ async fn of_two_for_one_slot_the_younger_waits() -> Result<()> {
     ensure!(message.contains(&format!("{}/old already uses this replication slot", site.name)), "{message}");
     until_event(&site, "InvalidSpec", "already uses this replication slot").await?;
     ensure!(site.api::<StatefulSet>().get_opt("young-rm").await?.is_none());
+    // The same database by another spelling of its host, from another Secret.
+    let other = site.database.replace("127.0.0.1", "localhost");
+    ensure!(other != site.database);
+    site.secret("alias", json!({ "url": other })).await?;
+    let alias = json!({ "upstream": { "urlSecretRef": { "name": "alias", "key": "url" } } });
+    site.create("alias", json!({ "appId": "zero", "databases": alias })).await?;
+    site.until("alias", "refused", 20, waiting).await?;
+    site.delete("alias").await?;
+    // A Secret that is away, and comes back, gives the slot to nobody.
+    site.api::<Secret>().delete("shop", &DeleteParams::default()).await?;
+    site.until("old", "told", 20, |cache| condition(cache, "UpstreamReady").1 == "SecretMissing").await?;
+    site.secret("shop", json!({ "upstream": site.database, "admin": "admin-password" })).await?;
+    site.until("old", "healed", 40, |cache| condition(cache, "UpstreamReady").0 == "True").await?;
+    let young = site.get("young").await?;
+    ensure!(
+        condition(&young, "Ready").1 == "InvalidSpec" && site.api::<StatefulSet>().get_opt("young-rm").await?.is_none()
+    );
     site.delete("old").await?;
     site.until_gone("old").await?;
     site.until_ready("young").await?;

@@ -24,6 +24,7 @@ pub struct Behaviour {
     pub unready: BTreeSet<String>,
     pub is_streaming: bool,
     pub has_snapshot: bool,
+    pub has_replica: bool,
 }
 
 pub struct Kubelet {
@@ -36,8 +37,13 @@ pub struct Kubelet {
 
 impl Kubelet {
     pub async fn start(client: Client, namespace: &str, number: u8) -> Result<Kubelet> {
-        let behaviour =
-            Behaviour { broken: BTreeSet::new(), unready: BTreeSet::new(), is_streaming: true, has_snapshot: true };
+        let behaviour = Behaviour {
+            broken: BTreeSet::new(),
+            unready: BTreeSet::new(),
+            is_streaming: true,
+            has_snapshot: true,
+            has_replica: true,
+        };
         let behaviour = Arc::new(Mutex::new(behaviour));
         // An address of the node's network: Kubernetes takes none of the loopback's for a pod.
         let address = format!("10.88.100.{number}");
@@ -163,7 +169,7 @@ fn statz(behaviour: &Behaviour) -> Value {
     let now = k8s_openapi::jiff::Timestamp::now().as_second();
     json!({ "node": {
         "role": "replication-manager", "version": "1.0.0", "streaming": behaviour.is_streaming, "initialSync": false,
-        "restoring": false, "replicaVersion": "0001", "lagSeconds": 0, "slotLost": false, "subscribers": 1,
+        "restoring": false, "replicaVersion": behaviour.has_replica.then_some("0001"), "lagSeconds": 0, "slotLost": false, "subscribers": 1,
         "backup": { "snapshotAt": behaviour.has_snapshot.then_some(now), "lastAt": now, "fault": null },
     }})
 }

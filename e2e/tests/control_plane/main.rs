@@ -22,6 +22,7 @@ mod kubelet;
 mod operator;
 mod ownership;
 mod proxy;
+mod releases;
 mod revoked;
 mod right;
 mod rights;

@@ -54,7 +54,7 @@ async fn an_application_of_the_same_name_keeps_its_objects() -> Result<()> {
     let names = ["Service shop", "Ingress shop", "ServiceAccount shop"];
     site.until("shop", "told of the names", 20, |cache| is_taken(cache, &names)).await?;
     ensure!(site.api::<Pod>().list(&ListParams::default()).await?.items.is_empty(), "it runs as a stranger");
-    ensure!(site.api::<Service>().get_opt("shop-headless").await?.is_some(), "the rest is made");
+    site.until_object::<Service>("shop-headless", "made like the rest", 10, |it| !it.is_null()).await?;
     site.delete("shop").await?;
     site.until_gone("shop").await?;
     ensure!(versions(&site).await? == before, "they were written to");

@@ -38,6 +38,11 @@ impl Applier<'_> {
                 let api = self.api(Kind::PersistentVolumeClaim);
                 request(doing, api.patch_metadata(name, &parameters, &Patch::Merge(patch))).await.map(drop)
             }
+            Action::KeepAccess => match self.access {
+                Some(access) => self.keeper.keep(self.client, self.cache, self.uid, access).await,
+                None => Ok(()),
+            },
+            Action::DiscardAccess => self.keeper.discard(self.client, self.uid).await,
             Action::ReleaseUpstream => {
                 outside.release(cache);
                 Ok(())

@@ -6,7 +6,7 @@
 pub mod actions;
 mod memory;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::names::FIELD_MANAGER;
 use k8s_openapi::ByteString;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Category, Error, request};
 use crate::metrics::{Metrics, applied};
+use crate::observe::kept::{Access, Keeper};
 use crate::observe::kinds::Kind;
 use crate::observe::outside::Key;
 use crate::observe::world::{Seen, fingerprint};
@@ -39,8 +40,13 @@ pub struct Applier<'a> {
     /// The resource's: what it does not control is another's, and is neither changed nor removed.
     pub uid: &'a str,
     pub existing: &'a Existing,
+    /// Kinds that are left alone, for nobody knows what there is of them.
+    pub unseen: &'a BTreeSet<Kind>,
     /// How many of them have gone so far.
     pub losses: u64,
+    pub keeper: &'a Keeper,
+    /// Connection URLs as the Secrets have them.
+    pub access: Option<&'a Access>,
     /// Secrets that the resource refers to and that exist.
     pub secrets: &'a BTreeMap<String, observe::Secret>,
 }
@@ -112,6 +118,9 @@ impl Applier<'_> {
 
     /// Whether anything was written.
     async fn object<T: Serialize>(&self, kind: Kind, object: &T) -> Result<bool, Error> {
+        if self.unseen.contains(&kind) {
+            return Ok(false);
+        }
         let mut document = serde_json::to_value(object).expect("an object is made of strings, numbers, lists and maps");
         let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let count = |result| self.metrics.applies.with_label_values(&[kind.name(), result]).inc();

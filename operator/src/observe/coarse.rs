@@ -7,12 +7,9 @@
 
 use super::{BackupFault, Fault, Observed, StoreFault};
 
-/// What stands for the name of a resource in another namespace.
-const SOMEBODY: &str = "a ZeroCache of another namespace";
-
 impl Observed {
-    /// Replaces every text that came from outside the resource's namespace by that of its class.
-    pub fn coarsen(&mut self, namespace: &str) {
+    /// Replaces every text that came from outside the cluster by that of its class.
+    pub fn coarsen(&mut self) {
         let databases = &mut self.databases;
         for probe in [&mut databases.upstream, &mut databases.cvr, &mut databases.change].into_iter().flatten() {
             if let Some(fault) = &mut probe.fault {
@@ -35,13 +32,6 @@ impl Observed {
         if let Some(Err(text)) = &mut self.release {
             "the database upstream could not be asked to let go".clone_into(text);
         }
-        let own = format!("{namespace}/");
-        for rival in &mut self.rivals {
-            if !rival.starts_with(&own) {
-                SOMEBODY.clone_into(rival);
-            }
-        }
-        self.rivals.dedup();
     }
 }
 

@@ -21,6 +21,17 @@ pub struct Probe {
     pub limits: Option<Limits>,
     /// The newest replica's slot is gone, or its log is.
     pub slot_lost: bool,
+    /// Nothing where the server does not tell.
+    pub identity: Option<Identity>,
+}
+
+/// What Postgres says of itself, by which a database is told from all others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's system identifier and the number of the database in it. A copy of the cluster's files has the same.
+    pub database: String,
+    /// When the server was started, in microseconds.
+    pub started: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,24 +1,26 @@
 //! The world as one resource's planning sees it, from the watches' and the outside's memory. Waits for nothing but Secrets that are
 //! not known yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crds::ZeroCache;
 use crds::names::pod;
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::jiff::Timestamp;
-use kube::Client;
+use kube::{Api, Client};
 
 use super::clock::Clock;
+use super::kept::{Access, Keeper};
 use super::kinds::Kind;
 use super::names::Names;
 use super::outside::{Inputs, Key, Outside, Reached};
 use super::rivals::{Rivals, Slot};
 use super::secrets::Secrets;
 use super::wakes::Wakes;
-use super::world::{Door, Fact, Seen, Sight, World, children};
-use super::{Apis, Installation, Observed, Pod, Role};
-use crate::error::{Category, Error};
+use super::world::{Door, Fact, Seen, Sight, View, World, children};
+use super::{Apis, Installation, Kept, Observed, Pod, Role};
+use crate::error::{Category, Error, request};
 use crate::plan;
 
 /// Replication-managers of one resource that are asked: there are never more.
@@ -34,6 +36,7 @@ pub struct Sources {
     pub secrets: Arc<Secrets>,
     pub rivals: Arc<Rivals>,
     pub names: Arc<Names>,
+    pub keeper: Arc<Keeper>,
     pub outside: Outside,
     pub wakes: Wakes,
 }
@@ -45,10 +48,14 @@ pub struct Picture {
     pub existing: BTreeMap<(Kind, String), Seen>,
     /// How many of them have gone so far.
     pub losses: u64,
+    /// Connection URLs as the Secrets have them.
+    pub access: Option<Access>,
+    /// Kinds that are left alone, for nobody knows what there is of them.
+    pub unseen: BTreeSet<Kind>,
 }
 
 impl Sources {
-    /// Nothing while the first listings are under way. Fails where part of the cluster cannot be seen: what is not seen must not
+    /// Nothing while the first listings are under way. Fails where what pods depend on cannot be seen: what is not seen must not
     /// be taken for what is not there.
     pub async fn observe(
         &self,
@@ -56,7 +63,8 @@ impl Sources {
         cache: &ZeroCache,
         failure: Option<String>,
     ) -> Result<Option<Picture>, Error> {
-        match self.world.sight() {
+        let View { sight, unseen } = self.world.view(Some(&key.namespace));
+        match sight {
             Sight::Whole => {}
             Sight::Listing => return Ok(None),
             Sight::Blind(why) => return Err(Error::Unobserved(why)),
@@ -73,19 +81,31 @@ impl Sources {
         observed.failure = failure;
         observed.apis =
             Apis { pod_monitors: self.world.serves(Kind::PodMonitor), http_routes: self.world.serves(Kind::HttpRoute) };
-        let wanted = plan::object_names(cache, &observed);
+        let (wanted, hidden): (Vec<_>, Vec<_>) = plan::object_names(cache, &observed)
+            .into_iter()
+            .partition(|child| !Kind::named(&child.kind).is_some_and(|kind| unseen.contains_key(&kind)));
+        let why = hidden.first().and_then(|child| unseen.get(&Kind::named(&child.kind)?).cloned());
+        observed.failure = observed.failure.or(why);
         observed.taken = self.names.look(&self.client, key, uid, &wanted, &mut existing).await?;
         observed.children = children(&existing, uid);
         let pods = sort(&existing, cache, &mut observed);
-        let upstream = secrets.value(&cache.spec.databases.upstream.url_secret_ref);
-        observed.rivals = self.claim(key, cache, upstream.as_ref().map(|url| url.reveal()));
         observed.secrets = secrets.hashes.clone();
-        let inputs = Inputs::of(cache, &|reference| secrets.value(reference), &pods, &self.installation.cluster_domain);
-        self.outside.look(key, inputs).fill(&mut observed);
-        if self.installation.is_coarse {
-            observed.coarsen(&key.namespace);
+        let access = Access::of(cache, &|reference| secrets.value(reference));
+        let is_leaving = cache.metadata.deletion_timestamp.is_some();
+        let kept = self.kept(key, cache, access.as_ref(), &mut observed).await;
+        observed.is_namespace_leaving = is_leaving && self.is_leaving(&key.namespace).await;
+        let mut inputs =
+            Inputs::of(cache, &|reference| secrets.value(reference), &pods, &self.installation.cluster_domain);
+        if let (true, Some(kept)) = (is_leaving, kept) {
+            inputs.fall_back(kept);
         }
-        Ok(Some(Picture { observed, existing, losses }))
+        self.outside.look(key, inputs).fill(&mut observed);
+        observed.rivals = self.claim(key, cache, &observed);
+        if self.installation.is_coarse {
+            observed.coarsen();
+        }
+        let unseen = unseen.into_keys().collect();
+        Ok(Some(Picture { observed, existing, losses, access, unseen }))
     }
 
     /// Whole seconds, as Kubernetes keeps times.
@@ -94,15 +114,59 @@ impl Sources {
         Timestamp::from_second(now.as_second()).unwrap_or(now)
     }
 
-    fn claim(&self, key: &Key, cache: &ZeroCache, upstream: Option<&str>) -> Vec<String> {
+    /// What is kept for the release. That it cannot be known keeps nobody from running.
+    async fn kept(
+        &self,
+        key: &Key,
+        cache: &ZeroCache,
+        access: Option<&Access>,
+        observed: &mut Observed,
+    ) -> Option<Access> {
+        if !plan::needs_access(cache) {
+            return None;
+        }
+        let uid = cache.metadata.uid.as_deref().unwrap_or_default();
+        match self.keeper.look(&self.client, key, uid).await {
+            Ok(kept) => {
+                observed.kept = match (&kept, access) {
+                    (None, _) => Kept::Nothing,
+                    (Some(kept), Some(access)) if kept != access => Kept::Outdated,
+                    (Some(_), _) => Kept::Current,
+                };
+                kept
+            }
+            Err(error) => {
+                tracing::warn!(resource = %key, error = error.to_string(), "what releasing needs cannot be kept");
+                None
+            }
+        }
+    }
+
+    /// Whether the namespace is being deleted. One that may not be looked at is taken to stay.
+    async fn is_leaving(&self, namespace: &str) -> bool {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match request(|| format!("look at namespace {namespace}"), api.get_metadata(namespace)).await {
+            Ok(found) => found.metadata.deletion_timestamp.is_some(),
+            Err(error) => {
+                tracing::warn!(namespace, error = error.to_string(), "a namespace cannot be looked at");
+                false
+            }
+        }
+    }
+
+    /// Older resources that want the same slot. Those of other namespaces are nobody's business.
+    fn claim(&self, key: &Key, cache: &ZeroCache, observed: &Observed) -> Vec<String> {
         let spec = &cache.spec;
-        let slot = upstream.map(|url| Slot::new(url, &spec.app_id, spec.shard_num));
+        let asked = observed.databases.upstream.as_ref().and_then(|probe| probe.identity.clone());
+        let slot =
+            asked.or_else(|| plan::recorded_identity(cache)).map(|it| Slot::new(&it, &spec.app_id, spec.shard_num));
         let since = cache.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0);
         let claimed = self.rivals.claim(key, since, slot);
+        let names = claimed.names(&key.namespace);
         for concerned in claimed.concerned {
             self.wakes.hint(concerned);
         }
-        claimed.rivals.iter().map(ToString::to_string).collect()
+        names
     }
 
     /// A resource is gone.
@@ -110,6 +174,7 @@ impl Sources {
         self.secrets.forget(key);
         self.world.release(key);
         self.names.ask_again(key);
+        self.keeper.forget(&self.client, key).await;
         self.outside.forget(key);
         self.wakes.send(self.rivals.forget(key)).await;
     }

@@ -82,6 +82,27 @@ impl Kind {
         matches!(self, Kind::HttpRoute | Kind::PodMonitor)
     }
 
+    /// Pods are not made or changed while it cannot be seen. The others are left as they are where they cannot be seen.
+    #[must_use]
+    pub fn is_needed(self) -> bool {
+        match self {
+            Kind::Secret
+            | Kind::ServiceAccount
+            | Kind::Service
+            | Kind::NetworkPolicy
+            | Kind::StatefulSet
+            | Kind::Deployment
+            | Kind::Job
+            | Kind::Pod
+            | Kind::PersistentVolumeClaim => true,
+            Kind::PodDisruptionBudget
+            | Kind::HorizontalPodAutoscaler
+            | Kind::Ingress
+            | Kind::HttpRoute
+            | Kind::PodMonitor => false,
+        }
+    }
+
     /// Planning makes it, so that one that is not wanted any longer is removed.
     #[must_use]
     pub fn is_planned(self) -> bool {

@@ -7,6 +7,7 @@ pub mod clock;
 mod coarse;
 mod databases;
 pub mod gather;
+pub mod kept;
 pub mod kinds;
 pub mod names;
 mod nodes;
@@ -24,7 +25,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
-pub use databases::{Databases, Fault, Limits, Probe};
+pub use databases::{Databases, Fault, Identity, Limits, Probe};
 pub use nodes::{BackupFault, Nodes};
 pub use store::{Pending, StoreFault};
 pub use workloads::{Claim, ClaimTemplate, Deployment, Job, JobState, Pod, PodTrouble, Role, StatefulSet};
@@ -61,6 +62,10 @@ pub struct Observed {
     pub rivals: Vec<String>,
     /// The Ingress or route.
     pub route: Option<Route>,
+    /// What is kept for the release.
+    pub kept: Kept,
+    /// Everything in the resource's namespace is going, and nothing new can be made there.
+    pub is_namespace_leaving: bool,
     /// How releasing the slot and publications upstream went, once it was tried.
     pub release: Option<Result<(), String>>,
     /// Objects that the resource owns, of the kinds that planning makes.
@@ -109,6 +114,20 @@ pub struct Route {
     pub refused: Option<String>,
 }
 
+/// The copy of the connection URLs that releasing falls back to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// It is not needed, or it cannot be known.
+    #[default]
+    Unknown,
+    /// The Secrets may be there, and there is no copy of them.
+    Nothing,
+    /// It differs from the Secrets.
+    Outdated,
+    /// As in the Secrets, or they are away.
+    Current,
+}
+
 /// An object that the resource owns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Child {
@@ -146,6 +165,8 @@ impl Observed {
             pending: Pending::default(),
             rivals: Vec::new(),
             route: None,
+            kept: Kept::default(),
+            is_namespace_leaving: false,
             release: None,
             children: Vec::new(),
             taken: Vec::new(),

@@ -59,6 +59,14 @@ pub enum Sight {
     Blind(String),
 }
 
+/// What planning for one namespace can rely on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    pub sight: Sight,
+    /// Kinds that pods do not depend on and that cannot be seen, with the reason.
+    pub unseen: BTreeMap<Kind, String>,
+}
+
 /// A part of the cluster that one watch covers: a namespace, or all of them.
 pub type Scope = Option<String>;
 
@@ -105,17 +113,40 @@ impl World {
         inner.sweep(kind, scope, u64::MAX)
     }
 
-    /// How much of what there is has been shown.
+    /// How much has been shown of what concerns a namespace, or all of them: what cannot be seen elsewhere is nothing to it.
     #[must_use]
-    pub fn sight(&self) -> Sight {
+    pub fn view(&self, namespace: Option<&str>) -> View {
         let inner = self.lock();
-        let unlisted = inner.watches.iter().filter(|(_, watch)| !watch.is_listed);
-        // One with a fault says more.
-        let Some((place, watch)) = unlisted.max_by_key(|(_, watch)| watch.fault.is_some()) else { return Sight::Whole };
-        let Some(why) = &watch.fault else { return Sight::Listing };
-        let what = format!("{} cannot be watched", place.0.resource().plural);
-        let place = place.1.as_ref().map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
-        Sight::Blind(format!("{what}{place}: {why}"))
+        let mut view = View { sight: Sight::Whole, unseen: BTreeMap::new() };
+        for ((kind, scope), watch) in &inner.watches {
+            let concerns = scope.as_deref().is_none_or(|watched| namespace == Some(watched));
+            if watch.is_listed || !concerns {
+                continue;
+            }
+            let Some(why) = &watch.fault else {
+                if view.sight == Sight::Whole {
+                    view.sight = Sight::Listing;
+                }
+                continue;
+            };
+            let place = scope.as_ref().map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
+            let text = format!("{} cannot be watched{place}: {why}", kind.resource().plural);
+            // One with a fault says more.
+            if kind.is_needed() {
+                view.sight = Sight::Blind(text);
+            } else {
+                view.unseen.insert(*kind, text);
+            }
+        }
+        view
+    }
+
+    /// Some resource could be planned for, as far as watches go.
+    #[must_use]
+    pub fn is_of_use(&self) -> bool {
+        let scopes: BTreeSet<Scope> = self.lock().watches.keys().map(|(_, scope)| scope.clone()).collect();
+        let sights: Vec<Sight> = scopes.iter().map(|scope| self.view(scope.as_deref()).sight).collect();
+        sights.contains(&Sight::Whole) && !sights.contains(&Sight::Listing)
     }
 
     pub fn failed(&self, kind: Kind, scope: &Scope, why: String) {
@@ -300,12 +331,12 @@ mod tests {
     fn what_a_new_listing_does_not_show_is_gone() {
         let world = World::default();
         world.expect(Kind::Service, &None);
-        assert_eq!(world.sight(), Sight::Listing);
+        assert_eq!(world.view(Some("web")).sight, Sight::Listing);
         world.begin_listing(Kind::Service, &None);
         world.show(Kind::Service, &None, &metadata("a", "1"), Fact::Nothing);
         world.show(Kind::Service, &None, &metadata("b", "1"), Fact::Nothing);
         assert_eq!(world.end_listing(Kind::Service, &None), Vec::new());
-        assert_eq!((world.sight(), world.losses(&shop())), (Sight::Whole, 0));
+        assert_eq!((world.view(Some("web")).sight, world.losses(&shop())), (Sight::Whole, 0));
         world.begin_listing(Kind::Service, &None);
         world.show(Kind::Service, &None, &metadata("b", "1"), Fact::Nothing);
         assert_eq!(world.end_listing(Kind::Service, &None), vec![shop()]);
@@ -318,6 +349,33 @@ mod tests {
         world.expect(Kind::Pod, &Some("web".to_owned()));
         world.failed(Kind::Pod, &Some("web".to_owned()), "forbidden".to_owned());
         let text = "pods cannot be watched in namespace web: forbidden";
-        assert_eq!(world.sight(), Sight::Blind(text.to_owned()));
+        assert_eq!(world.view(Some("web")).sight, Sight::Blind(text.to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_concerns_only_those_who_depend_on_it() {
+        let world = World::default();
+        let (web, shop) = (Some("web".to_owned()), Some("shop".to_owned()));
+        for scope in [&web, &shop] {
+            for kind in [Kind::Pod, Kind::Ingress] {
+                world.expect(kind, scope);
+            }
+        }
+        assert!(!world.is_of_use(), "nothing is listed");
+        world.end_listing(Kind::Pod, &shop);
+        world.end_listing(Kind::Ingress, &shop);
+        assert!(!world.is_of_use(), "the other namespace is still being listed");
+        world.failed(Kind::Pod, &web, "forbidden".to_owned());
+        world.failed(Kind::Ingress, &web, "forbidden".to_owned());
+        // One bad namespace.
+        assert!(world.is_of_use());
+        assert_eq!(world.view(Some("shop")), View { sight: Sight::Whole, unseen: BTreeMap::new() });
+        assert!(matches!(world.view(Some("web")).sight, Sight::Blind(text) if text.contains("namespace web")));
+        // One bad right: who has an Ingress is told, the others do not notice.
+        world.end_listing(Kind::Pod, &web);
+        let view = world.view(Some("web"));
+        assert_eq!((view.sight, view.unseen.keys().collect::<Vec<_>>()), (Sight::Whole, vec![&Kind::Ingress]));
+        world.failed(Kind::Pod, &shop, "gone".to_owned());
+        assert_eq!(world.view(Some("shop")).sight, Sight::Whole, "a watch that was cut off goes on by itself");
     }
 }

@@ -15,10 +15,11 @@ use std::collections::BTreeSet;
 
 use crds::ZeroCache;
 use crds::names::annotation;
-use crds::status::ZeroCacheStatus;
+use crds::spec::DeletionPolicy;
+use crds::status::{UpstreamStatus, ZeroCacheStatus};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::observe::{Child, Installation, Observed, Role};
+use crate::observe::{Child, Identity, Installation, Observed, Role};
 pub use conditions::{Event, Severity};
 pub use objects::{GeneratedSecret, Objects, Workload};
 pub use wanted::{Problem, Wanted};
@@ -64,6 +65,9 @@ pub enum Action {
         name: String,
         size: String,
     },
+    /// Keeps a copy of the connection URLs for the release; done before anything is made that would have to be released.
+    KeepAccess,
+    DiscardAccess,
     /// Drops the replication slot and the publications that the data plane made upstream.
     ReleaseUpstream,
 }
@@ -87,7 +91,8 @@ pub fn plan(cache: &ZeroCache, observed: &Observed) -> Plan {
 }
 
 /// Nothing is changed: what runs goes on.
-fn invalid(cache: &ZeroCache, recorded: ZeroCacheStatus, problems: &[Problem], observed: &Observed) -> Plan {
+fn invalid(cache: &ZeroCache, mut recorded: ZeroCacheStatus, problems: &[Problem], observed: &Observed) -> Plan {
+    remember_upstream(&mut recorded, observed);
     let (status, events) = conditions::invalid(cache, recorded, problems, observed.now);
     Plan { objects: None, remove: Vec::new(), actions: Vec::new(), status, events, look_again_seconds: IDLE_SECONDS }
 }
@@ -109,6 +114,34 @@ pub fn object_names(cache: &ZeroCache, observed: &Observed) -> Vec<Child> {
     // The Jobs that delete backups run as it.
     names.retain(|child| child.kind != "Secret" && (!is_leaving || child.kind == "ServiceAccount"));
     names
+}
+
+/// Whether the release will need the databases.
+#[must_use]
+pub fn needs_access(cache: &ZeroCache) -> bool {
+    cache.spec.deletion.upstream == DeletionPolicy::Delete
+}
+
+/// The upstream database as the status remembers it.
+#[must_use]
+pub fn recorded_identity(cache: &ZeroCache) -> Option<Identity> {
+    let recorded = cache.status.as_ref()?.upstream.clone()?;
+    Some(Identity { database: recorded.database?, started: recorded.started? })
+}
+
+/// Takes down that upstream was reached, and which database it is.
+fn remember_upstream(status: &mut ZeroCacheStatus, observed: &Observed) {
+    let identity = observed.databases.upstream.as_ref().and_then(|probe| probe.identity.clone());
+    if let Some(Identity { database, started }) = identity {
+        status.upstream = Some(UpstreamStatus { database: Some(database), started: Some(started) });
+    }
+    let nodes = observed.nodes.as_ref();
+    // Pods may reach what the operator does not.
+    let is_reached = observed.databases.upstream.as_ref().is_some_and(|probe| probe.fault.is_none())
+        || nodes.is_some_and(|it| it.streaming == Some(true) || it.initial_sync || it.replica_version.is_some());
+    if is_reached {
+        status.upstream.get_or_insert_default();
+    }
 }
 
 /// Name of the StatefulSet.

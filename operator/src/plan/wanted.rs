@@ -216,6 +216,15 @@ impl<'a> Wanted<'a> {
         missing.into_iter().map(|(text, fields)| format!("{}: {text}", fields.join(", "))).collect()
     }
 
+    /// Keys of the backup's store that are not there.
+    pub(super) fn missing_store_keys(&self) -> Option<String> {
+        let keys = env::store_credentials(self).into_iter().map(|(_, reference)| reference);
+        let is_there =
+            |it: &SecretKeyRef| self.secrets.get(&it.name).is_some_and(|secret| secret.keys.contains_key(&it.key));
+        let missing = { keys }.find(|reference| !is_there(reference))?;
+        Some(format!("Secret {} with key {} does not exist", missing.name, missing.key))
+    }
+
     /// Secrets that pods read, also a site's own.
     pub(super) fn secret_names(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();

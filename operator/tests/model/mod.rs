@@ -10,12 +10,13 @@ use std::rc::Rc;
 use crds::ZeroCache;
 use crds::conditions::kind;
 use crds::names::{FINALIZER, annotation};
+use crds::spec::DeletionPolicy;
 use crds::status::ZeroCacheStatus;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use zero_cache_operator::observe::{
-    Apis, Child, Claim, ClaimTemplate, Deployment, Installation, Job, JobState, Limits, Nodes, Observed, Pod,
+    Apis, Child, Claim, ClaimTemplate, Deployment, Installation, Job, JobState, Kept, Limits, Nodes, Observed, Pod,
     PodTrouble, Probe, Role, Secret, StatefulSet, Taken,
 };
 use zero_cache_operator::plan::{Action, Plan, Workload, object_names, plan};
@@ -46,6 +47,12 @@ pub struct World {
     /// Postgres answers.
     pub is_upstream_up: bool,
     pub is_released: bool,
+    /// The operator has a copy of the connection URLs.
+    pub is_kept: bool,
+    /// Releasing was tried and came to nothing.
+    pub is_refused: bool,
+    /// The namespace is being deleted.
+    pub is_leaving: bool,
     /// The resource is gone.
     pub is_gone: bool,
     /// Objects besides workloads, by kind and name.
@@ -148,6 +155,9 @@ impl World {
             max_connections: Some(500),
             is_upstream_up: true,
             is_released: false,
+            is_kept: false,
+            is_refused: false,
+            is_leaving: false,
             is_gone: false,
             others: Vec::new(),
             strangers: Vec::new(),
@@ -185,6 +195,9 @@ impl World {
             max_connections,
             is_upstream_up,
             is_released,
+            is_kept,
+            is_refused,
+            is_leaving,
             is_gone,
             others,
             strangers,
@@ -193,7 +206,8 @@ impl World {
         let mut hasher = DefaultHasher::new();
         secrets.iter().for_each(|(name, secret)| (name, &secret.keys).hash(&mut hasher));
         (cache_hash, set, sets_made, deployment, pods, snapshots, others).hash(&mut hasher);
-        (max_connections, is_upstream_up, is_released, is_gone, strangers).hash(&mut hasher);
+        (max_connections, is_upstream_up, is_released, is_kept, is_refused, is_leaving, is_gone, strangers)
+            .hash(&mut hasher);
         format!("{claims:?}{jobs:?}").hash(&mut hasher);
         hasher.finish()
     }
@@ -245,6 +259,7 @@ impl World {
                 .then(|| zero_cache_operator::observe::Fault::Unreachable("connection refused".to_owned())),
             limits: self.max_connections.map(|connections| Limits { connections, in_use: 3 }),
             slot_lost: false,
+            identity: None,
         };
         let nothing = Observed { apis: self.apis, ..Observed::nothing(now, installation) };
         let is_taken = |it: &Child| self.strangers.contains(&(it.kind.clone(), it.name.clone()));
@@ -309,7 +324,17 @@ impl World {
                 ..Nodes::default()
             }),
             databases: zero_cache_operator::observe::Databases { upstream: Some(probe), cvr: None, change: None },
-            release: self.is_released.then_some(Ok(())),
+            kept: match (self.cache.spec.deletion.upstream, self.is_kept) {
+                (DeletionPolicy::Retain, _) => Kept::Unknown,
+                (DeletionPolicy::Delete, true) => Kept::Current,
+                (DeletionPolicy::Delete, false) => Kept::Nothing,
+            },
+            is_namespace_leaving: self.is_leaving,
+            release: match (self.is_released, self.is_refused) {
+                (true, _) => Some(Ok(())),
+                (false, true) => Some(Err("connection refused".to_owned())),
+                (false, false) => None,
+            },
             children: {
                 let mut children: Vec<_> =
                     self.others.iter().map(|(kind, name)| Child { kind: kind.clone(), name: name.clone() }).collect();
@@ -332,6 +357,10 @@ impl World {
         if reach == Reach::Status {
             return next;
         }
+        let is_first = |action: &&Action| matches!(action, Action::AddFinalizer | Action::KeepAccess);
+        for action in plan.actions.iter().filter(is_first) {
+            next.act(action);
+        }
         if let Some(objects) = &plan.objects {
             for generated in &objects.secrets {
                 let name = generated.secret.metadata.name.clone().unwrap();
@@ -339,6 +368,8 @@ impl World {
                 next.secrets.entry(name).or_insert(Secret { keys });
             }
             if let Workload::Apply(set) = &objects.stateful_set {
+                let releases = self.cache.spec.deletion.upstream == DeletionPolicy::Delete;
+                assert!(!releases || next.is_kept, "pods run before what releases their slot is kept");
                 let spec = set.spec.as_ref().unwrap();
                 let claim = spec.volume_claim_templates.as_ref().map(|templates| {
                     templates[0].spec.as_ref().unwrap().resources.as_ref().unwrap().requests.as_ref().unwrap()["storage"]
@@ -393,13 +424,13 @@ impl World {
         if reach == Reach::Objects {
             return next;
         }
-        for action in &plan.actions {
+        for action in plan.actions.iter().filter(|action| !is_first(action)) {
             next.act(action);
         }
         next
     }
 
-    fn act(&mut self, action: &Action) {
+    pub fn act(&mut self, action: &Action) {
         match action {
             Action::AddFinalizer => self.change(|cache| cache.metadata.finalizers = Some(vec![FINALIZER.to_owned()])),
             Action::RemoveFinalizer => {
@@ -413,9 +444,14 @@ impl World {
             }
             Action::Scale { replicas, .. } => {
                 let syncers = self.nodes_of(Role::ViewSyncer).count();
-                assert!(*replicas > 0 || syncers == 0, "the replication-manager stops before {syncers} view-syncers");
+                assert!(
+                    *replicas > 0 || syncers == 0 || self.is_leaving,
+                    "the replication-manager stops before {syncers} view-syncers"
+                );
                 self.set.as_mut().unwrap().replicas = *replicas;
             }
+            Action::KeepAccess => self.is_kept = true,
+            Action::DiscardAccess => self.is_kept = false,
             Action::DeletePod { name } => self.pods.retain(|pod| pod.name != *name),
             Action::OrphanStatefulSet { uid, .. } => {
                 self.set.take_if(|set| set.uid.to_string() == *uid);
@@ -425,8 +461,10 @@ impl World {
             }
             Action::ReleaseUpstream => {
                 let runs = self.nodes_of(self.main_role()).next().is_some();
-                assert!(!runs, "a slot in use cannot be dropped");
-                self.is_released = true;
+                assert!(!runs || self.is_leaving, "a slot in use cannot be dropped");
+                let has_url = self.is_kept || self.secrets.contains_key("db");
+                self.is_released |= has_url && self.is_upstream_up;
+                self.is_refused = !self.is_released;
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use fault::Statement;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, Interval, MissedTickBehavior};
 use tokio_postgres::types::Type;
@@ -10,7 +11,7 @@ use tokio_postgres::{Row, Transaction};
 use tracing::{error, info, warn};
 
 use super::connection::{Connection, Parameter};
-use super::fault::{Class, Fault};
+use super::fault::Fault;
 use super::history::{Delta, History, as_i64, as_version};
 use super::reference::{self, Inherit, Outcome};
 use super::write::as_ms;
@@ -116,14 +117,14 @@ impl<E: Fn(Event)> Answerer<E> {
                     (self.events)(event);
                     break;
                 }
-                Err(fault) if fault.class() == Class::Refused || silences >= SILENCES_MAX => {
+                Err(fault) if fault.class() == Statement::Refused || silences >= SILENCES_MAX => {
                     let error = fault.describe();
                     error!(error, "CVR database: cannot answer a question; whoever waits for it starts over");
                     (self.events)(given_up(request, questions));
                     break;
                 }
                 // The writer makes them anew.
-                Err(fault) if fault.class() == Class::Missing => self.connection.pause().await,
+                Err(fault) if fault.class() == Statement::Missing => self.connection.pause().await,
                 Err(fault) => {
                     // To own a group is worth any number of attempts.
                     let may_end = !matches!(request, Request::Claim(_));
@@ -274,7 +275,7 @@ impl<E: Fn(Event)> Answerer<E> {
             let merged = tokio::time::timeout(within, self.merge(lineage)).await;
             match merged.unwrap_or(Err(Fault::Silent(within))) {
                 // Others need not wait for one that cannot be merged.
-                Err(fault) if fault.class() == Class::Refused => {
+                Err(fault) if fault.class() == Statement::Refused => {
                     warn!(lineage, error = fault.describe(), "CVR: left a history unmerged");
                 }
                 merged => merged?,

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fault::Backoff;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Transaction};
@@ -22,8 +23,7 @@ pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, 
 /// A value for a statement, with its type: asking the server for the type would take a prepared statement.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 /// The time for an answer is doubled so often at most.
 const SILENCES_COUNTED_MAX: u32 = 4;
 /// Large statements may take longer, as over a slow network.
@@ -44,7 +44,7 @@ const FOREIGN_SETTINGS: &str = "SELECT name, reset_val FROM pg_catalog.pg_settin
 pub(super) struct Connection {
     connector: Connector,
     open: Arc<Mutex<Option<Open>>>,
-    retry: Duration,
+    retry: Backoff,
     /// How long an answer may take.
     answer: Duration,
     /// Answers that did not come, one after the other. Each leaves a statement behind that the server may still be at, so the
@@ -101,7 +101,7 @@ impl Open {
 
 impl Connection {
     pub(super) fn new(connector: Connector, answer: Duration) -> Connection {
-        Connection { connector, open: Arc::default(), retry: RETRY_MIN, answer, silences: 0 }
+        Connection { connector, open: Arc::default(), retry: RETRY, answer, silences: 0 }
     }
 
     /// Another user of the same connection.
@@ -109,7 +109,7 @@ impl Connection {
         Connection {
             connector: Arc::clone(&self.connector),
             open: Arc::clone(&self.open),
-            retry: RETRY_MIN,
+            retry: RETRY,
             answer: self.answer,
             silences: 0,
         }
@@ -142,9 +142,9 @@ impl Connection {
             match self.connect().await {
                 Ok(opened) => *open = Some(opened),
                 Err(error) => {
-                    warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot connect, will retry");
-                    tokio::time::sleep(self.retry).await;
-                    self.retry = (self.retry * 2).min(RETRY_MAX);
+                    let pause = self.retry.pause();
+                    warn!(error, retry_ms = pause.as_millis() as u64, "CVR database: cannot connect, will retry");
+                    tokio::time::sleep(pause).await;
                 }
             }
         }
@@ -203,19 +203,19 @@ impl Connection {
     }
 
     pub(super) async fn broken(&mut self, what: &str, fault: &Fault) {
-        let error = fault.describe();
-        warn!(error, retry_ms = self.retry.as_millis() as u64, "CVR database: cannot {what}, will retry");
+        let (error, pause) = (fault.describe(), self.retry.pause());
+        let remedy = fault.entry().map(|entry| entry.remedy);
+        warn!(error, remedy, retry_ms = pause.as_millis() as u64, "CVR database: cannot {what}, will retry");
         *self.open.lock().await = None;
-        self.pause().await;
+        tokio::time::sleep(pause).await;
     }
 
     /// Waits for longer each time, until something succeeds.
     pub(super) async fn pause(&mut self) {
-        tokio::time::sleep(self.retry).await;
-        self.retry = (self.retry * 2).min(RETRY_MAX);
+        tokio::time::sleep(self.retry.pause()).await;
     }
 
     pub(super) fn succeeded(&mut self) {
-        self.retry = RETRY_MIN;
+        self.retry.succeeded();
     }
 }

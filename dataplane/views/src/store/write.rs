@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use fault::Statement;
 use prometheus::{Histogram, IntCounter, IntCounterVec};
 use rows::Version;
 use rustc_hash::FxHashSet;
@@ -16,7 +17,7 @@ use tokio_postgres::types::Type;
 use tracing::{error, warn};
 
 use super::connection::{Connection, Parameter};
-use super::fault::{Class, Fault};
+use super::fault::Fault;
 use super::history::as_i64;
 use super::parts::{Columns, Item, Taken};
 use super::{Copy, Event, Flush, LineageId, NodeId, Tenure, sql, tables};
@@ -136,14 +137,14 @@ impl<E: Fn(Event)> Writer<E> {
                 Err(fault) => {
                     self.metrics.flush_failures.inc();
                     match fault.class() {
-                        Class::Missing => self.make_anew(&fault).await,
-                        Class::Refused if part.len() > 1 => parts.push_front(part.split_off(part.len() / 2)),
-                        Class::Refused if !part.is_empty() => {
+                        Statement::Missing => self.make_anew(&fault).await,
+                        Statement::Refused if part.len() > 1 => parts.push_front(part.split_off(part.len() / 2)),
+                        Statement::Refused if !part.is_empty() => {
                             for item in part.drain(..) {
                                 self.refuse(item, &fault.describe()).await;
                             }
                         }
-                        Class::Refused | Class::Passes => self.connection.broken("flush", &fault).await,
+                        Statement::Refused | Statement::Passes => self.connection.broken("flush", &fault).await,
                     }
                 }
             }
@@ -261,7 +262,7 @@ impl<E: Fn(Event)> Writer<E> {
             match self.learn_losses().await {
                 Ok(true) => return Ok(()),
                 Ok(false) => return Err(Gone),
-                Err(fault) if fault.class() == Class::Missing => self.make_anew(&fault).await,
+                Err(fault) if fault.class() == Statement::Missing => self.make_anew(&fault).await,
                 Err(fault) => self.connection.broken("read which groups were taken over", &fault).await,
             }
         }
@@ -294,8 +295,8 @@ impl<E: Fn(Event)> Writer<E> {
         while let Err(fault) = self.connection.query(&text, &parameters, 0).await {
             match fault.class() {
                 // Nothing is owned in tables that are not there.
-                Class::Missing => return,
-                Class::Refused | Class::Passes => self.connection.broken("release groups", &fault).await,
+                Statement::Missing => return,
+                Statement::Refused | Statement::Passes => self.connection.broken("release groups", &fault).await,
             }
         }
     }
@@ -304,8 +305,8 @@ impl<E: Fn(Event)> Writer<E> {
         let (text, node) = (sql::retire(&self.schema), self.node);
         while let Err(fault) = self.connection.query(&text, &[(&node, Type::INT8), (&0_i64, Type::INT8)], 0).await {
             match fault.class() {
-                Class::Missing => return,
-                Class::Refused | Class::Passes => self.connection.broken("leave", &fault).await,
+                Statement::Missing => return,
+                Statement::Refused | Statement::Passes => self.connection.broken("leave", &fault).await,
             }
         }
     }

@@ -8,6 +8,8 @@ use crds::names::{child, port, service_host, tls};
 use crds::spec::SecretKeyRef;
 use crds::status::DeletionStep;
 
+use crate::observe::kept::Access;
+
 /// A value of a Secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
@@ -38,6 +40,8 @@ pub struct Inputs {
     /// Where its pods look for names without dots.
     pub namespace: String,
     pub shard: Shard,
+    /// The upstream database as it was when it was last asked: nothing is taken away from another.
+    pub database: Option<String>,
     /// Connection URLs.
     pub upstream: Option<SecretText>,
     /// Nothing where it is the upstream database.
@@ -119,6 +123,14 @@ pub struct Store {
 }
 
 impl Inputs {
+    /// Fills in what the Secrets do not say any longer.
+    pub fn fall_back(&mut self, kept: Access) {
+        let Access { upstream, cvr, change } = kept;
+        self.upstream.get_or_insert(upstream);
+        self.cvr = self.cvr.take().or(cvr);
+        self.change = self.change.take().or(change);
+    }
+
     /// What can be asked about a resource. `secret` reads a key of a Secret in the resource's namespace, `pods` are those of which
     /// one owns the slot, `domain` is the cluster's.
     #[must_use]
@@ -135,6 +147,7 @@ impl Inputs {
             uid: cache.metadata.uid.clone().unwrap_or_default(),
             namespace: cache.metadata.namespace.clone().unwrap_or_default(),
             shard: Shard { app_id: spec.app_id.clone(), number: spec.shard_num },
+            database: cache.status.as_ref().and_then(|it| it.upstream.as_ref()?.database.clone()),
             upstream: secret(&databases.upstream.url_secret_ref),
             cvr: other(&databases.cvr.url_secret_ref),
             change: other(&databases.change.url_secret_ref),

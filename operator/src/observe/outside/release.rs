@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::postgres::{Address, Session, connect, described, slot_pattern};
+use super::postgres::{Address, Session, connect, described, identity, slot_pattern};
 use super::{Inputs, SecretText, Servers, Shard};
 use crate::observe::Fault;
 
@@ -91,6 +91,11 @@ async fn open(url: &SecretText, inputs: &Inputs, servers: &Servers) -> Result<Op
 async fn release_upstream(url: &SecretText, inputs: &Inputs, servers: &Servers) -> Result<(), String> {
     let Some(session) = open(url, inputs, servers).await? else { return Ok(()) };
     let shard = &inputs.shard;
+    if let (Some(known), Some(found)) = (&inputs.database, identity(&session.client).await)
+        && *known != found.database
+    {
+        return Err("this is another database than the one that was replicated; nothing is dropped there".to_owned());
+    }
     drop_slots(&session.client, shard).await?;
     let statements = [
         // The triggers come first, for they would watch the rest.

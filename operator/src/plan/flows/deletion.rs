@@ -17,7 +17,16 @@ use super::super::objects::{self, Cleanup, Workload, Workloads, cleanup_job_name
 use super::super::wanted::Wanted;
 use super::super::{Action, BUSY_SECONDS, Event, Objects, Plan, annotation_of, conditions, seconds_between};
 use super::retention;
-use crate::observe::{JobState, Observed, Role};
+use crate::observe::{JobState, Kept, Observed, Role};
+
+/// In a namespace that is being deleted others wait for this resource.
+const LEAVING_SECONDS: u64 = 120;
+/// There a replication-manager may stop for so long before its slot is dropped all the same.
+const STOPPING_SECONDS: u64 = 30;
+/// What was kept for the release is tried to be deleted for so long after the release is over.
+const DISCARDING_SECONDS: u64 = 300;
+/// A server that was never reached is tried for so long.
+const UNREACHED_SECONDS: u64 = 30;
 
 pub(in crate::plan) fn needs_finalizer(spec: &ZeroCacheSpec) -> bool {
     spec.deletion.upstream == DeletionPolicy::Delete || deletes_backups(spec)
@@ -83,6 +92,11 @@ fn render(
 ) {
     if deletion.step == DeletionStep::Done {
         // The garbage collector does the rest.
+        let most = cache.spec.deletion.timeout.seconds() + DISCARDING_SECONDS;
+        let is_late = seconds_between(deletion.started_at.0, observed.now) >= most;
+        if matches!(observed.kept, Kept::Outdated | Kept::Current) && !is_late {
+            plan.actions.push(Action::DiscardAccess);
+        }
         plan.actions.push(Action::RemoveFinalizer);
         return;
     }
@@ -127,6 +141,7 @@ fn next(
     events: &mut Vec<Event>,
 ) -> DeletionStatus {
     let at = |step| DeletionStatus { step, message: message(step, observed), ..recorded.clone() };
+    let told = events.len();
     if recorded.step == DeletionStep::Done {
         return recorded.clone();
     }
@@ -135,16 +150,27 @@ fn next(
         events.push(Event::warning(event::NOT_RELEASED, text));
         return at(DeletionStep::Done);
     }
-    if seconds_between(recorded.started_at.0, observed.now) >= cache.spec.deletion.timeout.seconds() {
+    let since_start = seconds_between(recorded.started_at.0, observed.now);
+    let is_late = since_start >= cache.spec.deletion.timeout.seconds()
+        || (observed.is_namespace_leaving && since_start >= LEAVING_SECONDS);
+    // An operator that was away for so long tries once.
+    let is_untried = recorded.step == DeletionStep::ReleaseUpstream && observed.release.is_none();
+    if is_late && !is_untried {
         let text = format!(
-            "gave up at {:?} after {}: {}; look for a replication slot and publications of appId {} upstream",
-            recorded.step, cache.spec.deletion.timeout, recorded.message, cache.spec.app_id
+            "gave up at {:?} after {since_start} s: {}; look for a replication slot and publications of appId {} upstream",
+            recorded.step, recorded.message, cache.spec.app_id
         );
         events.push(Event::warning(event::NOT_RELEASED, text));
         return at(DeletionStep::Done);
     }
+    let (was_made, was_reached) = (was_made(cache, observed), was_reached(cache));
     let is_done = match recorded.step {
         // A workload that still asks for pods makes them again.
+        // Where everything goes at once, nobody is led away to anywhere.
+        DeletionStep::StopViewSyncers if observed.is_namespace_leaving => true,
+        DeletionStep::StopReplicationManager if observed.is_namespace_leaving && since_start >= STOPPING_SECONDS => {
+            true
+        }
         DeletionStep::StopViewSyncers => {
             let asks = observed.deployment.as_ref().is_some_and(|it| it.replicas > 0);
             !asks && observed.pods_of(Role::ViewSyncer).next().is_none()
@@ -159,7 +185,23 @@ fn next(
             events.push(Event::warning(event::NOT_RELEASED, text));
             true
         }
-        DeletionStep::ReleaseUpstream => observed.release == Some(Ok(())),
+        DeletionStep::ReleaseUpstream if observed.release == Some(Ok(())) => true,
+        DeletionStep::ReleaseUpstream if !was_made => true,
+        // What neither the operator nor a pod ever reached holds nothing of ours.
+        DeletionStep::ReleaseUpstream => {
+            let gives_up = !was_reached && observed.release.is_some() && since_start >= UNREACHED_SECONDS;
+            if gives_up {
+                let text = format!("upstream was never reached, so nothing was made there: {}", recorded.message);
+                events.push(Event::warning(event::NOT_RELEASED, text));
+            }
+            gives_up
+        }
+        DeletionStep::DeleteBackups if !was_made => true,
+        DeletionStep::DeleteBackups if let Some(why) = left_backups(wanted, observed) => {
+            let url = cache.spec.backup.as_ref().map_or("", |backup| &backup.url);
+            events.push(Event::warning(event::NOT_RELEASED, format!("the backups below {url} stay: {why}")));
+            true
+        }
         DeletionStep::DeleteBackups => cleanup.iter().all(|cleanup| {
             let name = cleanup_job_name(wanted, &cleanup.generation);
             observed.jobs.iter().any(|job| job.name == name && matches!(job.state, JobState::Succeeded(_)))
@@ -177,11 +219,34 @@ fn next(
     ];
     let following = order.iter().find(|(step, is_needed)| *step > recorded.step && *is_needed);
     let step = following.map_or(DeletionStep::Done, |(step, _)| *step);
-    let is_kept = recorded.step == DeletionStep::ReleaseUpstream && !observed.rivals.is_empty();
-    if recorded.step >= DeletionStep::ReleaseUpstream && !is_kept {
+    let has_told = events.len() > told;
+    if recorded.step >= DeletionStep::ReleaseUpstream && !has_told && was_made {
         events.push(Event::normal(event::RELEASED, format!("{:?} is done", recorded.step)));
     }
     at(step)
+}
+
+/// Pods may have run, so that there may be something to release.
+fn was_made(cache: &ZeroCache, observed: &Observed) -> bool {
+    let recorded = cache.status.as_ref();
+    observed.kept != Kept::Nothing && observed.kept != Kept::Unknown
+        || recorded.is_some_and(|status| status.current_revision.is_some())
+        || observed.stateful_set.is_some()
+        || observed.pods.iter().any(|pod| pod.role != Role::ViewSyncer)
+}
+
+/// Upstream was reached by the operator or by a pod.
+fn was_reached(cache: &ZeroCache) -> bool {
+    let recorded = cache.status.as_ref();
+    recorded.is_some_and(|status| status.upstream.is_some() || status.current_revision.is_some())
+}
+
+/// Why no Job can delete the backups.
+fn left_backups(wanted: &Wanted, observed: &Observed) -> Option<String> {
+    if observed.is_namespace_leaving {
+        return Some("no Job can be made in a namespace that is being deleted".to_owned());
+    }
+    wanted.missing_store_keys()
 }
 
 fn message(step: DeletionStep, observed: &Observed) -> String {

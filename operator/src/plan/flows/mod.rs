@@ -22,8 +22,8 @@ use super::budget::{self, Budget};
 use super::conditions::{self, Context, Event};
 use super::objects::{self, Render, Template, Workload, Workloads};
 use super::wanted::{Wanted, short_hash};
-use super::{Action, BUSY_SECONDS, IDLE_SECONDS, Plan};
-use crate::observe::{Observed, Role};
+use super::{Action, BUSY_SECONDS, IDLE_SECONDS, Plan, needs_access, remember_upstream};
+use crate::observe::{Kept, Observed, Role};
 use scale::Replicas;
 pub(super) use suspension::Power;
 pub(super) use upgrade::Block;
@@ -140,6 +140,7 @@ fn revision(cache: &ZeroCache, wanted: &Wanted, image: &str, generation: &str, b
 impl<'a> Flows<'a> {
     fn plan(mut self) -> Plan {
         let mut next = self.recorded.clone();
+        remember_upstream(&mut next, self.observed);
         let stage = self.stage();
         let is_paused = self.wanted.spec.paused;
         let is_frozen = is_paused || self.wanted.spec.suspended || self.hold.is_some();
@@ -384,6 +385,14 @@ impl<'a> Flows<'a> {
             self.actions.insert(0, Action::AddFinalizer);
         } else if !needs && has {
             self.actions.push(Action::RemoveFinalizer);
+        }
+        let is_good = || self.observed.databases.upstream.as_ref().is_some_and(|probe| probe.fault.is_none());
+        let is_there = !matches!(self.hold, Some(Hold::SecretsMissing(_)));
+        match self.observed.kept {
+            Kept::Nothing if is_there && needs_access(self.cache) => self.actions.push(Action::KeepAccess),
+            // A mistyped URL does not replace one that served.
+            Kept::Outdated if is_there && is_good() => self.actions.push(Action::KeepAccess),
+            Kept::Unknown | Kept::Nothing | Kept::Outdated | Kept::Current => {}
         }
     }
 }

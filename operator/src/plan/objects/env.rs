@@ -307,7 +307,7 @@ fn secret_variables(wanted: &Wanted, role: Role) -> Vec<SecretVariable> {
 }
 
 /// Keys of the backup's store.
-pub(super) fn store_credentials(wanted: &Wanted) -> Vec<(&'static str, SecretKeyRef)> {
+pub(in crate::plan) fn store_credentials(wanted: &Wanted) -> Vec<(&'static str, SecretKeyRef)> {
     let given = wanted.spec.backup.as_ref().and_then(|backup| backup.credentials_secret_ref.as_ref());
     let Some(credentials) = given else { return Vec::new() };
     let key = |key: &str| SecretKeyRef { name: credentials.name.clone(), key: key.to_owned() };

@@ -17,7 +17,7 @@ use super::{Inputs, SecretText, Servers, Shard};
 use crate::observe::{Fault, Probe};
 pub(super) use address::Address;
 pub(super) use connect::{Session, connect, described};
-pub(super) use probe::slot_pattern;
+pub(super) use probe::{identity, slot_pattern};
 
 /// Longest time for one look.
 const TIME_MAX: Duration = Duration::from_secs(5);
@@ -53,8 +53,14 @@ impl Database {
     }
 
     async fn look(&self, servers: &Servers) -> Probe {
-        let mut probe =
-            Probe { server: String::new(), checked_at: Timestamp::now(), fault: None, limits: None, slot_lost: false };
+        let mut probe = Probe {
+            server: String::new(),
+            checked_at: Timestamp::now(),
+            fault: None,
+            limits: None,
+            slot_lost: false,
+            identity: None,
+        };
         let address: Address = match self.url.reveal().parse() {
             Ok(address) => address,
             Err(text) => {
@@ -76,6 +82,7 @@ impl Database {
                 probe.fault = findings.fault;
                 probe.limits = findings.limits;
                 probe.slot_lost = findings.slot_lost;
+                probe.identity = findings.identity;
             }
             Err(fault) => probe.fault = Some(fault),
         }
@@ -99,6 +106,7 @@ impl Question for Database {
     fn complete(answer: &mut Probe, last: &Probe) {
         if answer.fault.is_some() && answer.server == last.server {
             answer.limits = answer.limits.or(last.limits);
+            answer.identity = answer.identity.take().or_else(|| last.identity.clone());
         }
     }
 
@@ -108,7 +116,8 @@ impl Question for Database {
 
     fn is_news(old: &Probe, new: &Probe) -> bool {
         let limit = |probe: &Probe| probe.limits.map(|limits| limits.connections);
-        (&old.server, &old.fault, limit(old), old.slot_lost) != (&new.server, &new.fault, limit(new), new.slot_lost)
+        let state = |probe: &Probe| (probe.server.clone(), probe.fault.clone(), limit(probe), probe.slot_lost);
+        state(old) != state(new) || old.identity != new.identity
     }
 
     fn inherits(&self, old: &Database) -> bool {

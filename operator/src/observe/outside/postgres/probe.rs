@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::{Address, Database, Part, Session, described};
-use crate::observe::{Fault, Limits};
+use crate::observe::{Fault, Identity, Limits};
 
 const OLDEST: i32 = 150_000;
 
@@ -16,6 +16,7 @@ pub(super) struct Findings {
     pub fault: Option<Fault>,
     pub limits: Option<Limits>,
     pub slot_lost: bool,
+    pub identity: Option<Identity>,
 }
 
 /// Asks and closes the connection.
@@ -32,7 +33,11 @@ pub(super) async fn probe(session: Session, asked: &Database, all: &[Address]) -
             }),
         },
         slot_lost: false,
+        identity: None,
     };
+    if asked.part == Part::Upstream {
+        findings.identity = identity(&session.client).await;
+    }
     if asked.part == Part::Upstream && findings.fault.is_none() {
         let schema = format!("{}_{}", asked.shard.app_id, asked.shard.number);
         findings.fault = slots(&session.client, &schema).await?;
@@ -152,6 +157,21 @@ FROM pg_replication_slots";
         (false, true) => taken("max_wal_senders", senders_max),
         (false, false) => None,
     })
+}
+
+/// Nothing where the role may not ask.
+pub(in super::super) async fn identity(client: &Client) -> Option<Identity> {
+    const IDENTITY: &str = "
+SELECT (SELECT system_identifier::text FROM pg_control_system()) || '/'
+         || (SELECT oid::text FROM pg_database WHERE datname = current_database()),
+       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8::text";
+    match client.query_typed(IDENTITY, &[]).await {
+        Ok(rows) => rows.first().map(|row| Identity { database: row.get(0), started: row.get(1) }),
+        Err(error) => {
+            tracing::debug!(error = described(&error), "the server does not tell who it is");
+            None
+        }
+    }
 }
 
 /// Names of slots that the data plane makes.
