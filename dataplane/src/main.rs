@@ -18,7 +18,8 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        Some(("backup", rest)) => return ExitCode::from(backup(rest)),
+        Some(("backup", rest)) => return ExitCode::from(wait(command::backup(rest))),
+        Some(("permissions", rest)) => return ExitCode::from(wait(command::permissions(rest))),
         Some(("health", rest)) => return ExitCode::from(ended(command::health(rest))),
         _ => {}
     }
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     ExitCode::from(start(config))
 }
 
-fn backup(arguments: &[String]) -> u8 {
+fn wait(command: impl Future<Output = anyhow::Result<bool>>) -> u8 {
     use_one_tls();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -41,7 +42,7 @@ fn backup(arguments: &[String]) -> u8 {
             return exit::ERROR;
         }
     };
-    ended(runtime.block_on(command::backup(arguments)))
+    ended(runtime.block_on(command))
 }
 
 fn ended(outcome: anyhow::Result<bool>) -> u8 {
