@@ -1,6 +1,8 @@
 //! Client-defined queries, deployed permissions and tokens, against a whole server: whoever it is, each user has the rows that an
 //! independent judge says, whatever the rules, and has them at once when rules or rows change.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -134,4 +136,117 @@ async fn random_rules_give_each_user_what_an_independent_judge_allows() -> Resul
     }
     println!("{cases} cases");
     server.check_log()
+}
+
+/// A schema and its permissions, as an application writes them down; `rule` is for reading issues.
+fn schema_file(package: &Path, rule: &str) -> String {
+    let library = package.join("out/zero/src/zero.js");
+    format!(
+        r#"import {{createSchema, table, string, number, boolean, definePermissions}} from {library:?};
+const issue = table("issue")
+  .columns({{id: string(), owner: string().optional(), open: boolean().optional(), n: number().optional(), gone: string().optional()}})
+  .primaryKey("id");
+export const schema = createSchema({{tables: [issue], relationships: []}});
+export const permissions = definePermissions(schema, () => ({{issue: {{row: {{select: [{rule}]}}}}}}));
+"#
+    )
+}
+
+fn run(program: &Path, arguments: &[&str], upstream: &str) -> Result<(Option<i32>, String)> {
+    let mut command = Command::new(program);
+    command.args(arguments).env("ZERO_UPSTREAM_DB", upstream).env("DO_NOT_TRACK", "1");
+    let output = command.output().with_context(|| format!("run {}", program.display()))?;
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    Ok((output.status.code(), said))
+}
+
+/// Both tools, the original's and ours, do the same upstream, and whoever is connected sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_are_deployed_by_either_tool() -> Result<()> {
+    let database = Postgres::shared(Version::V15)?.create_database("deployed").await?;
+    database.execute(rules::CREATE).await?;
+    database
+        .execute("INSERT INTO issue VALUES ('i1', 'u1', true, 1), ('i2', 'u2', true, 2), ('i3', NULL, false, 3)")
+        .await?;
+    let mut server = ZeroCache::new(&database.url())?.env("ZERO_AUTH_SECRET", SECRET);
+    let binary = testkit::process::binary()?;
+    let file = server.folder().join("permissions");
+    let file = file.to_str().context("a path")?;
+    let url = database.url();
+    let ours = |words: &[&str]| run(&binary, &[&["permissions"], words].concat(), &url);
+    // Before any server has set the database up, names cannot be compared, and all the same it can be done.
+    std::fs::write(file, json!({"tables": {"issue": {"row": {"select": []}}}}).to_string())?;
+    let (code, said) = ours(&["deploy", file])?;
+    ensure!(code == Some(0) && said.contains("not compared") && said.contains("deployed new"), "{code:?} {said}");
+    server.start()?;
+    let mut options = Options::new(server.port(), rules::client_schema());
+    options.auth_token = Some(token(&json!({"sub": "u1"}))?);
+    let client = Client::start(options, &[Query::Ast(json!({"table": "issue"}))]).await?;
+    let issues = |count: usize| {
+        let shown = move |store: &testkit::client::Store| store.rows.get("issue").map_or(0, |rows| rows.len()) == count;
+        client.wait_for("the rows that the rule allows", shown)
+    };
+    issues(0).await?;
+    for package in ["zero-1-4", "zero-1-9"] {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("node_modules").join(package);
+        let schema = server.folder().join("schema.mjs");
+        let theirs = |rule: &str, words: &[&str]| {
+            std::fs::write(&schema, schema_file(&package, rule))?;
+            let tool = package.join("out/zero/src/deploy-permissions.js");
+            let words =
+                [&[tool.to_str().context("a path")?, "--schema-path", schema.to_str().context("a path")?], words];
+            run(Path::new("node"), &words.concat(), &url)
+        };
+        let mine = r#"(claims, {cmp}) => cmp("owner", "=", claims.sub)"#;
+        let (code, said) = theirs(mine, &[])?;
+        ensure!(code == Some(0) && said.contains("Deployed new permissions"), "{code:?} {said}");
+        issues(1).await?;
+        let (code, said) = theirs(r#"(_, {cmp}) => cmp("gone", "=", "x")"#, &[])?;
+        ensure!(code != Some(0) && said.contains("gone"), "it knows what is published: {code:?} {said}");
+        for format in ["json", "pretty", "sql"] {
+            let rule = format!(r#"(_, {{cmp}}) => cmp("n", "<", {})"#, 1 + format.len());
+            let (code, said) = theirs(&rule, &["--output-file", file, "--output-format", format])?;
+            ensure!(code == Some(0), "{code:?} {said}");
+            let (code, said) = ours(&["validate", file])?;
+            ensure!(code == Some(0) && said.contains("rules for 1 table"), "{code:?} {said}");
+            let (code, said) = ours(&["deploy", file])?;
+            ensure!(code == Some(0) && said.contains("deployed new"), "{code:?} {said}");
+            issues(format.len().min(3)).await?;
+        }
+        let (code, said) =
+            theirs(r#"(_, {cmp}) => cmp("gone", "=", "x")"#, &["--output-file", file, "--output-format", "json"])?;
+        ensure!(code == Some(0), "{code:?} {said}");
+        for command in ["validate", "deploy"] {
+            let (code, said) = ours(&[command, file])?;
+            let place = r#"tables.issue.row.select[0]: table "issue" has no published column "gone""#;
+            ensure!(code == Some(13) && said.contains(place), "{code:?} {said}");
+        }
+        issues(3).await?;
+        let (code, said) = ours(&["show"])?;
+        ensure!(code == Some(0) && said.contains("\"select\"") && !said.contains("gone"), "{code:?} {said}");
+    }
+    for (text, why) in
+        [("{", "not JSON"), ("[]", "expected an object"), (r#"{"tables":{"nope":{}}}"#, "no table \"nope\"")]
+    {
+        std::fs::write(file, text)?;
+        let (code, said) = ours(&["deploy", file])?;
+        ensure!(code == Some(13) && said.contains(why), "{text}: {code:?} {said}");
+    }
+    // What nobody can read allows nothing, and says so where its owner looks; the server goes on.
+    std::fs::write(file, r#"{"tables":{"nope":{}}}"#)?;
+    let (code, said) = ours(&["deploy", file, "--force"])?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    issues(0).await?;
+    deploy(&database, &json!([1])).await?;
+    let (code, said) = ours(&["show"])?;
+    ensure!(code == Some(13) && said.contains("allows nothing"), "{code:?} {said}");
+    let until = Instant::now() + PATIENCE;
+    while !server.log().contains("the deployed permissions cannot be read") {
+        ensure!(Instant::now() < until, "the log says so");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    ensure!(server.metric("zero_permissions_unreadable")? > 0.5, "and so does a metric");
+    let (code, _) = ours(&["deploy", "/nowhere"])?;
+    ensure!(code == Some(255), "{code:?}");
+    server.allow_error("the deployed permissions cannot be read").check_log()
 }
