@@ -11,6 +11,7 @@
 pub mod conditions;
 mod definition;
 pub mod names;
+pub mod quantity;
 pub mod rules;
 mod span;
 pub mod spec;

@@ -1,5 +1,5 @@
 //! The rules that the API server checks, and what it says when one is broken. Nothing else refuses a document at admission but
-//! the types and bounds of the fields.
+//! the types, patterns and bounds of the fields. A rule says nothing, rather than failing, about a value that those refuse.
 
 use serde::Serialize;
 
@@ -99,20 +99,23 @@ pub const REPLICATION_MANAGER_STORAGE: &[Rule] = &[
         "storage.className of the replication-manager cannot be changed: volumes do not move between classes",
     ),
     rule(
-        "self.type == 'Ephemeral' || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+        // A stored size may be one that was taken before sizes were looked at: the correction must pass.
+        "self.type == 'Ephemeral' || !isQuantity(string(self.size)) || !isQuantity(string(oldSelf.size)) \
+         || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
         "storage.size cannot shrink: volumes only grow",
     ),
 ];
 
 pub const RESOURCES: &[Rule] = &[rule(
     "!has(self.limits) || !has(self.requests) || !('memory' in self.limits) || !('memory' in self.requests) \
+     || !isQuantity(string(self.limits['memory'])) || !isQuantity(string(self.requests['memory'])) \
      || quantity(string(self.limits['memory'])).compareTo(quantity(string(self.requests['memory']))) >= 0",
     "limits.memory must not be less than requests.memory",
 )];
 
 pub const VIEW_SYNCER: &[Rule] = &[
     rule(
-        "!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])",
+        "!(string(self.maxSurge).matches('^0+%?$') && string(self.maxUnavailable).matches('^0+%?$'))",
         "maxSurge and maxUnavailable must not both be 0: no pod could ever be replaced",
     ),
     rule(

@@ -8,7 +8,7 @@ use fault::{Backoff, Class, Entry, Recurrence};
 use replica::{Description, Identity, Loader};
 use rows::Version;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use upstream::{CopyMessage, Error};
 
 use crate::status::{Standing, Status};
@@ -33,9 +33,7 @@ pub async fn run(
                 status.advances();
                 return Ok(true);
             }
-            Err(error @ (Error::Configuration { .. } | Error::Panicked { .. })) => {
-                return Err(error).context("initial copy from ZERO_UPSTREAM_DB");
-            }
+            Err(error @ Error::Panicked { .. }) => return Err(error).context("initial copy from ZERO_UPSTREAM_DB"),
             Err(error) => {
                 let (message, Entry { remedy, .. }) = (error.to_string(), error.entry());
                 // Another copy is what fails here already.
@@ -46,7 +44,11 @@ pub async fn run(
                 let attempts = recurrence.times();
                 let (position, since) = (Version::default(), SystemTime::now());
                 status.stands(Standing { class, position, message, remedy, attempts, since });
-                warn!(%error, attempts, remedy, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
+                if class == Class::Person {
+                    error!(%error, attempts, remedy, "the initial copy from ZERO_UPSTREAM_DB needs a person and starts over");
+                } else {
+                    warn!(%error, attempts, remedy, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
+                }
             }
         }
         tokio::time::sleep(retry.pause()).await;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
-use fault::Recurrence;
+use anyhow::{Result, bail};
+use fault::{Backoff, Class, Recurrence};
 use rows::Version;
 use streamer::{Error, Event, Reservation, Subscriber, Welcome};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,12 +15,12 @@ use crate::feed::{self, Applied, CHANGES_PER_COMMIT_MAX, Commit, Feed};
 use crate::metrics::Metrics;
 use crate::node::{Anew, Life, Node, is_unusable, reset};
 use crate::origin::{self, Origin};
+use crate::readiness::Readiness;
 use crate::route::Route;
 use crate::status::{Standing, Status};
 use crate::{opening, serving};
 
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(1);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 /// A successor is there within this time, as a rule: for so long it is looked for at the same pace.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
@@ -36,6 +36,12 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
     let Some(views) = node.unless_finishing(serving::start(node, &writer, &copy)).await else { return Ok(Life::Over) };
     let views = views?;
     let _watched = serving::watch(node, &views);
+    let readiness = Readiness {
+        status: node.status.clone(),
+        clients: node.gate.clone(),
+        stream: None,
+        unstored: Some(views.unflushed_since.clone()),
+    };
     let version = writer.version();
     let mut feed = Feed::start(node, writer, Some(views.batches));
     let (connected, head) = watch::channel(None);
@@ -49,20 +55,24 @@ pub async fn live(node: &Node<'_>) -> Result<Life> {
         status: node.status.clone(),
         reservation,
         connected,
-        pause: RETRY_MIN,
+        retry: RETRY,
         recurrence: Recurrence::default(),
         heard: Instant::now(),
     };
+    let followed = head.clone();
     let opening = opening::open(node, Some(views.handle), feed.applied.clone(), head);
     let life = {
         let following = follower.run();
         let failed = serving::failed(views.ended);
-        tokio::pin!(opening, following, failed);
+        // One that has followed is of use while its secrets are being changed.
+        let readiness = readiness.tell(|| followed.borrow().is_none());
+        tokio::pin!(opening, following, failed, readiness);
         let mut is_open = false;
         loop {
             tokio::select! {
                 () = &mut opening, if !is_open => is_open = true,
-                reason = &mut following => break reset(&reason?, Anew::Any),
+                () = &mut readiness => {}
+                reason = &mut following => break reset(&reason, Anew::Any),
                 reason = feed.failed() => match reason? {
                     Some(reason) => break reset(&reason, Anew::Any),
                     None => bail!("the thread that applies changes ended"),
@@ -97,9 +107,9 @@ struct Follower {
     status: Status,
     /// Dropped once this node streams.
     reservation: Option<Reservation>,
-    /// Where the log ended when the stream began.
+    /// Where upstream was, as far as the owner has been there.
     connected: watch::Sender<Option<Version>>,
-    pause: Duration,
+    retry: Backoff,
     recurrence: Recurrence,
     /// When the manager was heard last.
     heard: Instant,
@@ -108,45 +118,51 @@ struct Follower {
 impl Follower {
     /// Follows until the replica must be made anew, and says why. The manager's absence is waited out, because clients are served
     /// meanwhile. Dropping the future loses nothing.
-    async fn run(&mut self) -> Result<String> {
+    async fn run(&mut self) -> String {
         let mut was_led_on = false;
         loop {
             let begun = Instant::now();
             let failure = self.follow().await;
-            self.stands(&failure);
+            let class = self.stands(&failure);
             self.route.learn(&failure);
-            let retry_ms = self.pause.as_millis() as u64;
+            let pause = self.pause();
+            let retry_ms = pause.as_millis() as u64;
             match failure {
-                Error::Reset { message } => return Ok(message),
-                Error::Transient { .. } | Error::Gone { .. } | Error::Unverified { .. } => {
-                    warn!(error = %failure, retry_ms, "the change stream is interrupted, will retry")
-                }
-                // At the start it is a mistake in the configuration; later it may be a secret that is being changed.
-                Error::Configuration { .. } if self.connected.borrow().is_none() => {
-                    return Err(failure).context("follow the replication-manager");
-                }
+                Error::Reset { message } => return message,
                 Error::Configuration { .. } => {
-                    error!(error = %failure, retry_ms, "the change stream cannot go on; clients are served what is here");
+                    error!(error = %failure, remedy = failure.entry().remedy, retry_ms, "the change stream cannot go on; clients are served what is here");
                 }
+                _ if class == Class::Person => {
+                    warn!(error = %failure, remedy = failure.entry().remedy, retry_ms, "the change stream is interrupted, and that may not pass by itself");
+                }
+                _ => warn!(error = %failure, retry_ms, "the change stream is interrupted, will retry"),
             }
             // Whoever says where the owner is knows it well, unless two of them send us back and forth.
             was_led_on = self.route.is_pointed() && !was_led_on;
             if !was_led_on {
                 // An attempt that got no answer has waited enough.
-                tokio::time::sleep_until(begun + self.pause).await;
+                tokio::time::sleep_until(begun + pause).await;
             }
-            self.pause = next_pause(self.pause, self.heard.elapsed());
         }
     }
 
     /// Tells what keeps changes from arriving.
-    fn stands(&mut self, failure: &Error) {
+    fn stands(&mut self, failure: &Error) -> Class {
         let (message, entry) = (failure.to_string(), failure.entry());
         let class = self.recurrence.class(self.after.as_u64(), entry, &message);
         let attempts = self.recurrence.times();
         self.metrics.stands(class);
         let (position, remedy) = (self.after, entry.remedy);
         self.status.stands(Standing { class, position, message, remedy, attempts, since: SystemTime::now() });
+        class
+    }
+
+    /// Before the next attempt. They grow only when no successor comes.
+    fn pause(&mut self) -> Duration {
+        if self.heard.elapsed() <= HAND_OVER {
+            self.retry.succeeded();
+        }
+        self.retry.pause()
     }
 
     /// Follows one stream to its end.
@@ -164,7 +180,10 @@ impl Follower {
         info!(after = %self.after, %head, "following the replication-manager");
         self.route.reached();
         self.reservation = None;
-        self.connected.send_replace(Some(head));
+        // What an owner of an earlier version does not tell is taken from where its log ends.
+        if !subscriber.is_told_abreast() {
+            self.connected.send_replace(Some(head));
+        }
         let _streaming = self.status.streaming();
         self.metrics.advances();
         self.status.advances();
@@ -178,7 +197,7 @@ impl Follower {
             let mut next = Some(subscriber.next().await);
             while let Some(event) = next {
                 if event.is_ok() {
-                    (self.pause, self.heard) = (RETRY_MIN, Instant::now());
+                    self.heard = Instant::now();
                 }
                 match event {
                     Ok(Event::Transactions(more)) => {
@@ -186,6 +205,7 @@ impl Follower {
                         transactions.extend(more);
                     }
                     Ok(Event::Head { .. }) => {}
+                    Ok(Event::Abreast { version }) => drop(self.connected.send_replace(Some(version))),
                     // What was collected comes again with the next stream.
                     Err(error) => return error,
                 }
@@ -206,29 +226,5 @@ impl Follower {
             }
             self.after = version;
         }
-    }
-}
-
-/// After `pause`, when the manager was heard so long ago.
-fn next_pause(pause: Duration, heard: Duration) -> Duration {
-    if heard > HAND_OVER { (pause * 2).min(RETRY_MAX) } else { pause }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_only_when_no_successor_comes() {
-        let mut pauses = vec![RETRY_MIN];
-        let mut passed = Duration::ZERO;
-        while passed < 3 * HAND_OVER {
-            let pause = pauses[pauses.len() - 1];
-            passed += pause;
-            pauses.push(next_pause(pause, passed));
-        }
-        let steady = pauses.iter().filter(|pause| **pause == RETRY_MIN).count();
-        assert!(RETRY_MIN * u32::try_from(steady).unwrap() >= HAND_OVER, "{pauses:?}");
-        assert_eq!(pauses[pauses.len() - 1], RETRY_MAX);
     }
 }

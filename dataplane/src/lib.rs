@@ -6,6 +6,7 @@
 mod address;
 pub mod admin;
 mod admin_port;
+mod attempts;
 mod change_log;
 pub mod command;
 pub mod config;
@@ -23,6 +24,7 @@ mod node;
 mod opening;
 mod options;
 mod origin;
+mod readiness;
 #[cfg(test)]
 mod reference_page;
 mod replicate;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use backup::{Ownership, Progress, Running, Target};
 use changes::Log;
-use fault::Backoff;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use replica::Writer;
@@ -17,9 +16,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::attempts::Attempts;
 use crate::change_log::{self, Order};
 use crate::feed::{self, Feed};
-use crate::node::{Anew, Life, Node, await_database, is_passing, is_unusable, reset, stale};
+use crate::node::{Anew, Life, Node, await_database, is_unusable, reset, stale};
+use crate::readiness::Readiness;
 use crate::replicate::{Ended, Replication, Start};
 use crate::standby::{self, Owned, Taken};
 use crate::stop::{Share, Stop};
@@ -30,10 +31,6 @@ const RESIGNING: Share = Share { part: 10, at_most: Duration::from_secs(3) };
 const LAST_BACKUP: Share = Share { part: 3, at_most: Duration::from_secs(20) };
 /// To learn who has taken over.
 const SUCCESSOR_MAX: Duration = Duration::from_secs(3);
-const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-/// What is mended within this time is nobody's concern.
-const HINDERED_GRACE: Duration = Duration::from_secs(5);
-const READINESS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Lives until everything is to be finished, or it cannot go on.
 pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
@@ -85,6 +82,12 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         None
     };
     let _watched = views.as_ref().map(|views| serving::watch(node, views));
+    let readiness = Readiness {
+        status: node.status.clone(),
+        clients: node.gate.clone(),
+        stream: Some(gate.clone()),
+        unstored: views.as_ref().map(|views| views.unflushed_since.clone()),
+    };
     let (batches, handle, ended) = match views {
         Some(views) => (Some(views.batches), Some(views.handle), Some(views.ended)),
         None => (None, None, None),
@@ -101,6 +104,7 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
         stored_time_us,
         reached,
         fanout: fanout.clone(),
+        gate: gate.clone(),
         metrics: node.metrics.clone(),
         status: node.status.clone(),
     };
@@ -122,25 +126,13 @@ pub async fn live(node: &Node<'_>, serves_clients: bool) -> Result<Life> {
                 Life::SteppedDown
             }
         },
-        () = tell_readiness(node, gate) => Life::Over,
+        // Its clients and followers stay and are served what is here.
+        () = readiness.tell(|| true) => Life::Over,
         reason = views_failed(ended) => bail!("the views ended: {reason}"),
         () = node.finishing() => Life::Over,
     };
     finish(&node.stop, replication, backing_up, life).await?;
     Ok(life)
-}
-
-/// A node whose replication needs a person is not ready: load balancers and the operator see it. Its clients and followers stay
-/// and are served what is here.
-async fn tell_readiness(node: &Node<'_>, gate: &Gate) {
-    loop {
-        let is_hindered = node.status.is_hindered(HINDERED_GRACE);
-        node.gate.hinder(is_hindered);
-        gate.hinder(is_hindered);
-        if node.unless_finishing(tokio::time::sleep(READINESS_PERIOD)).await.is_none() {
-            return;
-        }
-    }
 }
 
 /// Where those who follow this node find the one that has taken over; empty if that cannot be learned.
@@ -158,7 +150,7 @@ async fn successor(changes: &changes::Options) -> String {
     }
 }
 
-/// A replica, and the change log that goes with it. Begins again while a database goes away.
+/// A replica, and the change log that goes with it.
 async fn prepared(
     node: &Node<'_>,
     gate: &Gate,
@@ -166,16 +158,8 @@ async fn prepared(
     changes: &changes::Options,
     target: Option<&Target>,
 ) -> Result<Taken> {
-    let mut retry = RETRY;
-    loop {
-        match prepare(node, gate, source, changes, target).await {
-            Err(error) if is_passing(&error) => {
-                warn!(error = format!("{error:#}"), "cannot begin yet, will retry");
-            }
-            done => return done,
-        }
-        tokio::time::sleep(retry.pause()).await;
-    }
+    let attempts = Attempts::new("begin to replicate", &node.status);
+    attempts.until(async || prepare(node, gate, source, changes, target).await).await
 }
 
 async fn prepare(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use fault::{Backoff, Class};
 use replica::Identity;
 use tokio::sync::watch;
 use tracing::warn;
@@ -103,23 +104,17 @@ pub fn is_unusable(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(replica::Error::Resync { .. }))
 }
 
-/// Whether a database that went away at the wrong moment is all that happened.
-pub fn is_passing(error: &anyhow::Error) -> bool {
-    let entry =
-        error.downcast_ref().map(upstream::Error::entry).or_else(|| error.downcast_ref().map(changes::Error::entry));
-    entry.is_some_and(|entry| entry.class == fault::Class::Passes)
-}
-
-/// Waits until a database answers; gives up at once on what waiting cannot mend.
+/// Waits until a database answers. An error is what does not pass by itself.
 pub async fn await_database(what: &str, address: &Address) -> Result<()> {
-    let mut pause = Duration::from_millis(100);
+    let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        match upstream::connect_pooled(address, "zero-start").await {
+        let error = match upstream::connect_pooled(address, "zero-start").await {
             Ok(_) => return Ok(()),
-            Err(error @ upstream::Error::Configuration { .. }) => return Err(error).with_context(|| what.to_owned()),
-            Err(error) => warn!(%error, retry_ms = pause.as_millis() as u64, "{what} is not there yet"),
-        }
+            Err(error) if error.entry().class == Class::Passes => error,
+            Err(error) => return Err(error).with_context(|| what.to_owned()),
+        };
+        let pause = retry.pause();
+        warn!(%error, retry_ms = pause.as_millis() as u64, "{what} is not there yet");
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
     }
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use backup::{Error, Target};
 use changes::{Log, Owner};
+use fault::Backoff;
 use replica::{Description, Identity, Opened, Replica, Writer};
 use rows::Version;
 use streamer::{Reservation, Welcome};
 use tracing::{error, info, warn};
 
+use crate::attempts::Attempts;
 use crate::node::{Anew, Node};
 use crate::restoring::{Restoring, Source};
 use crate::route::Route;
@@ -20,8 +22,9 @@ use crate::{copy, options, vigil};
 
 /// A node that has lost its replica waits for so long for a store that does not answer, before it makes a copy of its own.
 const PATIENCE: Duration = Duration::from_secs(120);
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
+/// A replication-manager that starts together with this node is there in a moment.
+const RETRY_FETCH: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// A replica that is ready to be written, and the copy that it descends from.
 pub struct Origin {
@@ -81,7 +84,7 @@ async fn continued(
     log: &Log,
 ) -> Result<Option<Origin>> {
     let (path, identity) = (&node.config.replica.file, node.identity());
-    let (began, mut pause) = (Instant::now(), RETRY_MIN);
+    let (began, mut retry) = (Instant::now(), RETRY);
     loop {
         if node.config.change_stream.stands_by
             && let Some(found) = from_running(node, source, target, log).await?
@@ -98,10 +101,13 @@ async fn continued(
         {
             match from_owner(node, owner, lineage.replica).await {
                 Ok(reservation) => return made(path, &identity, Some(reservation)).map(Some),
-                Err(Fault::Fatal(error)) => return Err(error),
-                Err(Fault::Retry(reason)) => info!(owner = owner.id, reason, "no replica from the present owner"),
+                Err(error) if is_local(&error) => return Err(error),
+                Err(error) => {
+                    info!(owner = owner.id, reason = format!("{error:#}"), "no replica from the present owner")
+                }
             }
         }
+        let pause = retry.pause();
         let retry_ms = pause.as_millis() as u64;
         match obstacle {
             NoBackup::Absent => return Ok(None),
@@ -117,21 +123,19 @@ async fn continued(
             }
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
 /// Whether somebody replicates from this very upstream. A server whose files were copied from another one's knows that one's owner,
 /// whose replica is of another history by now. Waits for upstream, without which a node that replicates cannot begin.
 async fn is_streamed(source: &upstream::Options) -> bool {
-    let mut pause = RETRY_MIN;
+    let mut retry = RETRY;
     loop {
         match upstream::is_streamed(source).await {
             Ok(is_streamed) => return is_streamed,
             Err(error) => warn!(%error, "cannot see whether another process replicates"),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
+        tokio::time::sleep(retry.pause()).await;
     }
 }
 
@@ -144,7 +148,7 @@ async fn from_running(
     log: &Log,
 ) -> Result<Option<Origin>> {
     let (path, identity) = (&node.config.replica.file, node.identity());
-    let mut pause = RETRY_MIN;
+    let mut retry = RETRY;
     loop {
         let lineage = log.lineage().await.context("change database")?;
         let Some(lineage) = lineage else { return Ok(None) };
@@ -158,36 +162,32 @@ async fn from_running(
         } else {
             match of_owner(node, owner, lineage.replica).await {
                 Ok(reservation) => return made(path, &identity, Some(reservation)).map(Some),
-                Err(Fault::Fatal(error)) => return Err(error),
-                Err(Fault::Retry(reason)) => reason,
+                Err(error) if is_local(&error) => return Err(error),
+                Err(error) => format!("{error:#}"),
             }
         };
+        let pause = retry.pause();
         let retry_ms = pause.as_millis() as u64;
         warn!(owner = owner.id, reason, retry_ms, "no replica from the process that replicates yet");
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
 /// What an owner offers to those who follow it.
-async fn of_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::result::Result<Reservation, Fault> {
+async fn of_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> Result<Reservation> {
     let (welcome, mut reservation) = reserved(node, owner, wanted).await?;
     offered(node, &welcome, &mut reservation).await?;
     Ok(reservation)
 }
 
 /// The snapshot of a node that replicates at present and is to be relieved.
-async fn from_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> std::result::Result<Reservation, Fault> {
+async fn from_owner(node: &Node<'_>, owner: &Owner, wanted: Version) -> Result<Reservation> {
     let (_, mut reservation) = reserved(node, owner, wanted).await?;
     from_snapshot(node, &mut reservation, wanted).await?;
     Ok(reservation)
 }
 
-async fn reserved(
-    node: &Node<'_>,
-    owner: &Owner,
-    wanted: Version,
-) -> std::result::Result<(Welcome, Reservation), Fault> {
+async fn reserved(node: &Node<'_>, owner: &Owner, wanted: Version) -> Result<(Welcome, Reservation)> {
     let options = streamer::Options { uri: owner.address.clone(), ..options::subscriber(node) };
     let mut opened = Reservation::open(&options).await;
     // The owner may be yet to learn of the present token: it is this node that was restarted first.
@@ -197,9 +197,9 @@ async fn reserved(
             opened = Reservation::open(&options).await;
         }
     }
-    let (welcome, reservation) = opened.map_err(|error| Fault::Retry(error.to_string()))?;
+    let (welcome, reservation) = opened?;
     if welcome.replica != wanted {
-        return Err(Fault::Retry("it begins anew".to_owned()));
+        bail!("it begins anew");
     }
     Ok((welcome, reservation))
 }
@@ -239,94 +239,59 @@ async fn from_target(node: &Node<'_>, target: &Target, wanted: Version) -> std::
 pub async fn for_follower(node: &Node<'_>, route: &mut Route) -> Result<Origin> {
     let path = &node.config.replica.file;
     let identity = node.identity();
-    let mut pause = Duration::from_millis(200);
-    loop {
-        match fetch(node, route).await {
-            Ok((welcome, reservation)) => {
-                let origin = made(path, &identity, Some(reservation))?;
-                if origin.copy.initial_version == welcome.replica {
-                    return Ok(origin);
-                }
-                bail!(
-                    "what was restored descends from the copy of {}, not of {}",
-                    origin.copy.initial_version,
-                    welcome.replica
-                );
-            }
-            Err(Fault::Fatal(error)) => return Err(error),
-            Err(Fault::Retry(reason)) => {
-                warn!(
-                    reason,
-                    retry_ms = pause.as_millis() as u64,
-                    "cannot get a replica from the replication-manager yet"
-                );
-            }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
+    let attempts = Attempts::new("get a replica from the replication-manager", &node.status).paced(RETRY_FETCH);
+    let (welcome, reservation) = attempts.until(async || fetch(node, route).await).await?;
+    let origin = made(path, &identity, Some(reservation))?;
+    if origin.copy.initial_version != welcome.replica {
+        bail!(
+            "what was restored descends from the copy of {}, not of {}",
+            origin.copy.initial_version,
+            welcome.replica
+        );
     }
+    Ok(origin)
 }
 
-enum Fault {
-    Retry(String),
-    Fatal(anyhow::Error),
+/// Whether it is the disk here that failed: what comes from elsewhere would find it no better.
+fn is_local(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::DiskFull { .. } | Error::Local { .. }))
 }
 
-impl From<streamer::Error> for Fault {
-    fn from(error: streamer::Error) -> Fault {
-        match error {
-            streamer::Error::Configuration { .. } => {
-                Fault::Fatal(anyhow::Error::new(error).context("ZERO_CHANGE_STREAMER_URI"))
-            }
-            other => Fault::Retry(other.to_string()),
-        }
-    }
-}
-
-async fn fetch(node: &Node<'_>, route: &mut Route) -> std::result::Result<(Welcome, Reservation), Fault> {
+async fn fetch(node: &Node<'_>, route: &mut Route) -> Result<(Welcome, Reservation)> {
     let opened = Reservation::open(&route.options().await?).await;
-    let (welcome, mut reservation) = opened.inspect_err(|error| route.learn(error))?;
+    let opened = opened.inspect_err(|error| route.learn(error)).map_err(|error| match error {
+        error @ streamer::Error::Configuration { .. } => anyhow::Error::new(error).context("ZERO_CHANGE_STREAMER_URI"),
+        error => error.into(),
+    });
+    let (welcome, mut reservation) = opened?;
     route.reached();
     offered(node, &welcome, &mut reservation).await?;
     Ok((welcome, reservation))
 }
 
 /// Makes the file from the backup that the manager names, or else from the manager's own snapshot.
-async fn offered(node: &Node<'_>, welcome: &Welcome, reservation: &mut Reservation) -> std::result::Result<(), Fault> {
+async fn offered(node: &Node<'_>, welcome: &Welcome, reservation: &mut Reservation) -> Result<()> {
     let may_restore = node.anew == Anew::Any || !welcome.has_snapshot;
     if let Some(offered) = welcome.backup.as_ref().filter(|offered| may_restore && offered.reaches(welcome.start)) {
         match from_backup(node, &offered.url, welcome.replica).await {
             Ok(()) => return Ok(()),
-            Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
-                return Err(Fault::Fatal(anyhow::Error::new(error).context("restore the replica from the backup")));
-            }
-            Err(error) if welcome.has_snapshot => {
+            Err(error) if welcome.has_snapshot && !matches!(error, Error::DiskFull { .. } | Error::Local { .. }) => {
                 warn!(%error, "cannot restore the backup; asking the replication-manager for a snapshot");
             }
-            Err(error) => return Err(Fault::Retry(error.to_string())),
+            Err(error) => return Err(error).context("restore the replica from the backup"),
         }
     }
     from_snapshot(node, reservation, welcome.replica).await
 }
 
-async fn from_snapshot(
-    node: &Node<'_>,
-    reservation: &mut Reservation,
-    wanted: Version,
-) -> std::result::Result<(), Fault> {
+async fn from_snapshot(node: &Node<'_>, reservation: &mut Reservation, wanted: Version) -> Result<()> {
     let (info, bytes) = reservation.fetch().await?;
     let restoring = Restoring::begin(node, Source::Snapshot);
     let (told, total) = (restoring.progress(), info.bytes.unwrap_or_default());
     let received = move |done| told(done, total);
     let path = &node.config.replica.file;
     let restored = backup::restore_bytes(bytes, path, &node.identity(), Some(wanted), received).await;
-    match restoring.end(restored) {
-        Ok(_) => Ok(()),
-        Err(error @ (Error::DiskFull { .. } | Error::Local { .. })) => {
-            Err(Fault::Fatal(anyhow::Error::new(error).context("receive the replica")))
-        }
-        Err(error) => Err(Fault::Retry(error.to_string())),
-    }
+    restoring.end(restored).context("receive the replica").map(drop)
 }
 
 async fn from_backup(node: &Node<'_>, url: &str, wanted: Version) -> std::result::Result<(), Error> {

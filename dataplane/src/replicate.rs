@@ -18,7 +18,7 @@ use changes::Log;
 use fault::{Backoff, Class, Recurrence};
 use replica::Writer;
 use rows::Version;
-use streamer::Fanout;
+use streamer::{Fanout, Gate};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
@@ -52,6 +52,8 @@ pub struct Start {
     /// Told what must be applied to be where upstream was when the stream began.
     pub reached: watch::Sender<Option<Version>>,
     pub fanout: Fanout,
+    /// Says to other processes whether changes arrive.
+    pub gate: Gate,
     pub metrics: Metrics,
     pub status: Status,
 }
@@ -72,7 +74,8 @@ pub struct Replication {
 
 impl Replication {
     pub fn start(start: Start, feed: Feed) -> Replication {
-        let Start { source, initial, log, orders, stored, stored_time_us, reached, fanout, metrics, status } = start;
+        let Start { source, initial, log, orders, stored, stored_time_us, reached, fanout, gate, metrics, status } =
+            start;
         let (orders, queue) = orders;
         let (trouble, troubled) = watch::channel(None);
         let storing = Some(tokio::spawn(change_log::run(log, fanout, queue, trouble)));
@@ -86,6 +89,7 @@ impl Replication {
             applied: feed.applied.clone(),
             troubled,
             reached,
+            gate,
             metrics,
             status,
             retry: RETRY,
@@ -165,6 +169,7 @@ struct Follower {
     /// Why the change log cannot be written at present.
     troubled: watch::Receiver<Option<Trouble>>,
     reached: watch::Sender<Option<Version>>,
+    gate: Gate,
     metrics: Metrics,
     status: Status,
     retry: Backoff,
@@ -285,7 +290,7 @@ impl Follower {
             Ok(stream) => stream,
             Err(error) => return error,
         };
-        let _streaming = self.status.streaming();
+        let _streaming = (self.status.streaming(), self.gate.streaming());
         let (acks, mut reached) = (stream.acks(), stream.reached());
         let acknowledge: Arc<dyn Fn(Version) + Send + Sync> = {
             let acks = acks.clone();

@@ -37,8 +37,8 @@ const SETTLED: Duration = Duration::from_secs(600);
 /// Between rebuilt replicas of which none was used for long; probes get no answer meanwhile.
 const REBUILDS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(20));
 
-/// Before a replica is fetched from another process once more.
-const FETCH_PAUSE: Duration = Duration::from_secs(5);
+/// Before a replica is fetched from another process once more, when what was fetched did not do.
+const FETCHES: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(20));
 
 /// For a standby to see that the log has no owner any more, and to become it.
 const SUCCESSION: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
     // A node that follows only gets what the replication-manager has already.
     folder::clear(&config.replica.file, config.replica.auto_reset || config.role == Role::ViewSyncer)?;
     let status = Status::default();
-    let mut pacing = REBUILDS;
+    let (mut pacing, mut fetching) = (REBUILDS, FETCHES);
     let (mut begin, mut made_anew, mut fetched) = (Begin::With(Anew::Any), None::<Instant>, None::<Instant>);
     loop {
         match live(config, &tls, stop, &status, begin).await? {
@@ -111,7 +111,9 @@ async fn lives(config: &Config, stop: &Stop) -> Result<Ending> {
                 status.discarded();
                 if fetched.replace(Instant::now()).is_some_and(|at| at.elapsed() < SETTLED) {
                     // What was fetched did not do either: the other process is not to be worn out.
-                    wait(stop, FETCH_PAUSE).await;
+                    wait(stop, fetching.pause()).await;
+                } else {
+                    fetching.succeeded();
                 }
                 begin = Begin::With(Anew::Any);
             }

@@ -6,17 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use replica::{Description, Writer};
-use tracing::warn;
 use upstream::Address;
 use views::Ending;
 use views::store::Copy;
 
+use crate::attempts::{Attempts, Unstarted};
 use crate::config::Role;
 use crate::node::{Node, await_database};
-
-/// A database that goes away between two looks comes back within this many attempts, or a person must see to it.
-const ATTEMPTS: u32 = 12;
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// One turn of the views' thread that takes longer than this will never end. Large steps take seconds.
 const STUCK: Duration = Duration::from_secs(15 * 60);
@@ -37,18 +33,12 @@ pub fn watch(node: &Node<'_>, views: &views::Started) -> [port::Watched; 2] {
 /// Starts the views. Clients are let in by the caller, by opening the gate.
 pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Result<views::Started> {
     let cvr: Address = node.config.cvr.db.expose().parse().context("ZERO_CVR_DB")?;
-    let mut pause = Duration::from_millis(100);
-    for _ in 1..ATTEMPTS {
+    let start = async || {
         await_database("ZERO_CVR_DB", &cvr).await?;
         check_encoding(&cvr).await?;
-        match views::start(options(node, cvr.clone(), writer, copy)).await {
-            Ok(started) => return Ok(started),
-            Err(error) => warn!(error, retry_ms = pause.as_millis() as u64, "cannot start the views yet"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
-    }
-    views::start(options(node, cvr, writer, copy)).await.map_err(anyhow::Error::msg)
+        views::start(options(node, cvr.clone(), writer, copy)).await.map_err(|error| Unstarted(error).into())
+    };
+    Attempts::new("start the views", &node.status).until(start).await
 }
 
 /// Fails only on what waiting cannot mend.

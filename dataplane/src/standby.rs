@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, bail};
 use changes::{Error, Lineage, Log, Owner};
+use fault::Backoff;
 use replica::{Description, Writer};
 use streamer::{Gate, Role};
 use tokio::sync::watch;
@@ -22,7 +23,7 @@ const POLL: Duration = Duration::from_millis(250);
 const POLL_OWNER: Duration = Duration::from_millis(100);
 /// This close behind, a replica is as good as caught up: the owner goes on writing.
 const NEAR: usize = 1_000;
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
 
 /// The log as this node has taken it over or begun it, and the replica that goes with it.
 pub struct Owned {
@@ -225,26 +226,28 @@ async fn stand_by(
 
 /// What the log holds and who owns it. Waits while the database is away.
 async fn read_lineage(log: &mut Log) -> Lineage {
+    let mut retry = RETRY;
     loop {
         match log.lineage().await {
             Ok(Some(lineage)) => return lineage,
             Ok(None) => warn!("the change log is gone, will look again"),
             Err(error) => warn!(%error, "cannot read who owns the change log, will retry"),
         }
-        reconnect(log).await;
+        reconnect(log, &mut retry).await;
     }
 }
 
 /// Applies some of what only the log holds: the number of transactions, or why the log does not reach the replica. Waits while
 /// the database is away.
 async fn catch_up(log: &mut Log, mut origin: Origin) -> Result<std::result::Result<(Origin, usize), String>> {
+    let mut retry = RETRY;
     let missing = loop {
         match log.read_after(origin.writer.version()).await {
             Ok(missing) => break missing,
             Err(error @ (Error::TooOld { .. } | Error::Unreadable(_))) => return Ok(Err(error.to_string())),
             Err(error) => warn!(%error, "cannot read the change log, will retry"),
         }
-        reconnect(log).await;
+        reconnect(log, &mut retry).await;
     };
     let count = missing.len();
     if count > 0 {
@@ -255,8 +258,8 @@ async fn catch_up(log: &mut Log, mut origin: Origin) -> Result<std::result::Resu
     Ok(Ok((origin, count)))
 }
 
-async fn reconnect(log: &mut Log) {
-    tokio::time::sleep(RETRY).await;
+async fn reconnect(log: &mut Log, retry: &mut Backoff) {
+    tokio::time::sleep(retry.pause()).await;
     if let Err(error) = log.reconnect().await {
         warn!(%error, "cannot reach the change database");
     }

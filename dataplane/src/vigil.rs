@@ -3,11 +3,12 @@
 //! Knows nothing of the log but who owns it. A wrong guess costs a change of owners and no data: the log fences the former owner,
 //! whose next write fails, so that it steps down.
 //!
-//! Invariant: at most one look is under way, however many ask for one.
+//! Invariants: at most one look is under way, however many ask for one. An owner that replicates from another database is not at work
+//! here, however lively it is: a server whose files were copied from another one's knows that one's owner.
 
 use anyhow::Context as _;
 use changes::{Lineage, Log, Owner};
-use streamer::{Error, Gate};
+use streamer::{Alive, Error, Gate};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 use tracing::warn;
@@ -22,6 +23,10 @@ const PERIOD_IN_DOUBT: Duration = Duration::from_millis(250);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Looks in vain, in a row, after which an owner is given up: one may be lost, and a short stall is no reason for a change.
 const FAILURES_MAX: u32 = 3;
+/// Between two looks whether the owner that answers streams from this upstream, which costs a connection.
+const PERIOD_ELSEWHERE: Duration = Duration::from_secs(15);
+/// A stream that has just begun or ended may be seen by one side only.
+const SETTLING: Duration = Duration::from_secs(1);
 /// Between two lines about an owner that answers and cannot be recognized.
 const REMINDER: Duration = Duration::from_secs(60);
 
@@ -50,9 +55,9 @@ impl Record {
 
     /// Whether the owner answers, as far as it can be asked. One that shows a certificate which is not trusted is there:
     /// that is for a person to mend, or for whoever issues certificates.
-    fn read(&mut self, owner: &Owner, answer: Result<(), Error>) -> Option<bool> {
+    fn read(&mut self, owner: &Owner, answer: Result<Alive, Error>) -> Option<bool> {
         match answer {
-            Ok(()) => {
+            Ok(Alive { .. }) => {
                 self.told = None;
                 Some(true)
             }
@@ -78,7 +83,7 @@ pub async fn running<'a>(
 ) -> Option<&'a Owner> {
     let other = lineage?.owner.as_ref().filter(|owner| owner.id != node.config.task_id)?;
     if node.config.change_stream.stands_by && answers(node, other, &mut Record::default()).await == Some(true) {
-        return Some(other);
+        return (!is_elsewhere(node, source, other).await).then_some(other);
     }
     let is_streamed = upstream::is_streamed(source).await.unwrap_or_else(|error| {
         warn!(%error, "cannot see whether another process replicates");
@@ -100,7 +105,15 @@ pub async fn is_spare(node: &Node<'_>, source: &upstream::Options, log: &Log) ->
 /// Completes when the owner, whoever that is by then, is to be given up.
 pub async fn silence(node: &Node<'_>, mut owner: watch::Receiver<Owner>, gate: &Gate, source: &upstream::Options) {
     let mut record = Record::default();
+    let mut looked_elsewhere = Instant::now();
     loop {
+        if looked_elsewhere.elapsed() >= PERIOD_ELSEWHERE {
+            let present = owner.borrow().clone();
+            if is_elsewhere(node, source, &present).await && *owner.borrow() == present {
+                return;
+            }
+            looked_elsewhere = Instant::now();
+        }
         let begun = Instant::now();
         let present = owner.borrow_and_update().clone();
         tokio::select! {
@@ -136,13 +149,38 @@ async fn looked(node: &Node<'_>, owner: &Owner, source: &upstream::Options, reco
     })
 }
 
+/// Whether an owner that answers says that it streams while nobody streams from this upstream: it is another database's owner, or
+/// cut off from this one without noticing.
+async fn is_elsewhere(node: &Node<'_>, source: &upstream::Options, owner: &Owner) -> bool {
+    for is_last in [false, true] {
+        if owner.address.is_empty() || !matches!(asked(node, owner).await, Ok(Alive { streams: Some(true) })) {
+            return false;
+        }
+        // Upstream's absence says nothing.
+        if upstream::is_streamed(source).await.unwrap_or(true) {
+            return false;
+        }
+        if !is_last {
+            tokio::time::sleep(SETTLING).await;
+        }
+    }
+    warn!(
+        owner = owner.id,
+        "the owner of the change log streams from another database than this one, which may be a copy of it: it is not waited for"
+    );
+    true
+}
+
+async fn asked(node: &Node<'_>, owner: &Owner) -> Result<Alive, Error> {
+    streamer::is_alive(&owner.address, &owner.id, node.authority.as_ref(), ANSWER_MAX).await
+}
+
 /// `None` if it cannot be asked.
 async fn answers(node: &Node<'_>, owner: &Owner, record: &mut Record) -> Option<bool> {
     if owner.address.is_empty() {
         return None;
     }
-    let answer = streamer::is_alive(&owner.address, &owner.id, node.authority.as_ref(), ANSWER_MAX).await;
-    record.read(owner, answer)
+    record.read(owner, asked(node, owner).await)
 }
 
 #[cfg(test)]
@@ -175,7 +213,7 @@ mod tests {
         assert_eq!(record.read(&owner, Err(unusable)), None);
         record.told = Instant::now().checked_sub(REMINDER);
         assert!(record.may_tell() && !record.may_tell());
-        assert_eq!(record.read(&owner, Ok(())), Some(true));
+        assert_eq!(record.read(&owner, Ok(Alive { streams: None })), Some(true));
         assert!(record.may_tell(), "again after a change");
         assert_eq!(record.read(&owner, Err(Error::Gone { message: message() })), Some(false));
     }

@@ -19,8 +19,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("port", &["fault"]),
     ("streamer", &["fault", "rows", "changes", "port"]),
     ("replica", &["fault", "rows", "ivm"]),
-    ("backup", &["rows", "replica"]),
+    ("backup", &["fault", "rows", "replica"]),
     ("views", &["fault", "rows", "ivm", "replica", "protocol", "permissions"]),
+    ("crud", &["fault", "rows", "protocol", "permissions", "upstream"]),
     ("gateway", &["fault", "rows", "views", "protocol", "port"]),
     (
         "zero-cache",
@@ -47,7 +48,7 @@ const CRATES: &[(&str, &[&str])] = &[
 
 /// Outside crates that only some may link, apart from tests.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("tokio-postgres", &["upstream", "changes", "views", "testkit", "zero-cache-operator", "e2e"]),
+    ("tokio-postgres", &["upstream", "changes", "views", "crud", "testkit", "zero-cache-operator", "e2e"]),
     ("rusqlite", &["replica", "backup", "testkit", "e2e"]),
     ("kube", &["crds", "zero-cache-operator", "e2e"]),
     ("hyper", &["port", "streamer", "gateway", "testkit", "zero-cache", "zero-cache-operator", "e2e"]),

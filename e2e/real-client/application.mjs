@@ -17,7 +17,7 @@ export async function startApplication(version, database, name, address = '127.0
   await sql.unsafe(TABLES);
   const model = makeModel(zero);
   const {schema, queries, mutators} = model;
-  const api = await startAPI({sql, model, zero, server, adapter, positional: version === '1-4', address});
+  const api = await startAPI({sql, model, zero, server, adapter, positional: Number(version.split('-')[1]) < 5, address});
   return {
     sql,
     api,

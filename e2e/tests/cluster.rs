@@ -10,6 +10,7 @@
 mod backup_command;
 mod bad_input;
 mod bad_store;
+mod behind;
 mod busy_restart;
 mod crowd;
 mod discovery;

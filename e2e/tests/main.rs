@@ -16,6 +16,7 @@ mod bad_input;
 mod chaos;
 mod cluster;
 mod compose;
+mod deployments;
 mod faults;
 mod large;
 mod permissions;

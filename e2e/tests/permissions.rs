@@ -187,7 +187,7 @@ async fn permissions_are_deployed_by_either_tool() -> Result<()> {
         client.wait_for("the rows that the rule allows", shown)
     };
     issues(0).await?;
-    for package in ["zero-1-4", "zero-1-9"] {
+    for (package, formats) in [("zero-1-4", &["sql"][..]), ("zero-1-9", &["json", "pretty"])] {
         let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("node_modules").join(package);
         let schema = server.folder().join("schema.mjs");
         let theirs = |rule: &str, words: &[&str]| {
@@ -203,7 +203,7 @@ async fn permissions_are_deployed_by_either_tool() -> Result<()> {
         issues(1).await?;
         let (code, said) = theirs(r#"(_, {cmp}) => cmp("gone", "=", "x")"#, &[])?;
         ensure!(code != Some(0) && said.contains("gone"), "it knows what is published: {code:?} {said}");
-        for format in ["json", "pretty", "sql"] {
+        for format in formats {
             let rule = format!(r#"(_, {{cmp}}) => cmp("n", "<", {})"#, 1 + format.len());
             let (code, said) = theirs(&rule, &["--output-file", file, "--output-format", format])?;
             ensure!(code == Some(0), "{code:?} {said}");
@@ -213,9 +213,8 @@ async fn permissions_are_deployed_by_either_tool() -> Result<()> {
             ensure!(code == Some(0) && said.contains("deployed new"), "{code:?} {said}");
             issues(format.len().min(3)).await?;
         }
-        let (code, said) =
-            theirs(r#"(_, {cmp}) => cmp("gone", "=", "x")"#, &["--output-file", file, "--output-format", "json"])?;
-        ensure!(code == Some(0), "{code:?} {said}");
+        let gone = json!({"type": "simple", "op": "=", "left": {"type": "column", "name": "gone"}, "right": {"type": "literal", "value": 1}});
+        std::fs::write(file, json!({"tables": {"issue": {"row": {"select": [["allow", gone]]}}}}).to_string())?;
         for command in ["validate", "deploy"] {
             let (code, said) = ours(&[command, file])?;
             let place = r#"tables.issue.row.select[0]: table "issue" has no published column "gone""#;

@@ -198,6 +198,23 @@ fn what_the_api_server_cannot_see_is_refused_by_a_condition() {
     let text = invalid(json!({ "replicationManager": { "podTemplate": { "spec": { "containers": "none" } } } }));
     assert!(text.contains("spec.replicationManager.podTemplate is not a pod template"), "{text}");
 
+    // Stored before admission looked at it.
+    for (spec, field) in [
+        (
+            json!({ "replicationManager": { "storage": { "size": "10GB" } } }),
+            "spec.replicationManager.storage.size: \"10GB\"",
+        ),
+        (
+            json!({ "viewSyncer": { "resources": { "requests": { "cpu": "two" } } } }),
+            "spec.viewSyncer.resources.requests.cpu",
+        ),
+        (json!({ "viewSyncer": { "maxSurge": "25" } }), "spec.viewSyncer.maxSurge: \"25\""),
+        (json!({ "viewSyncer": { "pdb": { "maxUnavailable": -1 } } }), "spec.viewSyncer.pdb.maxUnavailable"),
+    ] {
+        let text = invalid(spec);
+        assert!(text.contains(field), "{text}");
+    }
+
     let mut observed = World::new(resource(json!({}))).observe();
     observed.rivals = vec!["web/other".to_owned()];
     let plan = plan(&resource(json!({})), &observed);

@@ -7,13 +7,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::workload::{ManagerStorage, Placement, SyncerStorage, requests};
-use crate::rules;
+use crate::{quantity, rules};
 
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReplicationManager {
     /// Processors and memory of the container.
-    #[schemars(extend("x-kubernetes-validations" = rules::RESOURCES))]
+    #[schemars(schema_with = "quantity::resources", extend("x-kubernetes-validations" = rules::RESOURCES))]
     pub resources: ResourceRequirements,
     /// The replica's disk.
     #[schemars(extend("x-kubernetes-validations" = rules::REPLICATION_MANAGER_STORAGE))]
@@ -80,13 +80,15 @@ pub struct ViewSyncer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_sync_workers: Option<i32>,
     /// Processors and memory of the container.
-    #[schemars(extend("x-kubernetes-validations" = rules::RESOURCES))]
+    #[schemars(schema_with = "quantity::resources", extend("x-kubernetes-validations" = rules::RESOURCES))]
     pub resources: ResourceRequirements,
     /// The replica's disk; at least as large as the replication-manager's.
     pub storage: SyncerStorage,
     /// Pods started above the wanted number during a rollout, as a number or a percentage. Counts in the connection budget.
+    #[schemars(schema_with = "quantity::surplus")]
     pub max_surge: IntOrString,
     /// Pods that may be missing during a rollout, as a number or a percentage.
+    #[schemars(schema_with = "quantity::some_of_all")]
     pub max_unavailable: IntOrString,
     /// How long a new pod must be ready before it counts.
     #[schemars(range(min = 0, max = 3600))]
@@ -171,6 +173,7 @@ pub struct PodsMetric {
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Average over the pods that is aimed at.
+    #[schemars(schema_with = "quantity::positive")]
     pub target_average: Quantity,
 }
 
@@ -179,10 +182,12 @@ pub struct PodsMetric {
 #[schemars(extend("x-kubernetes-validations" = rules::PDB))]
 pub struct Pdb {
     /// Pods that may be missing, as a number or a percentage.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "quantity::some_of_all")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_unavailable: Option<IntOrString>,
     /// Pods that must stay, as a number or a percentage.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "quantity::some_of_all")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_available: Option<IntOrString>,
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::NAME_MAX;
+use crate::quantity;
 
 /// Where the replication-manager, or the single node, keeps its replica.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -19,6 +20,7 @@ pub struct ManagerStorage {
     /// Persistent is a volume claim; Ephemeral storage is empty after every restart of the pod, and the replica is restored.
     pub r#type: StorageType,
     /// At least twice the size of the database: a restore and a compaction need room for a second copy.
+    #[schemars(schema_with = "quantity::positive")]
     pub size: Quantity,
     /// Storage class; by default the cluster's. Ephemeral storage with a class is a volume that lives as long as its pod.
     #[schemars(length(min = 1, max = NAME_MAX))]
@@ -41,6 +43,7 @@ pub struct SyncerStorage {
     /// Ephemeral is the node's disk, or a volume of the class when one is given; Persistent is always a volume.
     pub r#type: StorageType,
     /// At least twice the size of the database: a restore needs room for a second copy.
+    #[schemars(schema_with = "quantity::positive")]
     pub size: Quantity,
     /// Storage class of volumes; by default the cluster's.
     #[schemars(length(min = 1, max = NAME_MAX))]

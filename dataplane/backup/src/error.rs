@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fault::{Class, Entry, path};
+
 use crate::name::Name;
 
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +58,30 @@ fn when(time: Option<SystemTime>) -> String {
 }
 
 impl Error {
-    /// Whether time alone mends nothing: a person must change the configuration, the credentials or the bucket.
+    /// What is known of it.
+    #[must_use]
+    pub fn entry(&self) -> &'static Entry {
+        match self {
+            Error::Refused { .. } => &path::BACKUP_REFUSED,
+            Error::Denied { .. } => &path::BACKUP_DENIED,
+            Error::Unavailable { .. } => &path::BACKUP_UNAVAILABLE,
+            Error::Nothing { .. } => &path::BACKUP_NOTHING,
+            Error::Missing { .. } => &path::BACKUP_MISSING,
+            Error::Damaged { .. } => &path::BACKUP_DAMAGED,
+            Error::Foreign { .. } => &path::BACKUP_FOREIGN,
+            Error::Superseded { .. } => &path::BACKUP_SUPERSEDED,
+            Error::InUse { .. } => &path::BACKUP_IN_USE,
+            Error::DiskFull { .. } => &path::BACKUP_DISK_FULL,
+            Error::Local { .. } => &path::BACKUP_LOCAL,
+            Error::Replica(_) => &path::BACKUP_REPLICA,
+            Error::Cancelled => &path::BACKUP_CANCELLED,
+        }
+    }
+
+    /// Whether time alone mends nothing.
     #[must_use]
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Error::Refused { .. } | Error::Denied { .. })
+        self.entry().class == Class::Person
     }
 
     pub(crate) fn damaged(file: &str, offset: u64, reason: impl Into<String>) -> Error {

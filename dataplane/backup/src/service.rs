@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use fault::{Backoff, Class, Recurrence};
 use futures_util::future::BoxFuture;
 use replica::Writer;
 use rows::Version;
@@ -35,8 +36,9 @@ use crate::{now_ms, upload};
 
 /// Between two looks at the WAL. Short, because the writer waits for what is left when it cuts the WAL.
 const POLL: Duration = Duration::from_millis(50);
-const RETRY_MIN: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
+/// What works for so long has nothing to do with the failure before it.
+const SETTLED: Duration = Duration::from_secs(15);
 /// Tries to write the last increment when the process ends.
 const LAST_TRIES: u32 = 3;
 
@@ -248,7 +250,7 @@ struct Service {
 
 impl Service {
     async fn run(mut self, mut stop: oneshot::Receiver<()>) -> Result<(), Error> {
-        let mut pause = RETRY_MIN;
+        let (mut retry, mut recurrence) = (RETRY, Recurrence::default());
         loop {
             let began = Instant::now();
             let failure = tokio::select! {
@@ -270,11 +272,24 @@ impl Service {
                 return Err(failure);
             }
             self.fail(&failure);
-            // What worked for a while starts with a short pause again.
-            pause = if began.elapsed() > RETRY_MAX { RETRY_MIN } else { (pause * 2).min(RETRY_MAX) };
-            warn!(error = %failure, retry_ms = pause.as_millis() as u64, "the backup failed, will retry");
+            if began.elapsed() > SETTLED {
+                retry.succeeded();
+                recurrence.advanced();
+            }
+            let (message, entry) = (failure.to_string(), failure.entry());
+            let class = recurrence.class(self.progress.borrow().uploaded_bytes, entry, &message);
+            let (attempts, remedy) = (recurrence.times(), entry.remedy);
+            match class {
+                Class::Person => {
+                    error!(error = message, attempts, remedy, "the backup does not go on and needs a person")
+                }
+                // What cannot be read or continued is begun anew.
+                Class::Passes | Class::OneThing | Class::NewCopy => {
+                    warn!(error = message, attempts, "the backup failed, will retry");
+                }
+            }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(retry.pause()) => {}
                 _ = &mut stop => return self.finish().await,
             }
         }
@@ -511,7 +526,7 @@ impl Service {
     /// The last increment.
     async fn finish(mut self) -> Result<(), Error> {
         self.maintenance.cancel();
-        let mut tries = 0;
+        let (mut tries, mut retry) = (0, RETRY);
         let result = loop {
             let capture = Arc::clone(&self.capture);
             let pumped = tokio::task::spawn_blocking(move || capture.pump()).await;
@@ -527,7 +542,7 @@ impl Service {
                 Err(error) => {
                     warn!(%error, "writing the last increment failed");
                     tries += 1;
-                    tokio::time::sleep(RETRY_MIN).await;
+                    tokio::time::sleep(retry.pause()).await;
                 }
             }
         };

@@ -47,6 +47,13 @@ pub const SLOT_IN_USE: Entry = Entry::new(
     Passes,
     "end the other process, see pg_replication_slots",
 );
+pub const OCCUPIED: Entry = Entry::new(
+    "upstream::Error::Occupied",
+    "Rocicorp's zero-cache is at work on the same application and shard",
+    Person,
+    Person,
+    "stop the process that the message names: this server takes over by itself then; or give this server another ZERO_APP_ID",
+);
 pub const PANICKED: Entry = Entry::new(
     "upstream::Error::Panicked",
     "a task met a fault of the program",
@@ -125,6 +132,152 @@ pub const STREAM_CONFIGURATION: Entry = Entry::new(
     "do what the message says",
 );
 
+// The replica.
+pub const REPLICA_REFUSED: Entry = Entry::new(
+    "replica::Error::Refused",
+    "the replica's file cannot be opened",
+    Person,
+    Person,
+    "do what the message says",
+);
+pub const REPLICA_RESYNC: Entry = Entry::new(
+    "replica::Error::Resync",
+    "the replica's contents cannot be continued",
+    NewCopy,
+    NewCopy,
+    "another copy is made",
+);
+pub const REPLICA_STORAGE: Entry = Entry::new(
+    "replica::Error::Storage",
+    "the disk or the operating system failed",
+    Person,
+    Person,
+    "see the disk; the process ends, and goes on where it was when it is started again",
+);
+pub const REPLICA_WITHHELD: Entry = Entry::new(
+    "replica::Error::Withheld",
+    "a commit waits for the change log",
+    Passes,
+    Passes,
+    "see the change database",
+);
+
+// The backup.
+pub const BACKUP_REFUSED: Entry = Entry::new(
+    "backup::Error::Refused",
+    "the backup is not configured rightly",
+    Person,
+    Person,
+    "do what the message says",
+);
+pub const BACKUP_DENIED: Entry = Entry::new(
+    "backup::Error::Denied",
+    "the store refuses us",
+    Person,
+    Person,
+    "correct the credentials, or the bucket's policy",
+);
+pub const BACKUP_UNAVAILABLE: Entry =
+    Entry::new("backup::Error::Unavailable", "the store is away", Passes, Passes, "see the store");
+pub const BACKUP_NOTHING: Entry =
+    Entry::new("backup::Error::Nothing", "there is no backup", NewCopy, NewCopy, "another copy is made");
+pub const BACKUP_MISSING: Entry =
+    Entry::new("backup::Error::Missing", "a file of the backup is gone", NewCopy, NewCopy, "another copy is made");
+pub const BACKUP_DAMAGED: Entry = Entry::new(
+    "backup::Error::Damaged",
+    "a file of the backup is damaged",
+    NewCopy,
+    NewCopy,
+    "see the store; another copy is made",
+);
+pub const BACKUP_FOREIGN: Entry = Entry::new(
+    "backup::Error::Foreign",
+    "the backup is of another database",
+    NewCopy,
+    NewCopy,
+    "another copy is made; give each application a backup of its own",
+);
+pub const BACKUP_SUPERSEDED: Entry = Entry::new(
+    "backup::Error::Superseded",
+    "another process owns the backup now",
+    Person,
+    Person,
+    "nothing: the backup of this process ends",
+);
+pub const BACKUP_IN_USE: Entry = Entry::new(
+    "backup::Error::InUse",
+    "somebody still writes what is to be deleted",
+    Person,
+    Person,
+    "end the process that writes",
+);
+pub const BACKUP_DISK_FULL: Entry = Entry::new(
+    "backup::Error::DiskFull",
+    "the local disk has no room for what is restored",
+    Person,
+    Person,
+    "make room on the disk",
+);
+pub const BACKUP_LOCAL: Entry =
+    Entry::new("backup::Error::Local", "the local disk or SQLite failed", Passes, Person, "see the disk");
+pub const BACKUP_REPLICA: Entry = Entry::new(
+    "backup::Error::Replica",
+    "what was restored cannot be opened",
+    NewCopy,
+    NewCopy,
+    "another copy is made",
+);
+pub const BACKUP_CANCELLED: Entry = Entry::new(
+    "backup::Error::Cancelled",
+    "the work was given up, because the process stops",
+    Passes,
+    Passes,
+    "nothing",
+);
+
+// The views.
+pub const VIEWS_UNSTARTED: Entry = Entry::new(
+    "views::start",
+    "the views cannot begin to work with the CVR database and the replica",
+    Passes,
+    Person,
+    "see the message: the CVR database, or the disk of the replica",
+);
+
+// API servers. What is told to a client, its application asks again.
+const API: &str = "see the API server: the client is told, and asks again";
+pub const CALL_REFUSED: Entry = Entry::new(
+    "gateway::CallError::Refused",
+    "a call must not be made as the client wishes it",
+    OneThing,
+    OneThing,
+    "see the URLs and headers that are configured for the API server",
+);
+pub const CALL_NETWORK: Entry =
+    Entry::new("gateway::CallError::Network", "the API server cannot be reached", Passes, OneThing, API);
+pub const CALL_EXHAUSTED: Entry = Entry::new(
+    "gateway::CallError::Exhausted",
+    "this node can make no further connection",
+    Passes,
+    Passes,
+    "raise the limit of open files; clients come back by themselves",
+);
+pub const CALL_CROWDED: Entry = Entry::new(
+    "gateway::CallError::Crowded",
+    "too many calls of the API server wait for their turn",
+    Passes,
+    Passes,
+    "see how long the API server takes; clients come back by themselves",
+);
+pub const CALL_TIMEOUT: Entry =
+    Entry::new("gateway::CallError::Timeout", "the API server does not answer in time", OneThing, OneThing, API);
+pub const CALL_FAILED: Entry =
+    Entry::new("gateway::CallError::Failed", "the API server met an error of its own", Passes, OneThing, API);
+pub const CALL_ANSWERED: Entry =
+    Entry::new("gateway::CallError::Answered", "the API server refuses a call", OneThing, OneThing, API);
+pub const CALL_TOO_LONG: Entry =
+    Entry::new("gateway::CallError::TooLong", "the answer of an API server is too long", OneThing, OneThing, API);
+
 /// All lines.
 pub const ERRORS: &[Entry] = &[
     CONFIGURATION,
@@ -133,6 +286,7 @@ pub const ERRORS: &[Entry] = &[
     UNREADABLE,
     RESET,
     SLOT_IN_USE,
+    OCCUPIED,
     PANICKED,
     CHANGES_CONNECT,
     CHANGES_STATEMENT,
@@ -173,102 +327,24 @@ pub const ERRORS: &[Entry] = &[
     Entry::new("streamer::InvalidToken", "a token of the change stream is not usable", Person, Person, START),
     Entry::new("streamer::Unusable", "a certificate or key cannot be read", Person, Person, START),
     // The replica.
-    Entry::new(
-        "replica::Error::Refused",
-        "the replica's file cannot be opened",
-        Person,
-        Person,
-        "do what the message says",
-    ),
-    Entry::new(
-        "replica::Error::Resync",
-        "the replica's contents cannot be continued",
-        NewCopy,
-        NewCopy,
-        "another copy is made",
-    ),
-    Entry::new(
-        "replica::Error::Storage",
-        "the disk or the operating system failed",
-        Person,
-        Person,
-        "see the disk; the process ends, and goes on where it was when it is started again",
-    ),
-    Entry::new(
-        "replica::Error::Withheld",
-        "a commit waits for the change log",
-        Passes,
-        Passes,
-        "see the change database",
-    ),
+    REPLICA_REFUSED,
+    REPLICA_RESYNC,
+    REPLICA_STORAGE,
+    REPLICA_WITHHELD,
     // The backup.
-    Entry::new(
-        "backup::Error::Refused",
-        "the backup is not configured rightly",
-        Person,
-        Person,
-        "do what the message says",
-    ),
-    Entry::new(
-        "backup::Error::Denied",
-        "the store refuses us",
-        Person,
-        Person,
-        "correct the credentials, or the bucket's policy",
-    ),
-    Entry::new("backup::Error::Unavailable", "the store is away", Passes, Passes, "see the store"),
-    Entry::new("backup::Error::Nothing", "there is no backup", NewCopy, NewCopy, "another copy is made"),
-    Entry::new("backup::Error::Missing", "a file of the backup is gone", NewCopy, NewCopy, "another copy is made"),
-    Entry::new(
-        "backup::Error::Damaged",
-        "a file of the backup is damaged",
-        NewCopy,
-        NewCopy,
-        "see the store; another copy is made",
-    ),
-    Entry::new(
-        "backup::Error::Foreign",
-        "the backup is of another database",
-        NewCopy,
-        NewCopy,
-        "another copy is made; give each application a backup of its own",
-    ),
-    Entry::new(
-        "backup::Error::Superseded",
-        "another process owns the backup now",
-        Person,
-        Person,
-        "nothing: this process ends",
-    ),
-    Entry::new(
-        "backup::Error::InUse",
-        "somebody still writes what is to be deleted",
-        Person,
-        Person,
-        "end the process that writes",
-    ),
-    Entry::new(
-        "backup::Error::DiskFull",
-        "the local disk has no room for what is restored",
-        Person,
-        Person,
-        "make room on the disk",
-    ),
-    Entry::new("backup::Error::Local", "the local disk or SQLite failed", Passes, Person, "see the disk"),
-    Entry::new(
-        "backup::Error::Replica",
-        "what was restored cannot be opened",
-        NewCopy,
-        NewCopy,
-        "another copy is made",
-    ),
-    Entry::new(
-        "backup::Error::Cancelled",
-        "the work was given up, because the process stops",
-        Passes,
-        Passes,
-        "nothing",
-    ),
+    BACKUP_REFUSED,
+    BACKUP_DENIED,
+    BACKUP_UNAVAILABLE,
+    BACKUP_NOTHING,
+    BACKUP_MISSING,
+    BACKUP_DAMAGED,
+    BACKUP_FOREIGN,
+    BACKUP_SUPERSEDED,
+    BACKUP_IN_USE,
+    BACKUP_DISK_FULL,
+    BACKUP_LOCAL,
+    BACKUP_REPLICA,
+    BACKUP_CANCELLED,
     // The engine and the views.
     Entry::new(
         "rows::NotVisible",
@@ -289,6 +365,7 @@ pub const ERRORS: &[Entry] = &[
     Entry::new("ivm::AdvanceError", "a query must be run anew", Passes, Passes, "nothing: it is run anew"),
     Entry::new("ivm::RehydrateReason", "a query must be run anew", Passes, Passes, "nothing: it is run anew"),
     Entry::new("ivm::SourceError", "the replica cannot be read", Passes, Passes, "see the disk"),
+    VIEWS_UNSTARTED,
     Entry::new("views::Failure", "a query cannot be served", OneThing, OneThing, QUERY),
     Entry::new("views::Unsupported", "a query uses what is not known here", OneThing, OneThing, QUERY),
     Entry::new(
@@ -328,13 +405,14 @@ pub const ERRORS: &[Entry] = &[
     ),
     Entry::new("views::Refused", "a client group asks for what is not allowed", OneThing, OneThing, CLIENT),
     // Clients and API servers.
-    Entry::new(
-        "gateway::CallError",
-        "an API server failed",
-        OneThing,
-        OneThing,
-        "see the API server: the client is told, and asks again",
-    ),
+    CALL_REFUSED,
+    CALL_NETWORK,
+    CALL_EXHAUSTED,
+    CALL_CROWDED,
+    CALL_TIMEOUT,
+    CALL_FAILED,
+    CALL_ANSWERED,
+    CALL_TOO_LONG,
     Entry::new("gateway::AuthError", "the configuration of tokens is wrong", Person, Person, START),
     Entry::new("gateway::EndpointError", "a URL of an API server is wrong", Person, Person, START),
     Entry::new("gateway::BuildError", "the clients' port cannot be opened", Person, Person, START),

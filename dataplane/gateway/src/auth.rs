@@ -74,6 +74,17 @@ enum Mode {
     Keys(Keys),
 }
 
+/// Whether tokens can be verified with a configured key.
+pub fn check_jwk(text: &str) -> Result<(), AuthError> {
+    read_jwk(text).map(drop)
+}
+
+fn read_jwk(text: &str) -> Result<Jwk, AuthError> {
+    let jwk: Jwk = serde_json::from_str(text).map_err(|e| AuthError::Jwk(e.to_string()))?;
+    DecodingKey::from_jwk(&jwk).map_err(|e| AuthError::Jwk(e.to_string()))?;
+    Ok(jwk)
+}
+
 impl Verifier {
     /// `has_api` says whether both a mutate and a query URL are configured. A set of keys is fetched within `keys_timeout`.
     pub(crate) fn build(
@@ -86,11 +97,7 @@ impl Verifier {
             (None, None, None) if has_api => Mode::Opaque,
             (None, None, None) => Mode::Refuse,
             (None, Some(Secret(secret)), None) => Mode::Secret(secret.as_bytes().to_vec()),
-            (Some(Secret(jwk)), None, None) => {
-                let jwk: Jwk = serde_json::from_str(jwk).map_err(|e| AuthError::Jwk(e.to_string()))?;
-                DecodingKey::from_jwk(&jwk).map_err(|e| AuthError::Jwk(e.to_string()))?;
-                Mode::Key(Box::new(jwk))
-            }
+            (Some(Secret(jwk)), None, None) => Mode::Key(Box::new(read_jwk(jwk)?)),
             (None, None, Some(url)) => {
                 let url = Url::parse(url).map_err(|_| AuthError::JwksUrl)?;
                 if !matches!(url.scheme(), "http" | "https") {

@@ -31,6 +31,8 @@ mod standing;
 mod upgrade;
 mod writer;
 
+pub use api::{EndpointError, check_url};
+pub use auth::{AuthError, check_jwk};
 pub use gate::Gate;
 pub use options::{ApiOptions, AuthOptions, Limits, Options, Secret};
 pub use server::{BuildError, Outcome, Server};

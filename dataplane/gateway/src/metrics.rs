@@ -26,6 +26,7 @@ pub struct Metrics {
     pub api_request_duration: HistogramVec,
     pub api_attempts: IntCounterVec,
     pub api_in_flight: IntGaugeVec,
+    pub api_waiting: IntGaugeVec,
     pub pushes: IntCounter,
     pub custom_mutations: IntCounter,
     pub push_queue_bytes: IntGauge,
@@ -100,6 +101,12 @@ impl Metrics {
             api_in_flight: gauges!(
                 "zero_server_api_in_flight",
                 "Calls of the application's API servers that wait for an answer",
+                &["operation"],
+                registry
+            )?,
+            api_waiting: gauges!(
+                "zero_server_api_waiting",
+                "Calls of the application's API servers that wait for their turn",
                 &["operation"],
                 registry
             )?,

@@ -224,7 +224,7 @@ impl Inner {
         let endpoint =
             self.endpoint.as_ref().ok_or_else(|| CallError::Refused("no mutate URL is configured".to_owned()))?;
         let request = endpoint.request(context.url.as_deref(), &context.headers, &context.connection)?;
-        self.caller.post(operation, &request, body).await
+        self.caller.post(operation, &request, body, (&endpoint.lanes, &context.connection.client_group)).await
     }
 
     async fn work(&self, group: &str) {

@@ -111,6 +111,13 @@ pub struct Limits {
     pub inbound_memory_max: usize,
     /// Bytes of pushes waiting for one client group; beyond it the client is told to come back later.
     pub push_queue_bytes_max: usize,
+    /// Calls of one endpoint of an API server at the same time, a quarter of them for one client group; further ones wait.
+    pub api_calls_max: usize,
+    /// Bodies of calls that wait for their turn, of one endpoint, a quarter of them of one client group; who comes with more is told
+    /// to come back later.
+    pub api_waiting_bytes_max: usize,
+    /// How long a call waits for its turn; then its client is told to come back later.
+    pub api_turn_timeout: Duration,
     /// One call of an API server, retries included.
     pub api_timeout: Duration,
     /// One fetch of the keys for tokens, retries included.
@@ -147,6 +154,9 @@ impl Default for Limits {
             message_memory_max: 64 * 1024 * 1024,
             inbound_memory_max: 512 * 1024 * 1024,
             push_queue_bytes_max: 32 * 1024 * 1024,
+            api_calls_max: 256,
+            api_waiting_bytes_max: 32 * 1024 * 1024,
+            api_turn_timeout: Duration::from_secs(10),
             api_timeout: Duration::from_secs(300),
             keys_timeout: Duration::from_secs(5),
             api_response_bytes_max: 32 * 1024 * 1024,
@@ -172,6 +182,8 @@ impl Limits {
             inbound_memory_max,
             // One message must not be all that there is room for.
             message_memory_max: defaults.message_memory_max.min(inbound_memory_max / 2),
+            // Their answers are held while they are read; few are longer than a part of this.
+            api_calls_max: (bytes / 8 / (1 << 20)).clamp(32, defaults.api_calls_max),
             requests_max: (bytes / 4 / defaults.header_bytes_max).clamp(500, defaults.requests_max),
             ..defaults
         }
@@ -185,6 +197,7 @@ mod tests {
     #[test]
     fn budgets_follow_the_memory_within_bounds() {
         let small = Limits::for_memory(0, 1 << 20);
+        assert_eq!((small.api_calls_max, Limits::for_memory(1 << 30, 1 << 20).api_calls_max), (32, 128));
         assert_eq!((small.inbound_memory_max, small.message_memory_max, small.requests_max), (32 << 20, 16 << 20, 500));
         let middle = Limits::for_memory(1 << 30, 10 << 20);
         assert_eq!((middle.inbound_memory_max, middle.message_memory_max), (128 << 20, 64 << 20));

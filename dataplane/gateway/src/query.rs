@@ -167,7 +167,9 @@ impl Inner {
         let count = |result: &str| {
             self.metrics.query_transformations.with_label_values(&[result]).inc_by(queries.len() as u64);
         };
-        let body = self.caller.post(operation, request, body).await.map_err(|error| {
+        let Some(endpoint) = &self.endpoint else { return Err(ErrorBody::internal("no query URL is configured")) };
+        let lane = (&endpoint.lanes, context.client_group.as_str());
+        let body = self.caller.post(operation, request, body, lane).await.map_err(|error| {
             count("error");
             let told = || failed(error.failure(), format!("the query endpoint failed: {error}"), None, ids());
             error.passes().unwrap_or_else(told)

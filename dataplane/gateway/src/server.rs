@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use views::api::{Command, Transformer};
 
-use crate::api::{Caller, Endpoint, EndpointError};
+use crate::api::{Bounds, Caller, Endpoint, EndpointError};
 use crate::auth::{AuthError, Verifier};
 use crate::budget::Budget;
 use crate::control::Ending;
@@ -88,8 +88,13 @@ impl Server {
         let metrics = Metrics::register(registry)?;
         let limits = options.limits;
         let caller = Caller::new(limits.api_timeout, limits.api_response_bytes_max, metrics.clone())?;
-        let mutate = Endpoint::build(&options.mutate, &options.app_id, options.shard_num)?;
-        let query = Endpoint::build(&options.query, &options.app_id, options.shard_num)?;
+        let bounds = Bounds {
+            at_once: limits.api_calls_max,
+            bytes: limits.api_waiting_bytes_max,
+            wait: limits.api_turn_timeout,
+        };
+        let mutate = Endpoint::build(&options.mutate, &options.app_id, options.shard_num, bounds)?;
+        let query = Endpoint::build(&options.query, &options.app_id, options.shard_num, bounds)?;
         let has_api = mutate.is_some() && query.is_some();
         let verifier = Verifier::build(&options.auth, &caller, limits.keys_timeout, has_api)?;
         let registry = Arc::new(Registry::default());

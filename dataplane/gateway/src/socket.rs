@@ -291,6 +291,7 @@ impl Session {
 /// A context to change fields of; the type itself is shared by reference and not cloned by accident.
 fn copy(context: &ConnectionContext) -> ConnectionContext {
     ConnectionContext {
+        client_group: context.client_group.clone(),
         user_id: context.user_id.clone(),
         token: context.token.clone(),
         claims: context.claims.clone(),

@@ -192,6 +192,7 @@ struct Accepted {
 async fn welcome(shared: &Arc<Shared>, views: Handle, accepted: Accepted, stream: Socket) {
     let Accepted { params, header, request_headers, version, auth, meter, accepted_at } = accepted;
     let context = Arc::new(ConnectionContext {
+        client_group: params.client_group_id.clone(),
         user_id: params.user_id.clone(),
         token: auth.token(),
         claims: auth.claims(),

@@ -13,3 +13,4 @@ mod push;
 mod socket;
 mod strangers;
 mod transform;
+mod turns;

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fault::Backoff;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -17,6 +18,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
+/// When a connection cannot be accepted.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
 /// The least that hyper can read a request head with.
 const HEADER_BYTES_MIN: usize = 16 * 1024;
 
@@ -49,13 +52,14 @@ fn is_no_ipv6(error: &io::Error) -> bool {
 
 /// The next connection.
 pub async fn accept(listener: &TcpListener) -> TcpStream {
+    let mut retry = RETRY;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
                 // Out of file descriptors, usually: waiting is all that helps, spinning makes it worse.
                 tracing::error!(%error, "accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(retry.pause()).await;
             }
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod ast;
 pub mod connect;
+pub mod crud;
 pub mod down;
 pub mod error;
 pub mod hash;

@@ -93,6 +93,12 @@ impl Push {
 }
 
 impl Mutation {
+    /// The text of one property.
+    pub(crate) fn property(&self, wanted: &str) -> Result<Box<RawValue>, serde_json::Error> {
+        let found = properties(&self.raw)?.into_iter().find(|(name, _)| name == wanted);
+        found.map(|(_, text)| text).ok_or_else(|| serde::de::Error::custom(format!("missing property \"{wanted}\"")))
+    }
+
     fn parse(index: usize, raw: Box<RawValue>) -> Result<Mutation, ParseError> {
         let at = format!("push.mutations[{index}]");
         let unusable = |e: serde_json::Error| ParseError { at: at.clone(), reason: format!("not usable JSON: {e}") };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use fault::Class;
+use fault::{Class, Entry, path};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,6 +19,19 @@ pub enum Error {
     /// The caller of [`crate::Writer::apply_when`] decided against the commit; nothing changed.
     #[error("the commit was withheld")]
     Withheld,
+}
+
+impl Error {
+    /// What is known of it.
+    #[must_use]
+    pub fn entry(&self) -> &'static Entry {
+        match self {
+            Error::Refused { .. } => &path::REPLICA_REFUSED,
+            Error::Resync { .. } => &path::REPLICA_RESYNC,
+            Error::Storage { .. } => &path::REPLICA_STORAGE,
+            Error::Withheld => &path::REPLICA_WITHHELD,
+        }
+    }
 }
 
 /// A full disk is told apart from other things that need a person: it may have room after a restart.

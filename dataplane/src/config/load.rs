@@ -60,6 +60,7 @@ pub fn load(arguments: &[String], environment: &Environment) -> Result<Config, R
 
 /// `None` only together with a problem.
 pub(super) fn read(given: &mut Given) -> Option<Config> {
+    refuse_former(given);
     let notices = notices(given);
     let source = nodes::source(given);
     let role = role(given, source.as_ref());
@@ -118,6 +119,19 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     })
 }
 
+fn refuse_former(given: &mut Given) {
+    let former: Vec<_> = given
+        .given()
+        .filter_map(|setting| match setting.effect {
+            Effect::Rejected(remedy) => Some((setting.variable, remedy)),
+            _ => None,
+        })
+        .collect();
+    for (variable, remedy) in former {
+        given.problem(variable, "it is not supported any more", remedy);
+    }
+}
+
 fn notices(given: &Given) -> Notices {
     let mut notices = Notices::default();
     for setting in given.given() {
@@ -129,7 +143,7 @@ fn notices(given: &Given) -> Notices {
             Effect::Replaced(new) => notices.deprecated.push((setting.variable, new)),
             Effect::Inert(_) => notices.no_effect.push(setting.variable),
             Effect::NotBuilt(_) => notices.not_built.push(setting.variable),
-            Effect::Used | Effect::Internal | Effect::Rejected => {}
+            Effect::Used | Effect::Internal | Effect::Rejected(_) => {}
         }
     }
     notices
@@ -168,9 +182,6 @@ fn app(given: &mut Given) -> App {
             format!("{id:?} is longer than {APP_ID_BYTES_MAX} characters"),
             "shorten it: Postgres allows 63 bytes for the names of slots and schemas made from it",
         );
-    }
-    if given.is_given("ZERO_SHARD_ID") {
-        given.problem("ZERO_SHARD_ID", "it is not supported any more", "use ZERO_APP_ID to tell applications apart");
     }
     let mut publications = Vec::new();
     for name in given.list("ZERO_APP_PUBLICATIONS") {
@@ -258,6 +269,10 @@ fn api_server(
         let fault = if bad.is_empty() { "one of the URLs is empty" } else { "one of the URLs has no scheme" };
         given.problem(urls, fault, "give absolute URLs such as https://api.example.com/mutate, separated by commas");
     }
+    if let Some(fault) = texts.iter().filter(|text| text.contains("://")).find_map(|url| gateway::check_url(url).err())
+    {
+        given.problem(urls, fault.to_string(), "give absolute URLs, in which * and :name stand for what may vary");
+    }
     let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
     ApiServer {
         urls: texts,
@@ -270,11 +285,8 @@ fn api_server(
 
 fn auth(given: &mut Given) -> Auth {
     let jwk = given.text("ZERO_AUTH_JWK");
-    if jwk
-        .as_ref()
-        .is_some_and(|text| !serde_json::from_str::<serde_json::Value>(text).is_ok_and(|jwk| jwk.is_object()))
-    {
-        given.problem("ZERO_AUTH_JWK", "it is not a JSON object", "give the public key in JWK form");
+    if let Some(Err(fault)) = jwk.as_deref().map(gateway::check_jwk) {
+        given.problem("ZERO_AUTH_JWK", fault.to_string(), "give the public key in JWK form");
     }
     let mut keys: Vec<TokenKey> = Vec::new();
     keys.extend(jwk.map(TokenKey::Jwk));

@@ -33,8 +33,8 @@ pub(super) fn change_stream(given: &mut Given, source: Option<StreamSource>, cli
     let scheme = if certificate.is_some() { "wss" } else { "ws" };
     ChangeStream {
         source,
-        token: given.secret("ZERO_CHANGE_STREAMER_TOKEN"),
-        previous_token: given.secret("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS"),
+        token: token(given, "ZERO_CHANGE_STREAMER_TOKEN"),
+        previous_token: token(given, "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS"),
         port,
         address: given.text("ZERO_CHANGE_STREAMER_ADDRESS"),
         scheme: given.text("ZERO_CHANGE_STREAMER_PROTOCOL").unwrap_or_else(|| scheme.to_owned()),
@@ -44,6 +44,15 @@ pub(super) fn change_stream(given: &mut Given, source: Option<StreamSource>, cli
         stands_by: given.boolean("ZERO_CHANGE_STREAMER_STANDBY"),
         slow_subscriber_grace: grace.filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok()),
     }
+}
+
+/// What nodes show each other in a header.
+fn token(given: &mut Given, variable: &'static str) -> Option<Secret> {
+    let token = given.secret(variable);
+    if streamer::Token::from_config(token.as_ref().map(Secret::expose), None).is_err() {
+        given.problem(variable, "it cannot be sent", "give visible ASCII characters without spaces");
+    }
+    token
 }
 
 fn certificate(given: &mut Given) -> Option<CertificateFiles> {

@@ -26,8 +26,8 @@ pub enum Effect {
     Replaced(&'static str),
     /// Written by the original's parent process for its children; ignored without a word.
     Internal,
-    /// Giving it is an error.
-    Rejected,
+    /// Giving it is an error: this is what to do instead.
+    Rejected(&'static str),
 }
 
 /// One setting.
@@ -137,8 +137,8 @@ impl Setting {
         self
     }
 
-    pub(super) const fn rejected(mut self) -> Self {
-        self.effect = Effect::Rejected;
+    pub(super) const fn rejected(mut self, remedy: &'static str) -> Self {
+        self.effect = Effect::Rejected(remedy);
         self.hidden = true;
         self
     }

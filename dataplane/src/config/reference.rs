@@ -81,6 +81,6 @@ fn here(effect: Effect) -> String {
         Effect::NotBuilt(part) => format!("not built: {part}"),
         Effect::Replaced(new) => format!("use `{new}`"),
         Effect::Internal => "ignored: internal to the original".to_owned(),
-        Effect::Rejected => "refused".to_owned(),
+        Effect::Rejected(remedy) => format!("refused: {remedy}"),
     }
 }

@@ -15,6 +15,7 @@ const LITESTREAM: &str = "no litestream process is started";
 const FLOW: &str = "a slow view-syncer reads from the change log and holds up nobody";
 const CHANGE_LOG: &str = "the change log is written over one connection";
 const PURGE: &str = "forgotten client groups are purged hourly, all at once";
+const SCHEMA: &str = "clients bring their schema, and permissions are deployed to the database";
 const PLATFORM: &str = "only labels the original's telemetry, which is never sent";
 
 /// All settings by section, in the order of `CONFIG.md`.
@@ -34,6 +35,7 @@ pub const SECTIONS: &[(&str, &[Setting])] = &[
     ("Backup", LITESTREAM_SETTINGS),
     ("Status events", EVENT_SETTINGS),
     ("Old spellings", OLD_SPELLINGS),
+    ("Settings of older versions", OLDER),
     ("Other environment variables", ENVIRONMENT),
 ];
 
@@ -161,7 +163,6 @@ const APPLICATION: &[Setting] = &[
     list("ZERO_APP_PUBLICATIONS", "Postgres publications to replicate; changing the set syncs anew")
         .derived("one over all tables of schema `public`"),
     number("ZERO_SHARD_NUM", "shard number").default("0").hidden(),
-    text("ZERO_SHARD_ID", "not supported any more").rejected(),
     text("ZERO_TASK_ID", "unique name of this instance").derived("random"),
     text("ZERO_SERVER_VERSION", "version shown in logs and metrics").derived("the version of this build"),
 ];
@@ -427,6 +428,31 @@ const OLD_SPELLINGS: &[Setting] = &[
     boolean("ZERO_GET_QUERIES_FORWARD_COOKIES", "old spelling").replaced_by("ZERO_QUERY_FORWARD_COOKIES"),
     list("ZERO_GET_QUERIES_ALLOWED_CLIENT_HEADERS", "old spelling").replaced_by("ZERO_QUERY_ALLOWED_CLIENT_HEADERS"),
     list("ZERO_GET_QUERIES_ALLOWED_REQUEST_HEADERS", "old spelling").replaced_by("ZERO_QUERY_ALLOWED_REQUEST_HEADERS"),
+];
+
+/// All that versions 0.13 to 1.9 of the original have read and later ones do not: nothing that somebody meant is passed over in silence.
+const OLDER: &[Setting] = &[
+    text("ZERO_SHARD_ID", "name of a shard").rejected("use ZERO_APP_ID to tell applications apart"),
+    list("ZERO_SHARD_PUBLICATIONS", "publications of a shard")
+        .rejected("use ZERO_APP_PUBLICATIONS, or unset it to replicate all tables of schema public"),
+    text("ZERO_TENANTS_JSON", "several tenants in one process")
+        .rejected("run one process for each tenant, with the variables of its env and a ZERO_APP_ID of its own"),
+    text("ZERO_TENANT_ID", "name of the tenant of a process").internal(),
+    text("ZERO_PULL_URL", "the query endpoint").rejected("use ZERO_QUERY_URL"),
+    text("ZERO_PULL_API_KEY", "key of the query endpoint").secret().rejected("use ZERO_QUERY_API_KEY"),
+    boolean("ZERO_PULL_FORWARD_COOKIES", "cookies for the query endpoint").rejected("use ZERO_QUERY_FORWARD_COOKIES"),
+    text("ZERO_SCHEMA_JSON", "schema and permissions").hidden().inert(SCHEMA),
+    text("ZERO_SCHEMA_FILE", "file of schema and permissions").hidden().inert(SCHEMA),
+    number("ZERO_INITIAL_SYNC_ROW_BATCH_SIZE", "rows per insert of the initial copy")
+        .hidden()
+        .inert("rows are written as they arrive"),
+    number("ZERO_LITESTREAM_RESTORE_DURATION_MS_ESTIMATE", "expected time of a restoration").hidden().inert(LITESTREAM),
+    number("ZERO_REPLICA_PAGE_CACHE_SIZE_KIB", "page cache of each connection to the replica")
+        .hidden()
+        .inert("the page cache follows the memory of the node"),
+    text("ZERO_LOG_LOG_COLLECTOR", "destination of logs").hidden().not_built(OTLP),
+    text("ZERO_LOG_METRIC_COLLECTOR", "destination of metrics").hidden().not_built(OTLP),
+    text("ZERO_LOG_TRACE_COLLECTOR", "destination of traces").hidden().not_built(OTLP),
 ];
 
 const ENVIRONMENT: &[Setting] = &[

@@ -1,5 +1,6 @@
 //! What comes out of an environment: a value, or a problem.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::given::Given;
@@ -7,6 +8,9 @@ use super::option::Effect;
 use super::{Config, Environment, LogFormat, Refusal, Role, StreamSource, TokenKey, load, settings};
 
 const UPSTREAM: (&str, &str) = ("ZERO_UPSTREAM_DB", "postgres://u:hunter2@db/zero");
+/// Of the standard's examples.
+const JWK: &str =
+    r#"{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"}"#;
 const PASSWORD: (&str, &str) = ("ZERO_ADMIN_PASSWORD", "hunter2");
 
 fn environment(pairs: &[(&str, &str)]) -> Environment {
@@ -209,7 +213,7 @@ fn what_is_refused() {
         ("ZERO_UPSTREAM_TYPE", "custom", &["custom change sources"]),
         ("ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS", "0", &["0 is out of range", "at least 1"]),
         ("ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS", "-5", &["-5 is not a span of time"]),
-        ("ZERO_AUTH_JWK", "{", &["not a JSON object"]),
+        ("ZERO_AUTH_JWK", "{", &["not a usable JSON Web Key"]),
         ("ZERO_AUTH_JWKS_URL", "file:///x", &["the scheme \"file\""]),
         ("ZERO_MUTATE_URL", "example.com", &["no scheme"]),
         // Also settings without effect are read by their kind.
@@ -219,7 +223,7 @@ fn what_is_refused() {
     ] {
         check_refused(&[(variable, value)], parts);
     }
-    check_refused(&[("ZERO_AUTH_JWK", "{}"), ("ZERO_AUTH_SECRET", "hunter2")], &["more than one of"]);
+    check_refused(&[("ZERO_AUTH_JWK", JWK), ("ZERO_AUTH_SECRET", "hunter2")], &["more than one of"]);
     check_refused(
         &[("ZERO_NUM_SYNC_WORKERS", "0"), ("ZERO_CHANGE_STREAMER_URI", "ws://rm:4849/")],
         &["unset one of ZERO_NUM_SYNC_WORKERS and ZERO_CHANGE_STREAMER_URI"],
@@ -231,6 +235,21 @@ fn all_problems_are_reported_at_once_in_table_order() {
     let problems = refused(&[], &[("ZERO_PORT", "x"), ("ZERO_APP_ID", "A"), ("ZERO_CVR_DB", "mysql://db/zero")]);
     let variables: Vec<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
     assert_eq!(variables, ["ZERO_UPSTREAM_DB", "ZERO_CVR_DB", "ZERO_APP_ID", "ZERO_PORT", "ZERO_ADMIN_PASSWORD"]);
+}
+
+#[test]
+fn what_cannot_be_used_is_among_the_problems() {
+    let problems = problems(&[
+        ("ZERO_CHANGE_STREAMER_TOKEN", "two words"),
+        ("ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS", "\u{fc}ber"),
+        ("ZERO_AUTH_JWK", r#"{"kty":"RSA"}"#),
+        ("ZERO_QUERY_URL", "https://(api/"),
+    ]);
+    let variables: BTreeSet<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
+    let expected =
+        ["ZERO_AUTH_JWK", "ZERO_CHANGE_STREAMER_TOKEN", "ZERO_CHANGE_STREAMER_TOKEN_PREVIOUS", "ZERO_QUERY_URL"];
+    assert_eq!(variables, BTreeSet::from(expected), "{problems:#?}");
+    assert!(!problems.iter().any(|problem| problem.contains("two words")), "{problems:#?}");
 }
 
 #[test]
@@ -331,24 +350,25 @@ fn the_table_says_what_is_read() {
             Effect::Inert(_) | Effect::NotBuilt(_) | Effect::Internal => {
                 assert!(!read.contains(setting.variable), "{} is said to have no effect", setting.variable);
             }
-            Effect::Replaced(_) | Effect::Rejected => {}
+            Effect::Replaced(_) | Effect::Rejected(_) => {}
         }
     }
 }
 
 #[test]
 fn every_setting_of_the_table_is_accepted_by_environment_and_by_flag() {
-    for setting in settings::all() {
+    for setting in settings::all().filter(|setting| !matches!(setting.effect, Effect::Rejected(_))) {
         let value = match setting.kind {
             super::option::Kind::Text if setting.variable.ends_with("_DB") => "postgres://u@db/zero",
             super::option::Kind::Text => match setting.variable {
-                "ZERO_CHANGE_STREAMER_URI" | "ZERO_SHARD_ID" => continue,
+                "ZERO_CHANGE_STREAMER_URI" => continue,
                 // Only both together.
                 "ZERO_CHANGE_STREAMER_TLS_CERT_FILE" | "ZERO_CHANGE_STREAMER_TLS_KEY_FILE" => continue,
                 "LITESTREAM_ACCESS_KEY_ID" | "LITESTREAM_SECRET_ACCESS_KEY" => continue,
                 "ZERO_APP_ID" => "zero",
                 "ZERO_LITESTREAM_BACKUP_URL" => "s3://bucket/path",
-                "ZERO_AUTH_JWK" | "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
+                "ZERO_AUTH_JWK" => JWK,
+                "ZERO_WEBSOCKET_COMPRESSION_OPTIONS" => "{}",
                 _ => "https://example.com/",
             },
             super::option::Kind::Number => "7",
@@ -373,6 +393,10 @@ fn secrets_are_never_shown() {
     let url = format!("postgres://u:{CANARY}@db/zero?password={CANARY}");
     let api = format!("https://u:{CANARY}@api/x");
     for setting in settings::all().filter(|setting| setting.secret) {
+        if matches!(setting.effect, Effect::Rejected(_)) {
+            assert!(!problems(&[(setting.variable, CANARY)]).join("\n").contains(CANARY), "{}", setting.variable);
+            continue;
+        }
         let good = if setting.variable.ends_with("_DB") { url.as_str() } else { CANARY };
         let pairs: Vec<_> =
             [UPSTREAM, PASSWORD, ("ZERO_MUTATE_URL", &api), ("ZERO_PUSH_URL", &api), ("ZERO_QUERY_URL", &api)]
@@ -436,6 +460,35 @@ fn help_and_usage() {
     match load(&words(&["--no-such-flag"]), &Environment::new()) {
         Err(refusal @ Refusal::Usage(_)) => assert_eq!(refusal.exit_code(), 255),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Existing deployments start unchanged, or are told exactly what to change; nothing of theirs is passed over in silence.
+#[test]
+fn environments_of_existing_deployments() {
+    let known: Vec<_> = settings::all().map(|setting| setting.variable).collect();
+    let deployments = testkit::deployments::deployments();
+    assert!(deployments.len() > 30);
+    for deployment in deployments {
+        let title = deployment.title;
+        match load(&[], &environment(&deployment.environment)) {
+            Ok(config) => {
+                assert_eq!((Some(config.role.name()), 0), (deployment.role, deployment.change.len()), "{title}");
+            }
+            Err(Refusal::Problems(problems)) => {
+                let change: Vec<_> = problems.iter().map(|problem| problem.variable).collect();
+                let (mut change, mut expected) = (change, deployment.change.clone());
+                change.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!((change, None), (expected, deployment.role), "{title}: {problems:#?}");
+            }
+            Err(other) => panic!("{title}: {other}"),
+        }
+        let unknown = deployment.environment.iter().filter(|(name, _)| !known.contains(name)).map(|(name, _)| *name);
+        let (mut unknown, mut foreign): (Vec<_>, _) = (unknown.collect(), deployment.foreign.clone());
+        unknown.sort_unstable();
+        foreign.sort_unstable();
+        assert_eq!(unknown, foreign, "{title}");
     }
 }
 

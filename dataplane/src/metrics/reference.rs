@@ -98,6 +98,7 @@ mod tests {
         }
         gateway.api_request_duration.with_label_values(&["any"]);
         gateway.api_in_flight.with_label_values(&["any"]).set(0);
+        gateway.api_waiting.with_label_values(&["any"]).set(0);
         registry
     }
 

@@ -16,14 +16,21 @@ use tokio::time::timeout;
 use crate::authority::Authority;
 use crate::error::{Error, Result};
 use crate::tls::Target;
-use crate::wire::NODE_HEADER;
+use crate::wire::{NODE_HEADER, STREAMS_HEADER};
 
 pub(crate) const LIVENESS_PATH: &str = "/livez";
+
+/// What a node that lives says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alive {
+    /// Whether changes arrive there from Postgres; unknown of a node of an earlier version.
+    pub streams: Option<bool>,
+}
 
 /// Fails unless the node answers at `address` within `limit`. Another one that answers there is not it: addresses are given anew.
 ///
 /// [`Error::Unverified`] says nothing of that: a process answers, and it is this node that cannot tell which.
-pub async fn is_alive(address: &str, node: &str, authority: Option<&Authority>, limit: Duration) -> Result<()> {
+pub async fn is_alive(address: &str, node: &str, authority: Option<&Authority>, limit: Duration) -> Result<Alive> {
     let target = Target::parse(address)?;
     let place = target.authority();
     let silent = || Error::transient(format!("no answer from {place} within {limit:?}"));
@@ -33,7 +40,8 @@ pub async fn is_alive(address: &str, node: &str, authority: Option<&Authority>, 
         return Err(Error::transient(format!("at {place} is another node: {other:?}")));
     }
     if answer.status().is_success() {
-        Ok(())
+        let streams = answer.headers().get(STREAMS_HEADER).map(|streams| streams.as_bytes() == b"1");
+        Ok(Alive { streams })
     } else {
         Err(Error::transient(format!("{place} answered with status {}", answer.status().as_u16())))
     }

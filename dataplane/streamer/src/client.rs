@@ -15,7 +15,7 @@ use crate::dial::{Dialled, Ledger, Options, dial};
 use crate::error::{Error, Result};
 use crate::socket::{Ended, Source, receive};
 use crate::tls::Connection;
-use crate::wire::{FromOwner, PageFrame, Welcome};
+use crate::wire::{FromOwner, PageFrame, TELLS_ABREAST, Welcome};
 
 /// Events that may wait, in number; their bytes are bounded by the window.
 const QUEUE_EVENTS: usize = 256;
@@ -26,6 +26,9 @@ pub enum Event {
     Transactions(Vec<Transaction>),
     /// The log ended at `head` when the owner's clock showed `owner_clock_us`. Told every few seconds, also when nothing changes.
     Head { head: Version, owner_clock_us: i64 },
+    /// Whoever has applied `version` is where upstream was when the owner was connected to it. Told once, unless the owner is of a
+    /// version that does not ([`Subscriber::is_told_abreast`]).
+    Abreast { version: Version },
 }
 
 /// Tells the owner what is durable here, so that the log need not keep it for this node. Cheap to clone; cumulative.
@@ -45,6 +48,7 @@ pub struct Subscriber {
     events: mpsc::Receiver<(Result<Event>, u64)>,
     ledger: Arc<Ledger>,
     task: JoinHandle<()>,
+    is_told_abreast: bool,
 }
 
 impl Drop for Subscriber {
@@ -56,7 +60,7 @@ impl Drop for Subscriber {
 impl Subscriber {
     /// Connects a replica that descends from the copy at `replica` and has everything up to `after`.
     pub async fn connect(options: &Options, replica: Version, after: Version) -> Result<(Welcome, Subscriber)> {
-        let Dialled { welcome, mut sink, source } = dial(options, "changes", Some(replica), after).await?;
+        let Dialled { welcome, version, mut sink, source } = dial(options, "changes", Some(replica), after).await?;
         if welcome.replica != replica {
             return Err(Error::Reset {
                 message: format!("the owner's log belongs to the copy of {}", welcome.replica),
@@ -81,12 +85,19 @@ impl Subscriber {
             // If the queue is closed, nobody is interested any more.
             let _ = sender.send((Err(error), 0)).await;
         });
-        Ok((welcome, Subscriber { events, ledger, task }))
+        let is_told_abreast = version >= TELLS_ABREAST;
+        Ok((welcome, Subscriber { events, ledger, task, is_told_abreast }))
     }
 
     #[must_use]
     pub fn acks(&self) -> Acks {
         Acks(Arc::clone(&self.ledger))
+    }
+
+    /// Whether [`Event::Abreast`] comes.
+    #[must_use]
+    pub fn is_told_abreast(&self) -> bool {
+        self.is_told_abreast
     }
 
     /// The next event. After an error there are no more.
@@ -143,6 +154,7 @@ impl Pump {
                     let _ = self.events.try_send((Ok(Event::Head { head, owner_clock_us }), 0));
                     Ok(())
                 }
+                Ok(FromOwner::Abreast { version }) => self.hand_out(Event::Abreast { version }, bytes).await,
                 Ok(FromOwner::Refused(refusal)) => Err(Error::refused(&refusal)),
                 Ok(_) => Err(Error::transient("the owner sent a frame that has no place in a change stream")),
                 Err(error) => Err(Error::transient(error.to_string())),
@@ -176,7 +188,11 @@ impl Pump {
             self.ledger.consume(bytes);
             return Ok(());
         }
-        let event = (Ok(Event::Transactions(transactions)), bytes);
+        self.hand_out(Event::Transactions(transactions), bytes).await
+    }
+
+    async fn hand_out(&self, event: Event, bytes: u64) -> Result<()> {
+        let event = (Ok(event), bytes);
         self.events.send(event).await.map_err(|_| Error::transient("the receiver of the change stream is gone"))
     }
 

@@ -141,6 +141,8 @@ impl Ledger {
 /// An accepted socket.
 pub(crate) struct Dialled {
     pub(crate) welcome: Welcome,
+    /// What both speak.
+    pub(crate) version: u16,
     pub(crate) sink: Sink<Connection>,
     pub(crate) source: Source<Connection>,
 }
@@ -203,17 +205,17 @@ async fn reach(options: &Options, target: &Target, purpose: &str, hello: Hello) 
         }
     };
     let chosen = response.headers().get(VERSIONS_HEADER).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
-    if !chosen.is_some_and(|version| options.versions.contains(&version)) {
+    let Some(version) = chosen.filter(|version| options.versions.contains(version)) else {
         return Err(Error::configuration(format!(
             "the server at {authority} does not speak this change stream: run the same software on all nodes"
         )));
-    }
+    };
     let (mut sink, mut source) = split(stream);
     let failed = |ended: Ended| Error::transient(format!("the change stream at {authority} failed: {ended}"));
     sink.send(FromSubscriber::Hello(hello).encode()).await.map_err(failed)?;
     let answer = receive(&mut source, options.silence_max).await.map_err(failed)?;
     match FromOwner::decode(answer) {
-        Ok(FromOwner::Welcome(welcome)) => Ok(Dialled { welcome, sink, source }),
+        Ok(FromOwner::Welcome(welcome)) => Ok(Dialled { welcome, version, sink, source }),
         Ok(FromOwner::Refused(refusal)) => Err(Error::refused(&refusal)),
         Ok(_) => Err(failed(Ended::Protocol("its first frame is no answer".to_owned()))),
         Err(error) => Err(failed(Ended::Protocol(error.to_string()))),

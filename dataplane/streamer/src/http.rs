@@ -11,7 +11,7 @@ use port::text;
 use crate::alive::LIVENESS_PATH;
 use crate::server::Shared;
 use crate::upgrade::STREAM_PATH;
-use crate::wire::NODE_HEADER;
+use crate::wire::{NODE_HEADER, STREAMS_HEADER};
 
 pub(crate) async fn answer<B>(shared: &Shared, request: &Request<B>, peer: IpAddr) -> Response<Full<Bytes>> {
     let mut response = page(shared, request, peer).await;
@@ -27,6 +27,8 @@ async fn page<B>(shared: &Shared, request: &Request<B>, peer: IpAddr) -> Respons
             && let Ok(node) = HeaderValue::from_str(&shared.options.node)
         {
             response.headers_mut().insert(NODE_HEADER, node);
+            let streams = if shared.gate.is_streaming() { "1" } else { "0" };
+            response.headers_mut().insert(STREAMS_HEADER, HeaderValue::from_static(streams));
         }
         return response;
     }

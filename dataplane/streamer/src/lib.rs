@@ -43,7 +43,7 @@ mod tls;
 mod upgrade;
 pub mod wire;
 
-pub use alive::is_alive;
+pub use alive::{Alive, is_alive};
 pub use auth::{InvalidToken, Token};
 pub use authority::Authority;
 pub use certificate::Certificate;
@@ -54,7 +54,7 @@ pub use fanout::{Fanout, FanoutOptions};
 pub use metrics::Metrics;
 pub use pem::Unusable;
 pub use reservation::{Reservation, SnapshotReader, fetch_snapshot};
-pub use role::{Gate, Role};
+pub use role::{Gate, Role, Streaming};
 pub use server::{BuildError, Options as ServerOptions, Outcome, Server};
 pub use snapshot::{SnapshotBytes, SnapshotSource};
 pub use wire::{Backup, Refusal, SnapshotInfo, Welcome};

@@ -122,6 +122,8 @@ pub(crate) struct Line<'a, S> {
     progress: watch::Receiver<Progress>,
     window: u64,
     heartbeat: Interval,
+    /// Whether the owner is behind upstream, until the peer was told that it is not; absent if it is not to be told.
+    behind: Option<watch::Receiver<bool>>,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
@@ -135,11 +137,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
         sink.sent = 0;
         let mut heartbeat = interval(period);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Line { sink, fanout, account, progress: account.told.subscribe(), window: window.max(1), heartbeat }
+        Line {
+            sink,
+            fanout,
+            account,
+            progress: account.told.subscribe(),
+            window: window.max(1),
+            heartbeat,
+            behind: None,
+        }
+    }
+
+    /// Tells as well when the owner is where upstream was.
+    pub(crate) fn telling(self, behind: Option<watch::Receiver<bool>>) -> Line<'a, S> {
+        Line { behind, ..self }
     }
 
     /// Queues a frame once the window has room for it.
     pub(crate) async fn feed(&mut self, frame: Bytes) -> Result<(), End> {
+        if self.behind.as_ref().is_some_and(|behind| !*behind.borrow()) {
+            self.abreast().await?;
+        }
         while self.sink.sent - self.progress.borrow_and_update().consumed >= self.window {
             self.sink.flush().await?;
             tokio::select! {
@@ -172,15 +190,38 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
             tokio::select! {
                 biased;
                 value = &mut future => return Ok(value),
+                () = caught_up(&mut self.behind) => self.abreast().await?,
                 _ = self.heartbeat.tick() => self.head().await?,
             }
         }
     }
 
     async fn head(&mut self) -> Result<(), End> {
-        let frame = FromOwner::Head { head: self.fanout.head(), owner_clock_us: clock_us() }.encode();
+        self.tell(&FromOwner::Head { head: self.fanout.head(), owner_clock_us: clock_us() }).await
+    }
+
+    async fn abreast(&mut self) -> Result<(), End> {
+        self.behind = None;
+        self.tell(&FromOwner::Abreast { version: self.fanout.head() }).await
+    }
+
+    /// Sends what is no reason for the peer to do anything.
+    async fn tell(&mut self, news: &FromOwner) -> Result<(), End> {
+        let frame = news.encode();
         self.account.sent.bytes.store(self.sink.sent + frame.len() as u64, Ordering::Release);
         Ok(self.sink.send(frame).await?)
+    }
+}
+
+/// Completes when the owner is not behind; never if that was told, or is not to be.
+async fn caught_up(behind: &mut Option<watch::Receiver<bool>>) {
+    let is_told = match behind {
+        // A sender that is gone has nothing more to tell.
+        Some(behind) => behind.wait_for(|is_behind| !is_behind).await.is_ok(),
+        None => false,
+    };
+    if !is_told {
+        std::future::pending().await
     }
 }
 

@@ -70,7 +70,7 @@ pub async fn fetch_snapshot(options: &Options) -> Result<(Welcome, SnapshotInfo,
 impl Reservation {
     /// Asks for a reservation. The welcome says whether there is a backup or a snapshot.
     pub async fn open(options: &Options) -> Result<(Welcome, Reservation)> {
-        let Dialled { welcome, mut sink, source } = dial(options, "snapshot", None, Version::ZERO).await?;
+        let Dialled { welcome, mut sink, source, .. } = dial(options, "snapshot", None, Version::ZERO).await?;
         let ledger = Ledger::new(Version::ZERO, options.window_bytes);
         let shared = Arc::new(Shared { ledger: Arc::clone(&ledger), asked: Mutex::default() });
         let (tell, lost) = watch::channel(None);

@@ -1,6 +1,6 @@
 //! What this node is with regard to the change log, as the composition root sees it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use port::Health;
@@ -37,12 +37,23 @@ pub struct Gate {
     inner: Arc<Inner>,
 }
 
+/// Changes arrive from Postgres while this lives.
+pub struct Streaming(Gate);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.inner.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 struct Inner {
     role: watch::Sender<Role>,
     was_ready: AtomicBool,
     is_hindered: AtomicBool,
+    /// How many streams of changes arrive from Postgres.
+    streams: AtomicUsize,
     /// Owns the log and is not where upstream is yet.
-    is_behind: AtomicBool,
+    is_behind: watch::Sender<bool>,
     /// Where the present owner is, as far as this node knows; subscribers are told to the end.
     successor: Mutex<String>,
     /// Requests for the stream that came while another node owned the log, or nobody.
@@ -56,7 +67,8 @@ impl Gate {
                 role: watch::Sender::new(Role::Starting),
                 was_ready: AtomicBool::new(false),
                 is_hindered: AtomicBool::new(false),
-                is_behind: AtomicBool::new(false),
+                streams: AtomicUsize::new(0),
+                is_behind: watch::Sender::new(false),
                 successor: Mutex::default(),
                 wanted: watch::Sender::new(0),
             }),
@@ -74,11 +86,22 @@ impl Gate {
             let is_final = matches!(current, Role::Draining);
             if !is_final {
                 *current = role;
-                let is_ready = current.is_ready() && !self.inner.is_behind.load(Ordering::Acquire);
+                let is_ready = current.is_ready() && !*self.inner.is_behind.borrow();
                 self.inner.was_ready.fetch_or(is_ready, Ordering::AcqRel);
             }
             !is_final
         });
+    }
+
+    /// Says to whoever asks that changes arrive here from Postgres.
+    #[must_use]
+    pub fn streaming(&self) -> Streaming {
+        self.inner.streams.fetch_add(1, Ordering::AcqRel);
+        Streaming(self.clone())
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.inner.streams.load(Ordering::Acquire) > 0
     }
 
     /// Whether something keeps this node from doing its work for now. Probes for readiness say so; subscribers are served all the same.
@@ -86,13 +109,17 @@ impl Gate {
         self.inner.is_hindered.store(is_hindered, Ordering::Relaxed);
     }
 
-    /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner; probes
-    /// are told that it is not ready, unless it was before.
+    /// Whether this node is yet to get where upstream is. Subscribers are served meanwhile, since they come there no sooner, and told
+    /// when it is there; probes are told that it is not ready, unless it was before.
     pub fn set_behind(&self, is_behind: bool) {
-        self.inner.is_behind.store(is_behind, Ordering::Release);
+        self.inner.is_behind.send_replace(is_behind);
         if !is_behind && self.inner.role.borrow().is_ready() {
             self.inner.was_ready.store(true, Ordering::Release);
         }
+    }
+
+    pub(crate) fn behind(&self) -> watch::Receiver<bool> {
+        self.inner.is_behind.subscribe()
     }
 
     #[must_use]
@@ -102,7 +129,7 @@ impl Gate {
 
     pub(crate) fn health(&self) -> Health {
         let role = self.inner.role.borrow();
-        let is_behind = self.inner.is_behind.load(Ordering::Acquire);
+        let is_behind = *self.inner.is_behind.borrow();
         let is_hindered = self.inner.is_hindered.load(Ordering::Relaxed);
         match (&*role, self.inner.was_ready.load(Ordering::Acquire)) {
             (Role::Draining, was_ready) => Health::Draining { was_ready },

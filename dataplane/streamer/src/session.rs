@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use changes::Cursor;
 use rows::Version;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 use crate::fanout::{Fanout, Membership, unreadable};
 use crate::line::{Account, Counted, End, Line, Pace, Progress};
@@ -18,13 +19,14 @@ const CHUNK_BYTES: usize = 2 << 20;
 const BURST_BYTES: usize = 1 << 20;
 
 /// Streams to a welcomed subscriber that has everything up to `after`, until the first of reading, sending and the watch on progress
-/// ends.
+/// ends. `behind` says whether the owner is yet to get where upstream is, to one who wants to know.
 pub(crate) async fn stream<S>(
     sink: &mut Sink<S>,
     source: &mut Source<S>,
     fanout: &Fanout,
     membership: &Membership,
     (after, window): (Version, u64),
+    behind: Option<watch::Receiver<bool>>,
     pace: Pace,
 ) -> End
 where
@@ -46,7 +48,7 @@ where
             }
         }
     };
-    let line = Line::new(sink, fanout, &account, window, pace.heartbeat);
+    let line = Line::new(sink, fanout, &account, window, pace.heartbeat).telling(behind);
     let mut sender = Sender { line, fanout, account: &account, at: after };
     tokio::select! {
         end = reading => end,

@@ -19,8 +19,8 @@ use crate::server::Shared;
 use crate::socket::{self, Ended, Sink, Source, finish, receive, split};
 use crate::tls::Connection;
 use crate::wire::{
-    ERROR_HEADER, FromOwner, FromSubscriber, Hello, SUBSCRIBER_FRAME_BYTES_MAX, VERSIONS_HEADER, negotiate,
-    parse_versions, print_versions,
+    ERROR_HEADER, FromOwner, FromSubscriber, Hello, SUBSCRIBER_FRAME_BYTES_MAX, TELLS_ABREAST, VERSIONS_HEADER,
+    negotiate, parse_versions, print_versions,
 };
 use crate::{hold, session};
 
@@ -104,7 +104,7 @@ pub(crate) async fn accept(shared: &Arc<Shared>, mut request: Request<Incoming>,
             }
             return finish(sink, source, None, FOREIGN).await;
         }
-        serve(&shared, sink, source, purpose, &peer).await;
+        serve(&shared, sink, source, (purpose, version), &peer).await;
     });
     response
 }
@@ -125,13 +125,13 @@ async fn serve(
     shared: &Shared,
     mut sink: Sink<Connection>,
     mut source: Source<Connection>,
-    purpose: Purpose,
+    spoken: (Purpose, u16),
     peer: &str,
 ) {
     let (node, end) = match hello(&mut source, shared.options.handshake_timeout).await {
         Err(end) => (String::new(), end),
         Ok(hello) => {
-            let end = converse(shared, &mut sink, &mut source, purpose, &hello).await;
+            let end = converse(shared, &mut sink, &mut source, spoken, &hello).await;
             (hello.node, end)
         }
     };
@@ -164,7 +164,7 @@ async fn converse(
     shared: &Shared,
     sink: &mut Sink<Connection>,
     source: &mut Source<Connection>,
-    purpose: Purpose,
+    (purpose, version): (Purpose, u16),
     hello: &Hello,
 ) -> End {
     let fanout = match shared.gate.fanout() {
@@ -188,7 +188,8 @@ async fn converse(
         tracing::info!(node, %after, ?purpose, "a node follows the change stream");
         match purpose {
             Purpose::Changes => {
-                session::stream(sink, source, &fanout, &membership, (*after, window), shared.pace()).await
+                let behind = (version >= TELLS_ABREAST).then(|| shared.gate.behind());
+                session::stream(sink, source, &fanout, &membership, (*after, window), behind, shared.pace()).await
             }
             Purpose::Snapshot | Purpose::Foreign => {
                 hold::hold(sink, source, &fanout, &membership, window, shared.pace()).await

@@ -13,13 +13,17 @@ use bytes::{BufMut, Bytes, BytesMut};
 use rows::Version;
 
 /// What this node speaks.
-pub const VERSIONS: RangeInclusive<u16> = 1..=1;
+pub const VERSIONS: RangeInclusive<u16> = 1..=2;
+/// From this version on a stream of changes tells when the owner is where upstream was ([`FromOwner::Abreast`]).
+pub const TELLS_ABREAST: u16 = 2;
 /// Request: the range that a subscriber speaks (`1-2`). Response: the version that was chosen.
 pub const VERSIONS_HEADER: &str = "zero-stream-versions";
 /// Response: why an upgrade was refused.
 pub const ERROR_HEADER: &str = "zero-stream-error";
 /// Response to `/livez`: which node answers.
 pub const NODE_HEADER: &str = "zero-node";
+/// Response to `/livez`: `1` if changes arrive here from Postgres, else `0`.
+pub const STREAMS_HEADER: &str = "zero-streams";
 /// No frame of a subscriber is longer.
 pub const SUBSCRIBER_FRAME_BYTES_MAX: usize = 16 * 1024;
 /// No frame of an owner is longer: a page's part or a piece of a snapshot, with its fields.
@@ -174,6 +178,11 @@ pub enum FromOwner {
         head: Version,
         owner_clock_us: i64,
     },
+    /// The log holds, up to `version`, all that upstream had when the owner was connected to it. Told once in a stream of changes:
+    /// at its begin, or when it is so. Whoever has applied this is not behind.
+    Abreast {
+        version: Version,
+    },
     SnapshotStart(SnapshotInfo),
     SnapshotData(Bytes),
     /// The snapshot is complete: so many bytes were sent.
@@ -193,6 +202,7 @@ mod kind {
     pub const SNAPSHOT_START: u8 = 0x85;
     pub const SNAPSHOT_DATA: u8 = 0x86;
     pub const SNAPSHOT_END: u8 = 0x87;
+    pub const ABREAST: u8 = 0x88;
 }
 
 const PAGE_START: u8 = 1;
@@ -273,6 +283,10 @@ impl FromOwner {
                 out.put_u64_le(head.as_u64());
                 out.put_i64_le(*owner_clock_us);
             }
+            FromOwner::Abreast { version } => {
+                out.put_u8(kind::ABREAST);
+                out.put_u64_le(version.as_u64());
+            }
             FromOwner::SnapshotStart(info) => {
                 out.put_u8(kind::SNAPSHOT_START);
                 out.put_u64_le(info.replica.as_u64());
@@ -320,6 +334,7 @@ impl FromOwner {
                 FromOwner::Page(PageFrame { first, last, is_start, is_end, body: fields.rest() })
             }
             kind::HEAD => FromOwner::Head { head: fields.version()?, owner_clock_us: fields.i64()? },
+            kind::ABREAST => FromOwner::Abreast { version: fields.version()? },
             kind::SNAPSHOT_START => FromOwner::SnapshotStart(SnapshotInfo {
                 replica: fields.version()?,
                 version: fields.version()?,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use streamer::{Authority, Error, Role, ServerOptions, is_alive};
+use streamer::{Alive, Authority, Error, Role, ServerOptions, is_alive};
 use testkit::tls::{self, Mount};
 use tokio::net::TcpListener;
 
@@ -21,8 +21,13 @@ async fn a_node_is_alive_in_every_role_and_answers_for_itself_only() {
     let address = format!("ws://{}", port.address);
     for role in [Role::Starting, Role::Standby { owner: String::new(), is_ready: false }, Role::Draining] {
         port.gate.set(role);
-        is_alive(&address, "rm-1", None, LIMIT).await.unwrap();
+        let alive = is_alive(&address, "rm-1", None, LIMIT).await.unwrap();
+        assert_eq!(alive.streams, Some(false));
     }
+    let streaming = port.gate.streaming();
+    assert_eq!(is_alive(&address, "rm-1", None, LIMIT).await.unwrap().streams, Some(true));
+    drop(streaming);
+    assert_eq!(is_alive(&address, "rm-1", None, LIMIT).await.unwrap().streams, Some(false));
     let failure = failure(&address, "rm-2").await;
     assert!(failure.contains("another node") && failure.contains("rm-1"), "{failure}");
     assert!(port.stop().await.is_graceful);
@@ -76,7 +81,7 @@ async fn one_that_cannot_be_recognized_is_told_from_one_that_is_silent() {
     let ask = async |address: &str, node: &str, authority: &Authority| {
         is_alive(address, node, Some(authority), harness::LIMIT).await
     };
-    let unverified = |answer: Result<(), Error>, told: &str| match answer {
+    let unverified = |answer: Result<Alive, Error>, told: &str| match answer {
         Err(Error::Unverified { message }) => assert!(message.contains(told), "{message}"),
         answer => panic!("{answer:?}"),
     };

@@ -203,7 +203,7 @@ pub async fn next(subscriber: &mut Subscriber) -> Result<Vec<Transaction>, Error
     loop {
         match tokio::time::timeout(LIMIT, subscriber.next()).await.expect("an event within the limit")? {
             Event::Transactions(transactions) => return Ok(transactions),
-            Event::Head { .. } => {}
+            Event::Head { .. } | Event::Abreast { .. } => {}
         }
     }
 }

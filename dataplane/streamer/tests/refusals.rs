@@ -55,17 +55,17 @@ async fn neighbouring_versions_talk_and_others_are_told() {
     let owner = Owner::begin(&database).await;
     let with = |versions| Options { versions, ..owner.subscriber("n") };
     // A newer subscriber that still speaks ours.
-    Subscriber::connect(&with(1..=2), v(10), v(10)).await.unwrap();
-    let error = refused(&with(2..=3), 10).await;
+    Subscriber::connect(&with(1..=3), v(10), v(10)).await.unwrap();
+    let error = refused(&with(3..=4), 10).await;
     let text = error.to_string();
-    assert!(matches!(error, Error::Configuration { .. }) && text.contains("1-1") && text.contains("2-3"), "{text}");
-    let newer = ServerOptions { versions: 1..=2, ..server_options() };
+    assert!(matches!(error, Error::Configuration { .. }) && text.contains("1-2") && text.contains("3-4"), "{text}");
+    let newer = ServerOptions { versions: 2..=3, ..server_options() };
     let newer = Owner::take_over(&database, "newer", newer, |_| {}).await;
     Subscriber::connect(&newer.subscriber("n"), v(10), v(10)).await.unwrap();
-    let newest = ServerOptions { versions: 2..=3, ..server_options() };
+    let newest = ServerOptions { versions: 3..=4, ..server_options() };
     let newest = Owner::take_over(&database, "newest", newest, |_| {}).await;
     let error = refused(&newest.subscriber("n"), 10).await;
-    assert!(error.to_string().contains("speaks versions 2-3"), "{error}");
+    assert!(error.to_string().contains("speaks versions 3-4"), "{error}");
     assert_eq!(newest.server.metrics.refusals.with_label_values(&["version"]).get(), 1);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use streamer::{Error, Event, Fanout, FanoutOptions, Refusal, Role, Subscriber};
+use streamer::{Error, Event, Fanout, FanoutOptions, Options, Refusal, Role, Subscriber};
 use tokio::time::timeout;
 
 use crate::harness::{
@@ -34,8 +34,45 @@ async fn a_subscriber_gets_what_is_stored_and_what_comes() {
     owner.append(&some([60, 70])).await;
     for mut subscriber in subscribers {
         assert_eq!(versions(&read_to(&mut subscriber, 70).await), [50, 60, 70]);
-        assert!(subscriber.try_next().is_none_or(|event| matches!(event, Ok(Event::Head { .. }))));
+        assert!(subscriber.try_next().is_none_or(|event| !matches!(event, Ok(Event::Transactions(_)))));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_follows_an_owner_is_told_when_that_is_where_upstream_was() {
+    let database = database("abreast").await;
+    let mut owner = Owner::begin(&database).await;
+    owner.append(&some(11..20)).await;
+    owner.server.gate.set_behind(true);
+    let (_, mut subscriber) = Subscriber::connect(&owner.subscriber("n"), v(10), v(10)).await.unwrap();
+    assert!(subscriber.is_told_abreast());
+    let mut told = None;
+    let mut seen = v(10);
+    while told.is_none() {
+        match timeout(LIMIT, subscriber.next()).await.unwrap().unwrap() {
+            Event::Transactions(transactions) => {
+                seen = transactions[transactions.len() - 1].version;
+                if seen == v(19) {
+                    owner.append(&some([30])).await;
+                } else if seen == v(30) {
+                    owner.server.gate.set_behind(false);
+                }
+            }
+            Event::Abreast { version } => told = Some(version),
+            Event::Head { .. } => {}
+        }
+    }
+    assert_eq!((seen, told), (v(30), Some(v(30))), "it was told too early, or of something else");
+    // At once, where it is so already; and never to a node that does not know of it.
+    let (_, mut second) = Subscriber::connect(&owner.subscriber("m"), v(10), v(30)).await.unwrap();
+    while !matches!(timeout(LIMIT, second.next()).await.unwrap().unwrap(), Event::Abreast { version } if version == v(30))
+    {
+    }
+    let former = Options { versions: 1..=1, ..owner.subscriber("o") };
+    let (_, mut third) = Subscriber::connect(&former, v(10), v(30)).await.unwrap();
+    assert!(!third.is_told_abreast());
+    owner.append(&some([40])).await;
+    assert!(!matches!(timeout(LIMIT, third.next()).await.unwrap().unwrap(), Event::Abreast { .. }));
 }
 
 /// A fresh fanout knows nothing of what was stored before it: everything comes from the log.

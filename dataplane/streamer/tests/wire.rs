@@ -99,6 +99,18 @@ fn recorded_frames_are_read() {
     }
 }
 
+/// Nodes that speak version 2 exist as well.
+#[test]
+fn version_2_adds_one_frame() {
+    let frame = FromOwner::Abreast { version: v(0x61) };
+    assert_eq!(hex(&frame.encode()), "886100000000000000");
+    assert_eq!(FromOwner::decode(frame.encode()).unwrap(), frame);
+    for end in 0..9 {
+        assert!(FromOwner::decode(frame.encode().slice(..end)).is_err(), "cut to {end}");
+    }
+    assert!(FromOwner::decode(Bytes::from([&frame.encode()[..], b"x"].concat())).is_err());
+}
+
 #[test]
 fn frames_are_read_to_their_end() {
     let has_body = |name: &str| name.starts_with("page") || name == "snapshot-data";

@@ -8,6 +8,7 @@
 mod account;
 pub mod api;
 pub mod client;
+pub mod deployments;
 pub mod evil;
 pub mod http;
 pub mod oracle;

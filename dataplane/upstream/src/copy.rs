@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fault::Backoff;
 use rows::{CopyBlock, TableSpec, Version};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -30,6 +31,9 @@ use crate::{Error, Result, identity, requirements, set_up, shard, slot, waits};
 /// Tables above twice this size are read in ranges, so that all workers can share one large table.
 const RANGE_PAGES: u64 = 4096;
 const PAGE_BYTES: u64 = 8192;
+/// For the lock of an attempt that was killed: about two seconds.
+const LOCK_RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(300));
+const LOCK_ATTEMPTS: u32 = 10;
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 /// From a completed copy to the stream after it: the file is finished and the change log taken.
 const BEGINNING_SECONDS: u32 = 10;
@@ -88,7 +92,8 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
 async fn lock(client: &Client, options: &Options) -> Result<()> {
     let key = format!("initial-copy:{}", options.app.shard_schema());
     // An attempt that was killed a moment ago holds the lock until Postgres notices.
-    for _ in 0..10 {
+    let mut retry = LOCK_RETRY;
+    for _ in 0..LOCK_ATTEMPTS {
         let row = client
             .query_one("SELECT pg_try_advisory_lock(hashtext($1))", &[&key])
             .await
@@ -96,7 +101,7 @@ async fn lock(client: &Client, options: &Options) -> Result<()> {
         if row.get(0) {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(retry.pause()).await;
     }
     Err(Error::transient(format!(
         "another process is making the initial copy of {}; only one can at a time",

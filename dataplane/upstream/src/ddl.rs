@@ -12,14 +12,21 @@
 //! statement unless one of the two is about a whole schema or publication.
 //!
 //! A failure must not break the user's statement; it is sent as {"type":"error"} and ends replication with one clear line.
+//!
+//! The reference uses some of the names. While this server has the shard, nothing of the reference's watches it: [`removal`] takes
+//! it away, [`former`] says how to bring it back, and a trigger does that when the reference begins (`hand_back.sql`).
 
 use crate::connect::{quote_identifier, quote_literal};
 use crate::options::App;
+use crate::tenant::DATA_VERSION;
 
 /// The table whose inserted rows are events.
 pub(crate) const EVENTS: &str = "schemaEvents";
 /// The column with the event, as JSON.
 pub(crate) const EVENT: &str = "event";
+
+/// The trigger that waits for the reference.
+pub(crate) const HAND_BACK_TRIGGER: &str = "hand_back";
 
 /// Taken by the functions of former releases, and by the reference's, in every transaction with a schema change.
 pub(crate) const FORMER_LOCK: i64 = 4_353_719_051_050_729_648;
@@ -52,18 +59,45 @@ const SETTINGS: &str = "SET search_path = pg_catalog, pg_temp
 
 const DESCRIBE: &str = include_str!("ddl/specs.sql");
 const WATCH: &str = include_str!("ddl/events.sql");
+const HAND_BACK: &str = include_str!("ddl/hand_back.sql");
+
+/// Functions that only this server has.
+const OURS: [&str; 11] = [
+    "table_specs",
+    "descendants",
+    "family",
+    "record_tables",
+    "take_turn",
+    "publish_public",
+    "check_partitions",
+    "emit_event",
+    "emit_failure",
+    "emit_ddl_drop",
+    "emit_ddl_rewrite",
+];
+/// Functions that the reference has, or both have; others of its begin with `emit_`.
+const THEIRS: [&str; 4] = ["schema_specs", "update_schemas", REFERENCE, "notice_ignore"];
+/// Every version of the reference has this function, and no release of this server.
+const REFERENCE: &str = "get_trigger_context";
 
 /// Creates the functions, after [`removal`]. They work with and without the triggers.
 pub(crate) fn functions(app: &App, publications: &[String]) -> String {
     let shard = app.shard_schema();
     let publications = publications.iter().map(|p| quote_literal(p)).collect::<Vec<_>>().join(", ");
-    [DESCRIBE, WATCH]
+    [DESCRIBE, WATCH, HAND_BACK]
         .concat()
         .replace("{settings}", SETTINGS)
         .replace("{shard}", &quote_identifier(&shard))
         .replace("{shard_name}", &quote_literal(&shard))
         .replace("{default_publication}", &quote_literal(&app.default_publication()))
+        .replace("{names}", &names())
+        .replace("{metadata_publication}", &quote_literal(&app.metadata_publication()))
         .replace("{publications}", &publications)
+}
+
+/// All functions that are replaced or handed back but those that begin with `emit_`.
+fn names() -> String {
+    OURS.iter().chain(&THEIRS).map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ")
 }
 
 fn trigger_name(app: &App, kind: &str) -> String {
@@ -74,6 +108,7 @@ fn trigger_name(app: &App, kind: &str) -> String {
 pub(crate) fn removal(app: &App) -> String {
     let triggers = ["start", "end", "drop", "rewrite"].map(|kind| quote_literal(&trigger_name(app, kind))).join(", ");
     let shard = quote_literal(&app.shard_schema());
+    let names = names();
     format!(
         "DO $body$
          DECLARE
@@ -85,12 +120,39 @@ pub(crate) fn removal(app: &App) -> String {
            END LOOP;
            FOR it IN SELECT f.oid::regprocedure AS called FROM pg_proc f
                      WHERE f.pronamespace = to_regnamespace(quote_ident({shard}))
-                       AND (f.proname LIKE 'emit\\_%' OR f.proname IN (
-                         'schema_specs', 'table_specs', 'descendants', 'family', 'update_schemas', 'record_tables', 'take_turn',
-                         'publish_public', 'check_partitions', 'get_trigger_context', 'notice_ignore')) LOOP
+                       AND (f.proname LIKE 'emit\\_%' OR f.proname IN ({names})) LOOP
              EXECUTE format('DROP FUNCTION %s', it.called);
            END LOOP;
          END $body$;"
+    )
+}
+
+/// Selects whether the reference's functions are there, and the statements that make them anew after a removal, with its triggers.
+pub(crate) fn former(app: &App) -> String {
+    let shard = quote_literal(&app.shard_schema());
+    let schema = quote_identifier(&app.shard_schema());
+    let list = |names: &[&str]| names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
+    format!(
+        "WITH function AS (
+           SELECT f.* FROM pg_proc f
+           WHERE f.pronamespace = to_regnamespace(quote_ident({shard})) AND f.prokind = 'f' AND f.proname NOT IN ({ours})
+             AND (f.proname LIKE 'emit\\_%' OR f.proname IN ({theirs}))
+         )
+         SELECT EXISTS (SELECT FROM function WHERE proname = '{REFERENCE}'), concat(
+           (SELECT string_agg(pg_get_functiondef(f.oid) || ';', E'\n' ORDER BY f.oid) FROM function f),
+           (SELECT string_agg(format(E'\nCREATE EVENT TRIGGER %I ON %s%s EXECUTE FUNCTION %I.%I();%s', t.evtname, t.evtevent,
+                     ' WHEN TAG IN (' || (SELECT string_agg(quote_literal(tag), ', ') FROM unnest(t.evttags) tag) || ')',
+                     {shard}, f.proname,
+                     CASE t.evtenabled WHEN 'D' THEN format(' ALTER EVENT TRIGGER %I DISABLE;', t.evtname)
+                                       WHEN 'R' THEN format(' ALTER EVENT TRIGGER %I ENABLE REPLICA;', t.evtname)
+                                       WHEN 'A' THEN format(' ALTER EVENT TRIGGER %I ENABLE ALWAYS;', t.evtname) END), '')
+            FROM pg_event_trigger t JOIN function f ON f.oid = t.evtfoid),
+           -- It compares with what it saw last, and says what was changed since to the replica that it makes.
+           CASE WHEN to_regclass({published}) IS NOT NULL
+                THEN E'\nUPDATE {schema}.\"publishedSchema\" SET \"current\" = {schema}.schema_specs();' END)",
+        ours = list(&OURS),
+        theirs = list(&THEIRS),
+        published = quote_literal(&format!("{schema}.\"publishedSchema\"")),
     )
 }
 
@@ -111,4 +173,15 @@ pub(crate) fn triggers(app: &App) -> String {
         )
     })
     .concat()
+}
+
+/// Lets the reference have the shard back when it notes its version; after [`functions`].
+pub(crate) fn watch_for_reference(app: &App) -> String {
+    let schema = quote_identifier(&app.shard_schema());
+    format!(
+        "CREATE OR REPLACE TRIGGER {HAND_BACK_TRIGGER} AFTER UPDATE ON {schema}.\"versionHistory\" FOR EACH ROW
+           WHEN (OLD.\"dataVersion\" = {DATA_VERSION} AND NEW.\"dataVersion\" <> {DATA_VERSION})
+           EXECUTE FUNCTION {schema}.hand_back();
+         ALTER TABLE {schema}.\"versionHistory\" ENABLE ALWAYS TRIGGER {HAND_BACK_TRIGGER};"
+    )
 }

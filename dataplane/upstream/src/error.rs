@@ -27,6 +27,9 @@ pub enum Error {
     /// Another process streams from the slot: take over, or wait until it is gone.
     #[error("replication slot {slot} is in use by {application} (pid {pid} at the Postgres server)")]
     SlotInUse { slot: String, pid: i32, application: String },
+    /// The reference is at work on the shard: it ends when a person stops it.
+    #[error("{message}")]
+    Occupied { message: String },
     /// A task of ours met a fault of the program; where is in the log.
     #[error("{task} failed unexpectedly: {reason}")]
     Panicked { task: &'static str, reason: String },
@@ -98,6 +101,7 @@ impl Error {
             Error::Garbled { .. } => &path::GARBLED,
             Error::ResetRequired { .. } => &path::RESET,
             Error::SlotInUse { .. } => &path::SLOT_IN_USE,
+            Error::Occupied { .. } => &path::OCCUPIED,
             Error::Panicked { .. } => &path::PANICKED,
         }
     }

@@ -17,7 +17,7 @@ pub struct Deployed {
     pub hash: Option<String>,
 }
 
-/// The table, its row and what keeps its hash.
+/// The table.
 pub(crate) fn table(app: &App) -> String {
     let global = quote_identifier(&app.id);
     format!(
@@ -28,6 +28,15 @@ CREATE TABLE IF NOT EXISTS {global}.permissions (
   "hash" TEXT,
   "lock" BOOL PRIMARY KEY DEFAULT true CHECK (lock)
 );
+"#
+    )
+}
+
+/// Its row and what keeps the hash, once the table is known to be of the right shape.
+pub(crate) fn contents(app: &App) -> String {
+    let global = quote_identifier(&app.id);
+    format!(
+        r#"
 CREATE OR REPLACE FUNCTION {global}.set_permissions_hash() RETURNS TRIGGER LANGUAGE plpgsql AS $body$
 BEGIN
   NEW.hash := md5(NEW.permissions::text);
@@ -58,7 +67,7 @@ pub async fn deployed(client: &Client, app: &App) -> Result<Option<Deployed>> {
 pub async fn deploy(client: &Client, app: &App, text: &str) -> Result<String> {
     let doing = |e| Error::statement("deploy permissions", e);
     if deployed(client, app).await?.is_none() {
-        client.batch_execute(&table(app)).await.map_err(doing)?;
+        client.batch_execute(&format!("{}{}", table(app), contents(app))).await.map_err(doing)?;
     }
     let statement = format!(
         "INSERT INTO {}.permissions (permissions) VALUES ($1::text::jsonb)

@@ -9,7 +9,8 @@ use tokio_postgres::{Client, Transaction};
 use crate::connect::quote_identifier;
 use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
-use crate::{Error, Result, ddl, shard};
+use crate::tenant::{self, Former, Tenant};
+use crate::{Error, Result, ddl, permissions, shape, shard};
 
 /// What the set-up came to.
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +32,27 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<Set
         .execute("SELECT pg_advisory_xact_lock(hashtext($1))", &[&format!("migrate-schema:{}", app.shard_schema())])
         .await
         .map_err(failed)?;
-    let follows_another = is_watched_by_another_release(&transaction, app).await?;
-    if follows_another {
+    let had_triggers = has_triggers(&transaction, app).await?;
+    let former = match tenant::look(&transaction, app).await? {
+        Tenant::Ours => None,
+        Tenant::Reference(version) => {
+            tenant::unless_at_work(&transaction, app).await?;
+            Some((version, tenant::evict(&transaction, app).await?))
+        }
+    };
+    let is_taken_over = former.is_some();
+    let follows_another = is_taken_over || is_watched_by_another_release(&transaction, app).await?;
+    if follows_another && !is_taken_over {
         // Its messages count up to here, so no transaction that wrote one may be open.
         transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&ddl::FORMER_LOCK]).await.map_err(failed)?;
         transaction.batch_execute(&ddl::removal(app)).await.map_err(failed)?;
     }
     transaction.batch_execute(&shard::tables(app)).await.map_err(failed)?;
+    shape::check(&transaction, app).await?;
+    transaction.batch_execute(&permissions::contents(app)).await.map_err(failed)?;
+    if is_taken_over {
+        transaction.batch_execute(&tenant::drop_other_publications(app)).await.map_err(failed)?;
+    }
     transaction.batch_execute(&shard::metadata_publication(app)).await.map_err(failed)?;
     if options.publications.is_empty() {
         transaction.batch_execute(&shard::default_publication(app)).await.map_err(default_publication_failed)?;
@@ -52,7 +67,8 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<Set
         .map_err(failed)?;
     let found = fingerprint(&transaction, app, &functions).await?;
     let is_installed = known.as_ref().is_some_and(|row| row.get(1) && row.get::<_, Option<&str>>(0) == Some(&found));
-    let watching = is_installed || install(&transaction, app, &functions).await?;
+    let is_told = !had_triggers && known.as_ref().is_some_and(|row| row.get(1));
+    let watching = is_installed || install(&transaction, app, &functions, is_told).await?;
     let messages_until = match known.and_then(|row| row.get::<_, Option<String>>(2)) {
         Some(position) if !follows_another => position,
         _ => transaction.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.map_err(failed)?.get(0),
@@ -80,13 +96,39 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<Set
         )
         .await
         .map_err(failed)?;
+    if is_taken_over || !tenant::is_settled(&transaction, app).await? {
+        tenant::settle(&transaction, app, former.as_ref().map(|(_, former)| former)).await?;
+    }
     transaction.commit().await.map_err(failed)?;
+    if let Some((version, Former { watch, replicas })) = &former {
+        tracing::info!(
+            schema = app.shard_schema(),
+            schema_version = version,
+            replicas,
+            triggers = watch.is_some(),
+            "took the shard over from Rocicorp's zero-cache: its triggers, functions and replicas are replaced; clients, mutations and permissions stay"
+        );
+    }
     use_unique_indexes_as_identity(client, options).await?;
     Ok(SetUp { watching, messages_until: parse_lsn(&messages_until)? })
 }
 
-/// Replaces functions and triggers. Returns whether schema changes can be watched.
-async fn install(transaction: &Transaction<'_>, app: &App, functions: &str) -> Result<bool> {
+/// Whether event triggers of the shard's functions are there, whoever made them.
+async fn has_triggers(transaction: &Transaction<'_>, app: &App) -> Result<bool> {
+    let row = transaction
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_event_trigger t JOIN pg_proc f ON f.oid = t.evtfoid
+                            WHERE f.pronamespace = to_regnamespace(quote_ident($1)))",
+            &[&app.shard_schema()],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(row.get(0))
+}
+
+/// Replaces functions and triggers. Returns whether schema changes can be watched: also without triggers, if `is_told`, which
+/// a person says in the table `shardConfig` whose migrations call `update_schemas()`.
+async fn install(transaction: &Transaction<'_>, app: &App, functions: &str, is_told: bool) -> Result<bool> {
     transaction.batch_execute(&ddl::removal(app)).await.map_err(failed)?;
     transaction.batch_execute(functions).await.map_err(failed)?;
     transaction.batch_execute("SAVEPOINT triggers").await.map_err(failed)?;
@@ -94,6 +136,13 @@ async fn install(transaction: &Transaction<'_>, app: &App, functions: &str) -> R
         Ok(()) => Ok(true),
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             transaction.batch_execute("ROLLBACK TO SAVEPOINT triggers").await.map_err(failed)?;
+            if is_told {
+                tracing::info!(
+                    "this role may not create event triggers, and \"ddlDetection\" is set: a migration must end with SELECT {}.update_schemas()",
+                    app.shard_schema()
+                );
+                return Ok(true);
+            }
             tracing::warn!(
                 "this role may not create event triggers, so a schema change upstream will rebuild the whole replica; use a superuser, or the role that your provider allows to create event triggers"
             );
@@ -137,7 +186,9 @@ async fn is_watched_by_another_release(transaction: &Transaction<'_>, app: &App)
 
 /// The set-up makes the same statements each time: what Postgres finds wrong with one of them, it will find again.
 fn failed(e: tokio_postgres::Error) -> Error {
-    let repeats = e.code().is_some_and(|code| matches!(code.code().get(..2), Some("22" | "23" | "2B" | "42")));
+    let repeats = e.code().is_some_and(|code| {
+        matches!(code.code().get(..2), Some("0A" | "22" | "23" | "2B" | "2F" | "38" | "39" | "42" | "P0"))
+    });
     match Error::statement("set the shard up", e) {
         Error::Transient { message, source, .. } if repeats => Error::Configuration {
             message: format!("{message}; nothing was changed: mend what it names, or use another ZERO_APP_ID"),
@@ -190,8 +241,6 @@ async fn check_publications(client: &Client, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Tables without a primary key but with a unique index over NOT NULL columns: use that index, so that updates and deletes
-/// are possible. A table of another owner is left as it is, and named.
 /// What an error means that ended the stream. A publication that is missing at the stream's position stays missing there, even
 /// when it is back: what was committed meanwhile is not sent.
 pub(crate) async fn stream_failed(client: &Client, options: &Options, error: &ServerError) -> Error {
@@ -207,6 +256,8 @@ pub(crate) async fn stream_failed(client: &Client, options: &Options, error: &Se
     }
 }
 
+/// Tables without a primary key but with a unique index over NOT NULL columns: use that index, so that updates and deletes
+/// are possible. A table of another owner is left as it is, and named.
 async fn use_unique_indexes_as_identity(client: &Client, options: &Options) -> Result<()> {
     let shard = quote_identifier(&options.app.shard_schema());
     let doing = |e| Error::statement("look for tables without replica identity", e);

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::connect::{quote_identifier, quote_literal};
 use crate::options::App;
-use crate::{Error, Result, ddl, permissions};
+use crate::{Error, Result, ddl, permissions, tenant};
 
 /// One finished initial copy, as the `replicas` table remembers it.
 #[derive(Clone, Debug)]
@@ -43,7 +43,8 @@ pub(crate) fn tables(app: &App) -> String {
     let shard = quote_identifier(&app.shard_schema());
     format!(
         r#"
-{permissions}CREATE SCHEMA IF NOT EXISTS {shard};
+{permissions}
+CREATE SCHEMA IF NOT EXISTS {shard};
 CREATE TABLE IF NOT EXISTS {shard}."clients" (
   "clientGroupID" TEXT NOT NULL,
   "clientID" TEXT NOT NULL,
@@ -51,6 +52,8 @@ CREATE TABLE IF NOT EXISTS {shard}."clients" (
   "userID" TEXT,
   PRIMARY KEY ("clientGroupID", "clientID")
 );
+-- Old releases of the reference made it without.
+ALTER TABLE {shard}."clients" ADD COLUMN IF NOT EXISTS "userID" TEXT;
 CREATE TABLE IF NOT EXISTS {shard}."mutations" (
   "clientGroupID" TEXT NOT NULL,
   "clientID" TEXT NOT NULL,
@@ -64,7 +67,8 @@ CREATE TABLE IF NOT EXISTS {shard}."shardConfig" (
   "lock" BOOL PRIMARY KEY DEFAULT true CHECK (lock)
 );
 CREATE TABLE IF NOT EXISTS {shard}."replicas" (
-  "id" TEXT PRIMARY KEY,
+  -- Releases of the reference that know no ids have the shard back with this table as it is.
+  "id" TEXT PRIMARY KEY DEFAULT replace(gen_random_uuid()::text, '-', ''),
   "rank" BIGSERIAL,
   "slot" TEXT NOT NULL,
   "version" TEXT NOT NULL,
@@ -72,12 +76,22 @@ CREATE TABLE IF NOT EXISTS {shard}."replicas" (
   "initialSyncContext" JSON,
   "subscriberContext" JSON
 );
+ALTER TABLE {shard}."replicas" ALTER "id" SET DEFAULT replace(gen_random_uuid()::text, '-', '');
+-- Which migrations of the reference ran: see the module `tenant`.
+CREATE TABLE IF NOT EXISTS {shard}."versionHistory" (
+  "dataVersion" INT NOT NULL,
+  "schemaVersion" INT NOT NULL,
+  "minSafeVersion" INT NOT NULL,
+  "lock" CHAR(1) PRIMARY KEY DEFAULT 'v' CHECK (lock = 'v')
+);
 -- Nothing was published between these positions, so the slot may be at the second when the replica is at the first.
 ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "idleFrom" TEXT, ADD COLUMN IF NOT EXISTS "idleTo" TEXT;
 -- The database that the row was written in: a dump carries rows to where they mean nothing.
 ALTER TABLE {shard}."replicas" ADD COLUMN IF NOT EXISTS "home" TEXT;
 -- Former releases and the reference know neither of these.
 ALTER TABLE {shard}."shardConfig" ADD COLUMN IF NOT EXISTS "functions" TEXT, ADD COLUMN IF NOT EXISTS "messagesUntil" TEXT;
+-- What watched for the reference, and when it last had the shard back, in seconds since 1970.
+ALTER TABLE {shard}."shardConfig" ADD COLUMN IF NOT EXISTS "former" TEXT, ADD COLUMN IF NOT EXISTS "handedBack" FLOAT8;
 -- Each published table as it was described last, with its indexes and whatever is a part of it.
 CREATE TABLE IF NOT EXISTS {shard}."publishedTables" (
   "oid" OID PRIMARY KEY,
@@ -164,11 +178,18 @@ pub(crate) fn default_publication(app: &App) -> String {
 /// The newest finished initial copy of this database. A row without a home was written by a version that did not note it.
 pub(crate) async fn newest_replica(client: &Client, app: &App, home: &str) -> Result<Option<Replica>> {
     let schema = quote_identifier(&app.shard_schema());
+    // The reference's rows of this table are not ours, and have no such columns.
+    let history = format!("{schema}.\"schemaHistory\"");
+    let is_there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&history]).await;
+    if !is_there.map_err(|e| Error::statement("read the replicas of the shard", e))?.get::<_, bool>(0) {
+        return Ok(None);
+    }
     let row = client
         .query_opt(
             &format!(
                 "SELECT \"id\", \"slot\", \"version\", \"idleFrom\", \"idleTo\" FROM {schema}.\"replicas\" r
                  WHERE \"initialSyncContext\" IS NOT NULL AND coalesce(to_jsonb(r) ->> 'home', $1) = $1
+                 AND EXISTS (SELECT FROM {history} h WHERE h.\"replica\" = r.\"id\")
                  ORDER BY \"rank\" DESC LIMIT 1"
             ),
             &[&home],
@@ -218,7 +239,7 @@ pub(crate) async fn configured_publications(client: &Client, app: &App) -> Resul
 /// Removes everything that the shard has upstream, `clients` and `mutations` included.
 pub async fn decommission(client: &Client, app: &App) -> Result<()> {
     let doing = |e| Error::statement("remove the shard", e);
-    let pattern = format!("^{}_[a-z]+$", app.shard_schema());
+    let pattern = tenant::slot_pattern(app);
     client
         .execute(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name ~ $1 AND active_pid IS NOT NULL

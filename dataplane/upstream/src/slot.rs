@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fault::Backoff;
 use rows::Version;
 use tokio_postgres::Client;
 
@@ -10,11 +11,14 @@ use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::requirements::Server;
 use crate::wire::Connection;
-use crate::{Error, Result, identity, shard, waits};
+use crate::{Error, Result, identity, shard, tenant, waits};
 
 /// Between two looks at a slot that is being released; clients wait as long for their changes.
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 const RELEASE_ATTEMPTS: u32 = 500;
+/// The process that was just ended may hold a slot for another moment: about two seconds.
+const DROP_RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(150));
+const DROP_ATTEMPTS: u32 = 20;
 const NO_FREE_SLOT: &str = "53400";
 const NOT_PERMITTED: &str = "42501";
 const DUPLICATE_OBJECT: &str = "42710";
@@ -212,7 +216,7 @@ pub(crate) async fn release(client: &Client, slot: &str, take_over: bool) -> Res
 /// Drops slots of this shard that are idle and that no row of `replicas` references.
 pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
     let schema = quote_identifier(&app.shard_schema());
-    let pattern = format!("^{}_[a-z]+$", app.shard_schema());
+    let pattern = tenant::slot_pattern(app);
     let rows = client
         .query(
             &format!(
@@ -247,7 +251,8 @@ pub(crate) async fn drop_matching(client: &Client, pattern: &str) -> Result<()> 
 /// Drops a slot; one that is gone or was taken in the meantime is no error.
 async fn drop_one(client: &Client, slot: &str) -> Result<()> {
     use tokio_postgres::error::SqlState;
-    for _ in 0..20 {
+    let mut retry = DROP_RETRY;
+    for _ in 0..DROP_ATTEMPTS {
         match client.execute("SELECT pg_drop_replication_slot($1::text::name)", &[&slot]).await {
             Ok(_) => {
                 tracing::info!(slot, "dropped replication slot");
@@ -255,7 +260,7 @@ async fn drop_one(client: &Client, slot: &str) -> Result<()> {
             }
             Err(e) if e.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
             Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => {
-                tokio::time::sleep(Duration::from_millis(100)).await
+                tokio::time::sleep(retry.pause()).await;
             }
             Err(e) => return Err(Error::statement("drop a replication slot", e)),
         }

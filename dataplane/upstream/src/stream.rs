@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fault::Backoff;
 use rows::{Transaction, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -101,6 +102,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two looks for truncated partitions.
 const PARTITIONS_PERIOD: Duration = Duration::from_secs(2);
 const OBJECT_IN_USE: &str = "55006";
+/// The process that was just ended may hold the slot for another moment: about a second.
+const START_RETRY: Backoff = Backoff::new(Duration::from_millis(40), Duration::from_millis(80));
+const START_ATTEMPTS: u32 = 20;
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 const UNDEFINED_OBJECT: &str = "42704";
 
@@ -419,6 +423,7 @@ async fn start_replication(
         lsn_text(from),
         quote_literal(&publications.join(",")).trim_start(),
     );
+    let mut retry = START_RETRY;
     for attempt in 0.. {
         connection.send_query(&sql).await?;
         let error = loop {
@@ -435,7 +440,7 @@ async fn start_replication(
         while connection.frame().await?.tag != b'Z' {}
         match error.code.as_str() {
             // The process that was just ended may hold it for another moment.
-            OBJECT_IN_USE if attempt < 20 => tokio::time::sleep(Duration::from_millis(50)).await,
+            OBJECT_IN_USE if attempt < START_ATTEMPTS => tokio::time::sleep(retry.pause()).await,
             OBJECT_IN_USE => {
                 slot::release(client, slot, false).await?;
                 return Err(Error::response("start replication", &error));

@@ -30,6 +30,8 @@ pub(crate) enum Told {
     Schema { tag: String, json: String },
     /// Contents of tables were computed anew.
     Rewrite { tables: Vec<u32> },
+    /// The reference has begun to use the shard, and nothing is said to this server from here on.
+    HandedBack,
     /// A trigger could not say what happened.
     Failure { tag: String, message: String },
 }
@@ -70,6 +72,7 @@ pub(crate) fn read(content: &[u8]) -> Option<Told> {
             let listed = tables.iter().filter_map(|number| number.get().parse().ok());
             Some(Told::Rewrite { tables: listed.chain((oid != 0).then_some(oid)).collect() })
         }
+        ("handedBack", _) => Some(Told::HandedBack),
         ("error", _) => Some(Told::Failure { tag, message }),
         _ => {
             tracing::error!(kind, "what is said about a schema change is of an unknown kind; it has no effect");
@@ -87,6 +90,7 @@ mod tests {
         for (json, expected) in [
             (r#"{"type":"rewrite","tables":[1,2]}"#, Some("Rewrite { tables: [1, 2] }")),
             (r#"{"type":"rewrite","version":1,"oid":3}"#, Some("Rewrite { tables: [3] }")),
+            (r#"{"type":"handedBack"}"#, Some("HandedBack")),
             (r#"{"type":"error","tag":"T","message":"m"}"#, Some(r#"Failure { tag: "T", message: "m" }"#)),
             (
                 r#"{"type":"schema","tag":"T","schema":{"tables":[]}}"#,

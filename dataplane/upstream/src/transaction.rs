@@ -346,6 +346,9 @@ impl Assembler {
                 self.open()?.rewritten.extend(tables);
                 Ok(())
             }
+            Some(Told::HandedBack) => Err(Error::reset(
+                "Rocicorp's zero-cache has begun to use this application and shard, and schema changes are told to that server now",
+            )),
             Some(Told::Failure { tag, message }) => {
                 Err(Error::reset(format!("the trigger at {tag} could not record a schema change: {message}")))
             }

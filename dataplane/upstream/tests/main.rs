@@ -12,5 +12,6 @@ mod model;
 mod random;
 mod slots;
 mod start;
+mod takeover;
 mod types;
 mod watching;

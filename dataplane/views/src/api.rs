@@ -42,6 +42,8 @@ pub struct Connect {
 /// On whose behalf API servers are called for this connection. Replaced as a whole by `updateAuth`.
 #[derive(Default)]
 pub struct ConnectionContext {
+    /// On whose account calls wait for each other; it says nothing of rights.
+    pub client_group: String,
     pub user_id: Option<String>,
     pub token: Option<String>,
     /// Verified JWT claims, for legacy deployments.

@@ -44,6 +44,14 @@ impl Body {
         self.settle()
     }
 
+    /// Adds a row operation from where it lies.
+    pub fn lying_row(&mut self, op: &Piece) -> Result<(), BodyError> {
+        match op {
+            Piece::Memory(op) => self.row(op),
+            Piece::File(_) => self.row(&op.read()?),
+        }
+    }
+
     /// Adds row operations that are joined by commas and shared with other bodies.
     pub fn chunk(&mut self, ops: &Piece, rows: usize) -> Result<(), BodyError> {
         if ops.is_empty() {

@@ -8,30 +8,61 @@
 //! present ones leads on from it. It must be the history of the very node that handed the cookie out: nodes that are behind take
 //! several versions in one step, and what came and went in between is in none of their deltas.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use protocol::down::QueryOp;
 use protocol::error::ErrorBody;
 use protocol::poke::PartBuilder;
 use rows::{Cookie, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::api::ConnectionId;
+use crate::api::{ConnectionId, Frame};
 use crate::body::{Body, BodyError};
 use crate::connection::{Connection, History, Phase};
 use crate::core::Core;
-use crate::deliver::{Poke, add_all, no_room};
+use crate::deliver::{Bodies, Poke, add_all, no_room};
 use crate::group::{Group, GroupId};
 use crate::lineage::del_op;
-use crate::materialisation::Materialisation;
+use crate::materialisation::{Materialisation, MaterialisationId};
 use crate::row_id::RowId;
+use crate::spool::Piece;
 use crate::store::{LineageId, Question, Request, RowSet, Touched};
+
+/// What a connection misses: of each query all rows, or those that changed since a version, with what the database knows of them.
+pub struct Missed(Vec<(MaterialisationId, Option<(Version, Option<Arc<Vec<RowId>>>)>)>);
+
+impl Missed {
+    /// Answers of the database are told apart by where they are.
+    fn parts(&self) -> impl Iterator<Item = (MaterialisationId, Option<(Version, Option<*const Vec<RowId>>)>)> + '_ {
+        let place = |(version, rows): &(Version, Option<Arc<Vec<RowId>>>)| (*version, rows.as_ref().map(Arc::as_ptr));
+        self.0.iter().map(move |(id, since)| (*id, since.as_ref().map(place)))
+    }
+}
+
+impl PartialEq for Missed {
+    fn eq(&self, other: &Missed) -> bool {
+        self.parts().eq(other.parts())
+    }
+}
+
+impl Eq for Missed {}
+
+impl Hash for Missed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().for_each(|part| part.hash(state));
+    }
+}
 
 impl Core {
     /// Lets in every connection of the group that has all it needs.
-    pub(crate) fn join_waiting(&mut self, group: GroupId, pokes: &mut Vec<Poke>) -> Result<(), String> {
+    pub(crate) fn join_waiting(
+        &mut self,
+        group: GroupId,
+        bodies: &mut Bodies,
+        pokes: &mut Vec<Poke>,
+    ) -> Result<(), String> {
         let joining: Vec<ConnectionId> = self
             .groups
             .get(&group)
@@ -42,7 +73,7 @@ impl Core {
             .collect();
         for id in joining {
             if self.has_drained(id) && self.prepared(group, id) {
-                pokes.extend(self.join(group, id)?);
+                pokes.extend(self.join(group, id, bodies)?);
             }
         }
         Ok(())
@@ -198,7 +229,7 @@ impl Core {
         Some(rows)
     }
 
-    fn join(&mut self, group_id: GroupId, id: ConnectionId) -> Result<Option<Poke>, String> {
+    fn join(&mut self, group_id: GroupId, id: ConnectionId, bodies: &mut Bodies) -> Result<Option<Poke>, String> {
         let version = self.version;
         let (Some(group), Some(connection)) = (self.groups.get(&group_id), self.connections.get(&id)) else {
             return Ok(None);
@@ -216,10 +247,7 @@ impl Core {
         if cookie != Some(group.cookie) {
             add_query_patches(group, connection, &mut body.patches);
         }
-        let made = self.add_rows(group, connection, &mut body).and_then(|()| {
-            self.options.metrics.poked_rows.inc_by(body.rows);
-            body.finish()
-        });
+        let made = self.add_rows(group, connection, body, bodies);
         let body = match made {
             Ok(body) => body,
             Err(error) => {
@@ -254,29 +282,33 @@ impl Core {
         Ok(self.poke(id, target, &body, None))
     }
 
-    fn add_rows(&self, group: &Group, connection: &Connection, body: &mut Body) -> Result<(), BodyError> {
+    /// The frames of `body` with the rows that the connection has not.
+    fn add_rows(
+        &self,
+        group: &Group,
+        connection: &Connection,
+        mut body: Body,
+        bodies: &mut Bodies,
+    ) -> Result<Vec<Frame>, BodyError> {
         let mut whole: Vec<&Materialisation> = Vec::new();
         let mut part: Vec<(&Materialisation, Version, Option<&History>)> = Vec::new();
-        let mut candidates: FxHashSet<&RowId> = FxHashSet::default();
+        let mut missed = Vec::new();
         for (hash, query) in &group.record.queries {
             let Some(holding) = &query.holding else { continue };
-            let Some(materialisation) =
-                group.queries.get(hash).and_then(|r| r.held).and_then(|id| self.materialisations.get(id))
-            else {
+            let held = group.queries.get(hash).and_then(|r| r.held);
+            let Some((id, materialisation)) = held.and_then(|id| Some((id, self.materialisations.get(id)?))) else {
                 continue;
             };
             let Some(cookie) = connection.cookie.filter(|cookie| holding.got_at <= *cookie) else {
                 if !whole.iter().any(|m| std::ptr::eq(*m, materialisation)) {
                     whole.push(materialisation);
                 }
+                missed.push((id, None));
                 continue;
             };
-            for entry in materialisation.history.since(cookie.version) {
-                candidates.extend(entry.puts.iter().chain(&entry.dels).map(|(id, _)| id));
-            }
             let stored = connection.touched.get(&(holding.lineage, false));
-            candidates.extend(stored.iter().flat_map(|history| history.rows.iter()));
             part.push((materialisation, cookie.version, stored));
+            missed.push((id, Some((cookie.version, stored.map(|history| Arc::clone(&history.rows))))));
         }
         // Rows of queries that were removed since: deleted unless something still holds them.
         let mut orphans: FxHashSet<&RowId> = FxHashSet::default();
@@ -286,25 +318,46 @@ impl Core {
                 orphans.extend(rows.rows.iter());
             }
         }
+        // Many come back at once, and all clients of a query do when it was hydrated anew: they miss the same. What is sent whole is
+        // shared as it is.
+        let missed = Missed(missed);
+        let is_shared = !part.is_empty() && orphans.is_empty();
+        if is_shared && let Some(rows) = bodies.missed.get(&missed) {
+            return Ok([&body.finish()?[..], rows].concat());
+        }
+        let mut candidates: FxHashSet<&RowId> = FxHashSet::default();
+        for (materialisation, since, stored) in &part {
+            candidates.extend(materialisation.history.since(*since).flat_map(|entry| entry.ids()));
+            candidates.extend(stored.iter().flat_map(|history| history.rows.iter()));
+        }
+        let mut rows = Body::new(self.version, &self.materialisations.spool);
+        let body_of_rows = if is_shared { &mut rows } else { &mut body };
         let holds = |id: &RowId| part.iter().map(|(m, ..)| m).chain(&whole).any(|m| m.holds(id));
         let mut gone: Vec<&RowId> = candidates.iter().chain(&orphans).copied().filter(|id| !holds(id)).collect();
         gone.sort_unstable();
         gone.dedup();
         for id in gone {
             if let Some(op) = del_op(&self.schema, &group.keys, id) {
-                body.row(&op)?;
+                body_of_rows.row(&op)?;
             }
         }
         let mut sent: FxHashSet<&RowId> = FxHashSet::default();
         for (materialisation, since, stored) in &part {
-            self.add_changed(materialisation, *since, stored.is_some(), &candidates, &mut sent, body)?;
+            self.add_changed(materialisation, *since, stored.is_some(), &candidates, &mut sent, body_of_rows)?;
         }
         let mut told: Vec<&Materialisation> = part.iter().map(|(m, ..)| *m).collect();
         for materialisation in whole {
-            add_all(materialisation, self.version, &told, body)?;
+            add_all(materialisation, self.version, &told, body_of_rows)?;
             told.push(materialisation);
         }
-        Ok(())
+        self.options.metrics.poked_rows.inc_by(body_of_rows.rows);
+        let mut frames = body.finish()?;
+        if is_shared {
+            let rows: Arc<[Frame]> = rows.finish()?.into();
+            frames.extend(rows.iter().cloned());
+            bodies.missed.insert(missed, rows);
+        }
+        Ok(frames)
     }
 
     /// Adds those of `candidates` that a materialisation holds and whose present state it knows. Only who holds a row knows that.
@@ -320,7 +373,7 @@ impl Core {
         let payload = if is_stored { materialisation.rows_at(self.version) } else { None };
         let (payload, after) = payload.map(|(payload, after)| (payload, after.collect::<Vec<_>>())).unzip();
         let entries = materialisation.history.since(since).chain(after.into_iter().flatten());
-        let mut newest: FxHashMap<&RowId, &Bytes> = FxHashMap::default();
+        let mut newest: FxHashMap<&RowId, &Piece> = FxHashMap::default();
         for entry in entries {
             newest.extend(entry.puts.iter().map(|(id, op)| (id, op)));
         }
@@ -330,7 +383,7 @@ impl Core {
         };
         for (id, op) in &newest {
             if wanted(id) {
-                body.row(op)?;
+                body.lying_row(op)?;
             }
         }
         if let Some(payload) = payload {

@@ -1,8 +1,8 @@
 //! From what changed for a group to the frames of its active connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use bytes::Bytes;
 use protocol::down::{self, QueryOp};
 use protocol::error::ErrorBody;
 use rows::{Cookie, Version};
@@ -10,14 +10,16 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::api::{ConnectionId, Frame};
 use crate::body::{Body, BodyError};
+use crate::catch_up::Missed;
 use crate::connection::Phase;
 use crate::core::Core;
 use crate::group::record::Holding;
-use crate::group::{GroupId, Left, Pending};
+use crate::group::{GroupId, Left, Pending, QueryRun};
 use crate::lineage::del_op;
 use crate::materialisation::{Entry, Materialisation, MaterialisationId};
 use crate::outgoing::{Mark, now_ms};
 use crate::row_id::RowId;
+use crate::spool::Piece;
 use crate::store::GroupRow;
 
 /// Encoded rows are shared as they are with clients that know at most one in so many of them.
@@ -34,10 +36,11 @@ pub struct Poke {
     pub mark: Option<Mark>,
 }
 
-/// Bodies of this step by the materialisations they carry: groups that are affected alike share them.
+/// Bodies of this step by what they carry: groups that are affected alike, and connections that missed the same, share them.
 #[derive(Default)]
 pub struct Bodies {
     shared: FxHashMap<Vec<MaterialisationId>, Arc<[Frame]>>,
+    pub(crate) missed: FxHashMap<Missed, Arc<[Frame]>>,
 }
 
 impl Core {
@@ -56,6 +59,10 @@ impl Core {
         if !group.is_served() || !group.is_admitted {
             return Ok(());
         }
+        if self.is_about_to_join(group_id) {
+            return Ok(());
+        }
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
         let active: Vec<ConnectionId> = group
             .connections
             .iter()
@@ -69,10 +76,7 @@ impl Core {
         group.pending.arrived = waiting;
         group.retain_held(&mut pending.affected);
         if active.is_empty() {
-            // Nobody to tell: whoever joins is told the state, not the changes.
-            pending.last_mutation_ids.clear();
-            pending.mutations.clear();
-            pending.affected.clear();
+            pending.nobody_is_told();
         }
         if pending.is_empty() && arrived.is_empty() {
             return Ok(());
@@ -111,11 +115,33 @@ impl Core {
                 }
             }
         }
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         for id in pending.left.iter().filter_map(|l| l.held) {
             self.release(group_id, id, now);
         }
         Ok(())
+    }
+
+    /// Whether there is nobody to tell anything yet, and somebody who joins waits for new queries for a moment: what it changed is
+    /// stored together with what it will be told, in one flush.
+    fn is_about_to_join(&mut self, group_id: GroupId) -> bool {
+        let Some(group) = self.groups.get_mut(&group_id) else { return false };
+        let is_awaited = |run: &QueryRun| {
+            let is_live = |id| self.materialisations.get(id).is_some_and(|m| m.graph().is_some());
+            run.asked.is_some() || run.coming.is_some_and(|id| !is_live(id))
+        };
+        if !group.queries.values().any(is_awaited) {
+            return false;
+        }
+        let now = Instant::now();
+        let connections = || group.connections.iter().filter_map(|id| self.connections.get(id));
+        let is_waiting = connections()
+            .any(|c| c.phase == Phase::Joining && c.patience.is_some_and(|until| until > now))
+            && connections().all(|c| c.phase != Phase::Active);
+        if is_waiting {
+            group.pending.nobody_is_told();
+        }
+        is_waiting
     }
 
     /// Frames of one poke for one connection, which is at `cookie` afterwards.
@@ -315,7 +341,7 @@ impl Core {
         for entry in &entries {
             for (id, op) in &entry.puts {
                 if !several || done.insert(id) {
-                    body.row(op)?;
+                    body.lying_row(op)?;
                 }
             }
         }
@@ -349,7 +375,7 @@ pub fn add_all(
     let after: Vec<&Arc<Entry>> = after.collect();
     let overlapping: Vec<&Materialisation> =
         told.iter().copied().filter(|other| materialisation.may_share_rows(other)).collect();
-    let mut newest: FxHashMap<&RowId, Option<&Bytes>> = FxHashMap::default();
+    let mut newest: FxHashMap<&RowId, Option<&Piece>> = FxHashMap::default();
     for entry in &after {
         newest.extend(entry.dels.iter().map(|(id, _)| (id, None)));
         newest.extend(entry.puts.iter().map(|(id, op)| (id, Some(op))));
@@ -362,8 +388,11 @@ pub fn add_all(
             body.chunk(&chunk.ops, chunk.rows())?;
         }
         for entry in &after {
-            for (_, op) in entry.dels.iter().chain(&entry.puts) {
+            for (_, op) in &entry.dels {
                 body.row(op)?;
+            }
+            for (_, op) in &entry.puts {
+                body.lying_row(op)?;
             }
         }
         return Ok(());
@@ -379,7 +408,7 @@ pub fn add_all(
         if let Some(op) = op
             && is_new(id)
         {
-            body.row(op)?;
+            body.lying_row(op)?;
         }
     }
     Ok(())

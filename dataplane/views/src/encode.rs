@@ -19,6 +19,9 @@ pub struct Unencodable {
     pub column: String,
 }
 
+/// What names of columns and the like may add to a row without another allocation.
+const NAMES_BYTES: usize = 4 << 10;
+
 /// Appends the `put` of a row with all its visible columns.
 pub fn write_put(out: &mut Vec<u8>, table: &KeyedTable, row: &Row) -> Result<(), Unencodable> {
     let start = out.len();
@@ -49,8 +52,10 @@ pub fn write_put(out: &mut Vec<u8>, table: &KeyedTable, row: &Row) -> Result<(),
 
 /// The `put` of one row.
 pub fn put(table: &KeyedTable, row: &Row) -> Result<Bytes, Unencodable> {
-    let mut out = Vec::with_capacity(row.size() * 2);
+    let mut out = Vec::with_capacity(row.size() + row.size().min(NAMES_BYTES));
     write_put(&mut out, table, row)?;
+    // It may be held for long, by many.
+    out.shrink_to_fit();
     Ok(out.into())
 }
 

@@ -14,6 +14,7 @@ use crate::materialisation::{Entry, History, MaterialisationId, State, Stored};
 use crate::materialisations::Materialisations;
 use crate::payload::Payload;
 use crate::row_id::{Encoder, Presence, RowId};
+use crate::spool::Piece;
 use crate::store::{Delta, Flush, Lineage, LineageId};
 
 impl Materialisations {
@@ -101,11 +102,11 @@ pub fn difference(
     schema: &Schema,
     keys: &KeyChoice,
 ) -> std::io::Result<Entry> {
-    let mut ops: FxHashMap<&RowId, &Bytes> = FxHashMap::default();
+    let mut ops: FxHashMap<&RowId, &Piece> = FxHashMap::default();
     let mut recent: FxHashSet<&RowId> = FxHashSet::default();
     for e in &history.entries {
         ops.extend(e.puts.iter().map(|(id, op)| (id, op)));
-        recent.extend(e.puts.iter().chain(&e.dels).map(|(id, _)| id));
+        recent.extend(e.ids());
     }
     let mut entry = Entry { version, puts: Vec::new(), dels: Vec::new() };
     let differs = |id: &RowId| {
@@ -113,9 +114,9 @@ pub fn difference(
         present.is_some() && (old.get(id).copied() != present || recent.contains(id))
     };
     if let Some(payload) = payload {
-        payload.each::<std::io::Error>(&mut |id, op| {
+        payload.each_lying::<std::io::Error>(|id, op| {
             if !ops.contains_key(&id) && differs(&id) {
-                entry.puts.push((id, Bytes::copy_from_slice(op)));
+                entry.puts.push((id, op()));
             }
             Ok(())
         })?;

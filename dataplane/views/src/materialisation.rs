@@ -18,6 +18,7 @@ use crate::group::GroupId;
 use crate::limits::Limits;
 use crate::payload::Payload;
 use crate::row_id::RowId;
+use crate::spool::Piece;
 use crate::store::{LineageId, RowSet};
 
 /// Unique in the process.
@@ -134,7 +135,7 @@ impl Materialisation {
 #[derive(Debug)]
 pub struct Entry {
     pub version: Version,
-    pub puts: Vec<(RowId, Bytes)>,
+    pub puts: Vec<(RowId, Piece)>,
     pub dels: Vec<(RowId, Bytes)>,
 }
 
@@ -143,9 +144,16 @@ impl Entry {
         self.puts.is_empty() && self.dels.is_empty()
     }
 
-    /// Bytes held.
+    /// The rows that it is about.
+    pub fn ids(&self) -> impl Iterator<Item = &RowId> {
+        self.puts.iter().map(|(id, _)| id).chain(self.dels.iter().map(|(id, _)| id))
+    }
+
+    /// Bytes held in memory.
     pub fn size(&self) -> usize {
-        self.puts.iter().chain(&self.dels).map(|(_, op)| op.len() + 96).sum()
+        let puts: usize = self.puts.iter().map(|(_, op)| op.memory()).sum();
+        let dels: usize = self.dels.iter().map(|(_, op)| op.len()).sum();
+        puts + dels + (self.puts.len() + self.dels.len()) * 96
     }
 }
 

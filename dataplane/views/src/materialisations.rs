@@ -483,7 +483,7 @@ impl Encoded {
                     op
                 }
             };
-            puts.push((RowId::of(&put.table, &put.key), op));
+            puts.push((RowId::of(&put.table, &put.key), op.into()));
         }
         let dels = delta
             .dels

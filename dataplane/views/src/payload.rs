@@ -2,6 +2,7 @@
 //!
 //! Chunks, and the identities of their rows, are in the spool: a payload holds no row in memory that has no room there.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rows::Version;
@@ -40,6 +41,24 @@ impl Chunk {
         self.ends.len()
     }
 
+    /// Calls with every row and where in the chunk its operation is.
+    fn each<E: From<std::io::Error>>(
+        &self,
+        call: &mut dyn FnMut(RowId, Range<usize>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let ids = self.ids.read()?;
+        let (mut start, mut ends, mut outcome) = (0, self.ends.iter(), Ok(()));
+        decode(&ids, |id, _| {
+            let end = ends.next().map_or(start, |end| *end as usize);
+            if outcome.is_ok() {
+                outcome = call(id, start..end);
+            }
+            start = end + 1;
+        })
+        .map_err(std::io::Error::other)?;
+        outcome
+    }
+
     fn size(&self) -> usize {
         self.ops.len() + self.ids.len() + self.ends.len() * size_of::<u32>()
     }
@@ -58,20 +77,22 @@ impl Payload {
         self.rows
     }
 
+    /// Calls with every row of the chunks and where its operation lies.
+    pub fn each_lying<E: From<std::io::Error>>(
+        &self,
+        mut call: impl FnMut(RowId, &dyn Fn() -> Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for chunk in &self.chunks {
+            chunk.each(&mut |id, range| call(id, &|| chunk.ops.slice(range.clone())))?;
+        }
+        Ok(())
+    }
+
     /// Calls with every row of the chunks and its operation.
     pub fn each<E: From<std::io::Error>>(&self, call: EachRow<'_, E>) -> Result<(), E> {
         for chunk in &self.chunks {
-            let (ops, ids) = (chunk.ops.read()?, chunk.ids.read()?);
-            let (mut start, mut ends, mut outcome) = (0, chunk.ends.iter(), Ok(()));
-            decode(&ids, |id, _| {
-                let end = ends.next().map_or(start, |end| *end as usize);
-                if outcome.is_ok() {
-                    outcome = call(id, &ops[start..end]);
-                }
-                start = end + 1;
-            })
-            .map_err(std::io::Error::other)?;
-            outcome?;
+            let ops = chunk.ops.read()?;
+            chunk.each(&mut |id, range| call(id, &ops[range]))?;
         }
         Ok(())
     }

@@ -155,9 +155,29 @@ impl Piece {
         }
     }
 
+    /// Of these, those in memory.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        match self {
+            Piece::Memory(bytes) => bytes.len(),
+            Piece::File(_) => 0,
+        }
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// A part of it, which keeps all of it.
+    #[must_use]
+    pub fn slice(&self, range: std::ops::Range<usize>) -> Piece {
+        match self {
+            Piece::Memory(bytes) => Piece::Memory(bytes.slice(range)),
+            Piece::File(Stored { file, offset, .. }) => {
+                Piece::File(Stored { file: Arc::clone(file), offset: offset + range.start as u64, len: range.len() })
+            }
+        }
     }
 
     /// All its bytes. Reads from disk where they are there.
@@ -208,6 +228,7 @@ mod tests {
             assert_eq!(piece.read().unwrap(), pattern(n, 10_000 + n));
             assert_eq!(piece.read_part(9_999, 7).unwrap(), &pattern(n, 10_006)[9_999..][..7.min(n + 1)]);
             assert_eq!(piece.read_part(20_000, 1).unwrap().len(), 0);
+            assert_eq!(piece.slice(5_000..9_000).slice(100..107).read().unwrap(), &pattern(n, 10_000)[5_100..5_107]);
         }
         let clone = pieces.last().unwrap().clone();
         drop(pieces);

@@ -8,7 +8,7 @@ use protocol::error::{ErrorBody, Kind};
 use rows::Version;
 use tracing::info;
 
-use crate::api::ConnectionId;
+use crate::api::{ConnectionId, Frame};
 use crate::connection::Phase;
 use crate::convert::check_client_schema;
 use crate::core::{Core, Event};
@@ -23,6 +23,9 @@ use crate::outgoing::Mark;
 /// slices: when the process was stopped for a while, only one of them has passed for all threads alike.
 const PUBLISH_SLICE: Duration = Duration::from_millis(100);
 const PUBLISH_SLICES: u32 = 300;
+
+/// A socket takes so much at once: three writes instead of one would be most of what a small poke costs.
+const ONE_WRITE_BYTES: usize = 8 << 10;
 
 impl Core {
     /// Brings everything to the newest version and tells whoever is concerned.
@@ -47,9 +50,12 @@ impl Core {
         let pokes = self.tell_groups(mark)?;
         let needs = self.submit_flush(!pokes.is_empty());
         for poke in pokes {
-            // Parts may leave before the flush: a client applies nothing before the end of the poke.
+            // What fits one write leaves in one write. Parts of what is larger may leave before the flush: a client applies nothing
+            // before the end of the poke.
+            let bytes: usize = poke.frames.iter().map(Frame::len).sum();
+            let parts_need = if bytes <= ONE_WRITE_BYTES { needs } else { 0 };
             let end = (needs, poke.end, poke.mark);
-            self.send(poke.connection, poke.frames.into_iter().map(|f| (0, f, None)).chain([end]));
+            self.send(poke.connection, poke.frames.into_iter().map(|f| (parts_need, f, None)).chain([end]));
         }
         self.reader.end();
         self.free_leaving();
@@ -205,7 +211,7 @@ impl Core {
             dirty.sort_unstable();
             for group in dirty {
                 self.deliver(group, mark, &mut bodies, &mut pokes)?;
-                self.join_waiting(group, &mut pokes)?;
+                self.join_waiting(group, &mut bodies, &mut pokes)?;
             }
         }
         self.want_step |= !self.dirty.is_empty();

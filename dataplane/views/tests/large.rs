@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rows::Change;
 use serde_json::{Value as Json, json};
 
 use crate::client::{Client, PATIENCE, Store, put};
@@ -217,4 +218,32 @@ async fn what_grows_beyond_the_budget_by_itself_sends_the_newest_away() {
     a.until("500 rows", |s| s.rows.len() == 500).await;
     world.issue("a0", "a", 2).await;
     assert_eq!(a.poke().await.keys("put"), [r#"issue/"a0""#]);
+}
+
+#[tokio::test]
+async fn clients_that_miss_the_same_share_its_bytes() {
+    let mut world = world().await;
+    write(&mut world, 'a').await;
+    let mut clients = Vec::new();
+    for n in 0..10 {
+        let mut c = socket(&world, &format!("g{n}"), Store::default(), &init(&[put("all", 1000)]));
+        c.until("all", |s| has_all(s, 'a')).await;
+        clients.push(c);
+    }
+    // A table whose contents change as a whole is read anew, and all join again where they were.
+    let before = world.metrics().rehydrations.get();
+    let tables = vec![world.spec("comment")];
+    world.model.remove("comment");
+    let rows = (0..ROWS).map(|n| world.put("comment", comment(n, 'b')));
+    let changes = std::iter::once(Change::Truncate { tables }).chain(rows).collect();
+    world.apply(changes).await;
+    clients[7].until("one change of 4 MB", |s| has_all(s, 'b')).await;
+    assert_eq!(world.metrics().rehydrations.get(), before + 1);
+    // The others have read nothing yet; for them alone it would be 36 MB.
+    tokio::time::sleep(A_WHILE).await;
+    let disk = world.metrics().spool_disk_bytes.get();
+    assert!(disk <= 32 << 20, "{disk} bytes for one change");
+    for c in &mut clients[..2] {
+        c.until("the change", |s| has_all(s, 'b')).await;
+    }
 }

@@ -318,3 +318,24 @@ async fn a_client_may_leave_before_anything_was_said() {
     assert_eq!(c.refused().await.0["kind"], "Internal");
     let Seen::Poke(_) = c.log[0] else { panic!("{:?}", c.log) };
 }
+
+/// What a new client changes of its group's record is stored once, with what it is told: each flush is time that the next one
+/// waits for.
+#[tokio::test]
+async fn a_new_client_costs_one_flush() {
+    let mut world = World::new().await;
+    let first = settled(&mut world).await;
+    // Its answer comes after its first step.
+    world.api.with(|api| api.delay = Duration::from_millis(3));
+    let flushes = |world: &World| world.metrics().cvr_flush_seconds.get_sample_count();
+    let mut least = u64::MAX;
+    for n in 0..10 {
+        let before = flushes(&world);
+        let mut c = world.connect(&format!("new {n}"), "c1", Store::default(), init(&[put("mine", 60_000)]));
+        c.until("the query", |s| s.got.contains("mine")).await;
+        least = least.min(flushes(&world) - before);
+        assert_eq!(c.store.rows, first.store.rows);
+        c.cut();
+    }
+    assert_eq!(least, 1);
+}

@@ -1,12 +1,15 @@
-//! Nodes that are configured wrongly or meet the wrong neighbour: each says what is wrong and ends or tries again; none becomes
-//! ready, none serves wrong rows, and the neighbour goes on.
+//! Nodes that are configured wrongly or meet the wrong neighbour: each says what is wrong. What can be seen at once ends the start;
+//! what only a neighbour says is waited for, since it may be the neighbour that is mended. None becomes ready, none serves wrong
+//! rows, and the neighbour goes on.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 use testkit::postgres::{Postgres, Version};
 use testkit::process::ZeroCache;
 
+use super::node_status::await_facts;
 use super::{Cluster, Plan, READY};
 use crate::app::{all_issues, fence};
 use crate::bad_input::{failing_start, wait_for_complaint};
@@ -19,6 +22,19 @@ fn refused_start(mut node: ZeroCache, words: &[&str]) -> Result<String> {
     let log = wait_for_complaint(&mut node, words)?;
     let status = node.wait_exit(Duration::from_secs(20))?;
     ensure!(status.code() == Some(255), "the node ended with {status}:\n{log}");
+    Ok(log)
+}
+
+/// A node that says the words and what a person is to do, and waits for that.
+async fn waits_for_a_person(mut node: ZeroCache, words: &[&str]) -> Result<String> {
+    node.spawn()?;
+    let log = wait_for_complaint(&mut node, words)?;
+    let port = node.port();
+    let told = await_facts(&mut node, port, "the fault", |facts| facts["fault"]["class"] == json!("person")).await?;
+    ensure!(told["fault"]["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{told}");
+    let message = told["fault"]["message"].as_str().unwrap_or_default().to_lowercase();
+    ensure!(words.iter().all(|word| message.contains(&word.to_lowercase())), "{message}");
+    ensure!(node.terminate()?.success(), "{}", node.log_tail(20));
     Ok(log)
 }
 
@@ -63,23 +79,21 @@ async fn wrong_neighbours_are_named() -> Result<()> {
 
     // Another token: both sides say so.
     let stranger = cluster.syncer()?.env(TOKEN, "not-the-right-one");
-    let log = refused_start(stranger, &["401", "token"])?;
+    let log = waits_for_a_person(stranger, &["401", "token"]).await?;
     ensure!(!log.contains("not-the-right-one"), "the token is in the log:\n{log}");
     ensure!(cluster.managers[0].metric("zero_change_stream_refusals_total")? > 0.0);
 
     // A view-syncer's port for clients will never serve the stream; that of the replication-manager looks like one that starts.
     let syncer = cluster.syncers[0].port();
     let lost = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_URI", &format!("http://127.0.0.1:{syncer}"));
-    refused_start(
-        lost,
-        &["ZERO_CHANGE_STREAMER_URI", &format!("127.0.0.1:{syncer} does not speak this change stream")],
-    )?;
+    let words = ["ZERO_CHANGE_STREAMER_URI", &format!("127.0.0.1:{syncer} does not speak this change stream")];
+    waits_for_a_person(lost, &words).await?;
     let lost = cluster.syncer()?.env("ZERO_CHANGE_STREAMER_URI", &format!("http://127.0.0.1:{manager}"));
     failing_start(lost, &[" WARN ", &format!("127.0.0.1:{manager} refused the change stream")])?;
 
     // Another application's change stream.
     let foreign = cluster.syncer()?.env("ZERO_APP_ID", "other");
-    refused_start(foreign, &["another application"])?;
+    waits_for_a_person(foreign, &["another application"]).await?;
 
     // Nobody there yet: waits, and says for whom.
     let port = testkit::free_ports(1)?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use testkit::client::Client;
 use testkit::proxy::Mood;
 
+use super::node_status::await_facts;
 use super::{Cluster, Plan, READY};
 use crate::app::{all_issues, fence, query};
 use crate::bad_input::wait_for_complaint;
@@ -83,8 +84,11 @@ async fn a_disk_that_is_full_while_restoring_is_reported() -> Result<()> {
     let file = limited.replica_file().display().to_string();
     limited.spawn()?;
     wait_for_complaint(&mut limited, &["no room", &file, "bytes"])?;
-    let status = limited.wait_exit(Duration::from_secs(20))?;
-    ensure!(status.code() == Some(255), "the node ended with {status}:\n{}", limited.log());
+    let port = limited.port();
+    let told = |facts: &serde_json::Value| facts["fault"]["class"] == serde_json::json!("person");
+    let facts = await_facts(&mut limited, port, "the full disk", told).await?;
+    ensure!(facts["fault"]["remedy"].as_str().is_some_and(|remedy| remedy.contains("room")), "{facts}");
+    ensure!(limited.terminate()?.success(), "{}", limited.log_tail(20));
     let left: u64 =
         std::fs::read_dir(limited.folder())?.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum();
     ensure!(left < 1 << 20, "{left} bytes of an unfinished restore are left behind");

@@ -33,8 +33,9 @@ pub async fn row(cluster: &Cluster) -> Result<(Option<String>, i64)> {
 }
 
 /// Two replication-managers, `rm-0` at work and `rm-1` standing by, and a view-syncer.
-async fn pair(plan: Plan) -> Result<Cluster> {
-    let mut cluster = Cluster::prepare(Plan { syncers: 1, sql: SQL.to_owned(), ..plan }).await?;
+pub async fn pair(plan: Plan) -> Result<Cluster> {
+    let sql = format!("{}{SQL}", plan.sql);
+    let mut cluster = Cluster::prepare(Plan { syncers: 1, sql, ..plan }).await?;
     for number in 0..2 {
         add(&mut cluster, number).await?;
         await_ready(&mut cluster, number).await?;
@@ -299,5 +300,51 @@ async fn a_standby_takes_over_from_an_owner_whose_replica_is_at_fault() -> Resul
     ensure!(log.contains("the replica will be rebuilt") && copies(&log) == 1, "a new copy was made:\n{log}");
     settle(&cluster, &mut writer, &tab).await?;
     println!("a replica at fault: pause {pause:.1?}");
+    cluster.check_logs()
+}
+
+/// The files of the database server and the replica's, taken from a deployment that goes on: what was copied knows the owner of the
+/// original, which answers, and has the same identity by all that it states.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_all_files_does_not_wait_for_the_owner_of_the_original() -> Result<()> {
+    let plan = Plan { owns_postgres: true, ..Plan::new("standby_copy") };
+    let mut cluster = Cluster::prepare(Plan { sql: format!("{}{SQL}", plan.sql), ..plan }).await?;
+    add(&mut cluster, 0).await?;
+    await_ready(&mut cluster, 0).await?;
+    // It dies, so that its row stays as it is while it works.
+    cluster.managers[0].kill()?;
+    let postgres = cluster.database.postgres;
+    postgres.stop()?;
+    let copied = postgres.copy(testkit::postgres::Options::default(), &[])?;
+    postgres.resume()?;
+    let mut node = cluster.manager()?.named("rm-1 of the copy").env("ZERO_TASK_ID", "rm-1");
+    let name = cluster.database.name.clone();
+    for variable in ["ZERO_UPSTREAM_DB", "ZERO_CHANGE_DB", "ZERO_CVR_DB"] {
+        node.set(variable, &copied.url(&name));
+    }
+    node.set("ZERO_CHANGE_STREAMER_STANDBY", "true");
+    for entry in std::fs::read_dir(cluster.managers[0].folder())? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_owned();
+        if file.to_string_lossy().starts_with("replica.db") && path.is_file() {
+            std::fs::copy(&path, node.folder().join(file))?;
+        }
+    }
+    cluster.managers[0].spawn()?;
+    await_ready(&mut cluster, 0).await?;
+    let before = row(&cluster).await?;
+
+    node.spawn()?;
+    let (port, begun) = (node.change_port(), Instant::now());
+    await_facts(&mut node, port, "replicating", |facts| facts["streaming"] == json!(true)).await?;
+    let there = copied.connect(&name).await?;
+    let owner = there.query_one(r#"SELECT "owner" FROM "zero_0/cdc".state"#, &[]).await?.get::<_, String>(0);
+    ensure!(owner == "rm-1", "the owner of the copy's log is {owner}");
+    println!("the copy replicates after {:.1?}", begun.elapsed());
+    ensure!(node.log().contains("streams from another database") && copies(&node.log()) <= 1, "{}", node.log());
+    // The original is not disturbed.
+    ensure!(row(&cluster).await? == before, "the log has changed hands: {before:?}, {:?}", row(&cluster).await?);
+    ensure!(facts(cluster.managers[0].change_port())?["streaming"] == json!(true));
+    node.check_log()?;
     cluster.check_logs()
 }

@@ -6,12 +6,13 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use crate::site::Site;
+use crate::operator::Operator;
+use crate::site::{Site, condition, install};
 
 #[path = "../../../crds/tests/documents.rs"]
 mod documents;
 
-use documents::{bad, bad_changes, document, good, good_changes, long_name};
+use documents::{bad, bad_changes, document, fits, good, good_changes, long_name, misfits, repairs};
 
 struct Door(Api<DynamicObject>);
 
@@ -136,4 +137,74 @@ async fn unknown_fields_are_not_stored() -> Result<()> {
     let refused = door.0.patch("shop", &strict, &patch).await;
     ensure!(refused.is_err_and(|error| error.to_string().contains("viewSyncers")));
     Ok(())
+}
+
+/// Every quantity, share and length that Kubernetes takes is taken, and no other: judged by the API server, without storing any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quantities_shares_and_lengths_are_those_that_kubernetes_takes() -> Result<()> {
+    let site = Site::new("quantities").await?;
+    let door = Door::of(&site);
+    let try_out = PostParams { dry_run: true, ..PostParams::default() };
+    let judge = async |spec: &Value| -> Result<String> {
+        let object = serde_json::from_value(document(spec.clone()))?;
+        refusal(door.0.create(&try_out, &object).await.map(drop))
+    };
+    for (spec, field) in misfits() {
+        let said = judge(&spec).await?;
+        ensure!(said.contains(field), "{spec} should be refused by name, but: {said:?}");
+    }
+    for spec in fits() {
+        let said = judge(&spec).await?;
+        ensure!(said.is_empty(), "{spec}: {said}");
+    }
+    Ok(())
+}
+
+/// Documents that were stored while nobody looked at quantities: they get a status that names the field, any other change passes,
+/// and so does the correction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_before_gets_a_status_and_can_be_repaired() -> Result<()> {
+    // Alone, for the kind is everybody's.
+    let site = Site::alone("before").await?;
+    let mut former = crds::definition();
+    forget_quantities(&mut former["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+    install(site.client.clone(), former).await?;
+    let mut names = Vec::new();
+    for (number, (old, _)) in repairs().into_iter().enumerate() {
+        let name = format!("old-{number}");
+        let create = async || site.create(&name, old.clone()).await;
+        // The API server takes the former rules up a moment later.
+        let end = site.end(20);
+        while create().await.is_err() {
+            ensure!(std::time::Instant::now() < end, "the former definition does not take {old}");
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        names.push(name);
+    }
+    install(site.client.clone(), crds::definition()).await?;
+    let _operator = Operator::start(&site).await?;
+    for (name, (old, new)) in names.iter().zip(repairs()) {
+        let told = |cache: &Value| condition(cache, "Ready").1 == "InvalidSpec" && cache["status"]["phase"] == "Failed";
+        site.until(name, "told of", 20, told).await.map_err(|error| error.context(old.to_string()))?;
+        site.change(name, json!({ "spec": { "paused": true } })).await?;
+        site.change(name, json!({ "spec": new })).await.map_err(|error| error.context(new.to_string()))?;
+        site.until(name, "healed", 20, |cache| condition(cache, "Ready").1 != "InvalidSpec").await?;
+        site.change(name, json!({ "spec": { "deletion": { "upstream": "Retain" } } })).await?;
+        site.delete(name).await?;
+        site.until_gone(name).await?;
+    }
+    Ok(())
+}
+
+/// Takes the bounds of quantities and shares off.
+fn forget_quantities(schema: &mut Value) {
+    let Some(fields) = schema.as_object_mut() else { return };
+    if fields.get("x-kubernetes-int-or-string") == Some(&json!(true)) {
+        fields.retain(|name, _| !["maxLength", "pattern", "minimum", "maximum"].contains(&name.as_str()));
+    }
+    // Their rules failed by them, at which nothing was stored.
+    if let Some(rules) = fields.get_mut("x-kubernetes-validations").and_then(Value::as_array_mut) {
+        rules.retain(|rule| !rule["rule"].as_str().unwrap_or_default().contains("uantity("));
+    }
+    fields.values_mut().for_each(forget_quantities);
 }

@@ -8,7 +8,7 @@ mod budget;
 mod conditions;
 mod flows;
 pub mod objects;
-mod quantity;
+mod values;
 mod wanted;
 
 use std::collections::BTreeSet;

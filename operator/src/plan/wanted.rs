@@ -8,8 +8,8 @@ use crds::spec::{Placement, SecretKeyRef, Topology, ZeroCacheSpec};
 use k8s_openapi::api::core::v1::{PodTemplateSpec, Volume};
 use sha2::{Digest as _, Sha256};
 
-use super::annotation_of;
 use super::objects::{env, stream_tls};
+use super::{annotation_of, values};
 use crate::observe::{Observed, Role};
 
 /// What is wrong with a spec that the API server could not see.
@@ -17,6 +17,8 @@ use crate::observe::{Observed, Role};
 pub enum Problem {
     #[error("{field}: {name} is set by the operator; remove it from the list")]
     OwnVariable { field: &'static str, name: String },
+    #[error("{field}: {value:?} is not {what}")]
+    Value { field: String, value: String, what: &'static str },
     #[error("{field} is not a pod template: {message}")]
     Template { field: &'static str, message: String },
     #[error("{field}: {what}, which whoever runs the operator does not allow; remove it")]
@@ -80,7 +82,7 @@ impl<'a> Wanted<'a> {
             overrides: BTreeMap::new(),
             secrets: &observed.secrets,
         };
-        let mut problems = Vec::new();
+        let mut problems = values::problems(spec);
         for &role in wanted.roles() {
             wanted.check(role, observed.installation.refuses_raw_fields, &mut problems);
         }

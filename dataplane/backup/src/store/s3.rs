@@ -12,6 +12,7 @@ use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 use bytes::Bytes;
+use fault::{Backoff, Class};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -34,6 +35,7 @@ const ATTEMPTS: u32 = 4;
 const PARTS_MAX: i32 = 10_000;
 /// When the body of an answer breaks off, which the SDK does not repeat.
 const BODY_RETRIES: u32 = 3;
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
 /// S3 takes no more objects in one request to delete them.
 const DELETED_AT_ONCE: usize = 1000;
 /// Where Litestream looks for the time of a file.
@@ -95,8 +97,11 @@ impl Bucket {
             config = config.region(Region::new("us-east-1"));
         }
         if let Some(endpoint) = &options.endpoint {
-            config = config.endpoint_url(endpoint).force_path_style(true);
+            config = config.endpoint_url(endpoint);
         }
+        // A store at an address of its own rarely has a host name for each bucket.
+        let by_environment = shared.endpoint_url().is_some() || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some();
+        config = config.force_path_style(options.endpoint.is_some() || by_environment);
         Ok(Bucket {
             client: Client::from_conf(config.build()),
             bucket,
@@ -344,12 +349,12 @@ impl Store for Bucket {
 
     fn get(&self, name: Name, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>> {
         Box::pin(async move {
-            let mut tries = 0;
+            let (mut tries, mut retry) = (0, RETRY);
             loop {
                 match self.get_once(name, &range).await {
-                    Err(Error::Unavailable { .. }) if tries < BODY_RETRIES => {
+                    Err(error) if error.entry().class == Class::Passes && tries < BODY_RETRIES => {
                         tries += 1;
-                        tokio::time::sleep(Duration::from_millis(100 << tries)).await;
+                        tokio::time::sleep(retry.pause()).await;
                     }
                     result => return result,
                 }

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fault::{Backoff, Class};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::{HeaderMap, LOCATION};
 use hyper::{Method, StatusCode};
@@ -16,10 +17,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::aws_lc_rs;
 use url::Url;
 
+use super::lanes::{Crowded, Lanes};
 use super::{CallError, Request};
 use crate::metrics::Metrics;
 
 const ATTEMPTS: u32 = 4;
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
 const REDIRECTS: usize = 5;
 /// Of the body of an answer that is an error, what is read at all: clients are shown the beginning of it.
 const ERROR_BYTES: usize = 4 * 1024;
@@ -80,8 +83,20 @@ impl Caller {
         Ok(Caller { client, timeout, response_bytes_max, metrics })
     }
 
-    /// Posts JSON and returns the body of a 2xx answer.
-    pub(crate) async fn post(&self, operation: Operation, request: &Request, body: Bytes) -> Result<Bytes, CallError> {
+    /// Posts JSON, when it is the turn of `lane`, and returns the body of a 2xx answer.
+    pub(crate) async fn post(
+        &self,
+        operation: Operation,
+        request: &Request,
+        body: Bytes,
+        (lanes, lane): (&Lanes, &str),
+    ) -> Result<Bytes, CallError> {
+        let waiting = Counted::new(&self.metrics.api_waiting, operation.name());
+        let _turn = lanes.turn(lane, body.len()).await.map_err(|Crowded| {
+            self.metrics.api_requests.with_label_values(&[operation.name(), CallError::Crowded.result()]).inc();
+            CallError::Crowded
+        })?;
+        drop(waiting);
         self.measured(operation, Method::POST, &request.url, &request.headers, body, self.timeout).await
     }
 
@@ -100,7 +115,7 @@ impl Caller {
     ) -> Result<Bytes, CallError> {
         let name = operation.name();
         let started = Instant::now();
-        let in_flight = InFlight::new(&self.metrics, name);
+        let in_flight = Counted::new(&self.metrics.api_in_flight, name);
         let attempts = self.attempts(name, method, url, headers, body);
         let result = match tokio::time::timeout(timeout, attempts).await {
             Ok(result) => result,
@@ -127,24 +142,20 @@ impl Caller {
         headers: &HeaderMap,
         body: Bytes,
     ) -> Result<Bytes, CallError> {
-        let mut attempt = 1;
+        let (mut attempt, mut retry) = (1, RETRY);
         loop {
             self.metrics.api_attempts.with_label_values(&[name]).inc();
             let error = match self.follow(method.clone(), url.clone(), headers.clone(), body.clone()).await {
                 Ok((status, body)) if status.is_success() => return Ok(body),
                 Ok((status, body)) => {
-                    CallError::Http { status: status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() }
+                    CallError::of_status(status.as_u16(), String::from_utf8_lossy(&body).into_owned())
                 }
                 Err(error) => error,
             };
-            let again = matches!(
-                error,
-                CallError::Network(_) | CallError::Exhausted(_) | CallError::Http { status: 500.., .. }
-            );
-            if !again || attempt == ATTEMPTS {
+            if error.entry().class != Class::Passes || attempt == ATTEMPTS {
                 return Err(error);
             }
-            tokio::time::sleep(backoff(attempt)).await;
+            tokio::time::sleep(retry.pause()).await;
             attempt += 1;
         }
     }
@@ -231,11 +242,6 @@ fn is_out_of_something(error: &(dyn std::error::Error + 'static)) -> bool {
     std::fs::File::open("/dev/null").is_err_and(|error| error.raw_os_error().is_some_and(|code| CODES.contains(&code)))
 }
 
-fn backoff(attempt: u32) -> Duration {
-    let ms = 100 * 2_u64.pow(attempt - 1) + rand::random_range(0..100);
-    Duration::from_millis(ms.min(1000))
-}
-
 /// The innermost error says what happened ("connection refused"); the outer ones only where.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
@@ -245,17 +251,18 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
-struct InFlight(prometheus::IntGauge);
+/// Counts in the gauge of an operation while it lives.
+struct Counted(prometheus::IntGauge);
 
-impl InFlight {
-    fn new(metrics: &Metrics, operation: &str) -> InFlight {
-        let gauge = metrics.api_in_flight.with_label_values(&[operation]);
+impl Counted {
+    fn new(gauges: &prometheus::IntGaugeVec, operation: &str) -> Counted {
+        let gauge = gauges.with_label_values(&[operation]);
         gauge.inc();
-        InFlight(gauge)
+        Counted(gauge)
     }
 }
 
-impl Drop for InFlight {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }

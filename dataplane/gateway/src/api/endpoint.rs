@@ -6,7 +6,7 @@ use urlpattern::regexp::RegExp;
 use urlpattern::{UrlPattern, UrlPatternInit, UrlPatternMatchInput, UrlPatternOptions};
 use views::api::ConnectionContext;
 
-use super::CallError;
+use super::{Bounds, CallError, Lanes};
 use crate::options::{ApiOptions, Secret};
 
 /// A configured URL that is no URL pattern.
@@ -27,6 +27,8 @@ pub(crate) struct Endpoint {
     allowed_request_headers: Vec<String>,
     app_id: String,
     schema: String,
+    /// Turns of its calls.
+    pub(crate) lanes: Lanes,
 }
 
 /// Destination and headers of a call: all that tells one caller from another.
@@ -48,7 +50,12 @@ impl Request {
 
 impl Endpoint {
     /// `None` when nothing is configured.
-    pub(crate) fn build(options: &ApiOptions, app_id: &str, shard: u32) -> Result<Option<Endpoint>, EndpointError> {
+    pub(crate) fn build(
+        options: &ApiOptions,
+        app_id: &str,
+        shard: u32,
+        bounds: Bounds,
+    ) -> Result<Option<Endpoint>, EndpointError> {
         let Some(default_url) = options.urls.first() else { return Ok(None) };
         let lower = |names: &[String]| names.iter().map(|name| name.trim().to_ascii_lowercase()).collect();
         Ok(Some(Endpoint {
@@ -60,6 +67,7 @@ impl Endpoint {
             allowed_request_headers: lower(&options.allowed_request_headers),
             app_id: app_id.to_owned(),
             schema: format!("{app_id}_{shard}"),
+            lanes: Lanes::new(bounds),
         }))
     }
 
@@ -147,6 +155,12 @@ fn insert(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), CallEr
     Ok(())
 }
 
+/// Whether a configured URL is a pattern that clients' choices can be compared with.
+pub fn check_url(url: &str) -> Result<(), EndpointError> {
+    let parsed: Result<UrlPattern, EndpointError> = pattern(url);
+    parsed.map(drop)
+}
+
 fn pattern<R: RegExp>(url: &str) -> Result<UrlPattern<R>, EndpointError> {
     let refuse = |reason: String| EndpointError { url: url.to_owned(), reason };
     let mut init = UrlPatternInit::parse_constructor_string::<R>(url, None).map_err(|e| refuse(e.to_string()))?;
@@ -160,6 +174,8 @@ fn pattern<R: RegExp>(url: &str) -> Result<UrlPattern<R>, EndpointError> {
 mod tests {
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { at_once: 1, bytes: 1, wait: std::time::Duration::ZERO };
+
     fn endpoint(urls: &[&str]) -> Endpoint {
         let options = ApiOptions {
             urls: urls.iter().map(|&u| u.to_owned()).collect(),
@@ -168,7 +184,7 @@ mod tests {
             allowed_client_headers: vec!["X-One".to_owned(), "x-both".to_owned()],
             allowed_request_headers: vec!["X-Forwarded-For".to_owned(), "x-both".to_owned()],
         };
-        Endpoint::build(&options, "zero", 3).expect("patterns").expect("configured")
+        Endpoint::build(&options, "zero", 3, BOUNDS).expect("patterns").expect("configured")
     }
 
     #[test]
@@ -242,7 +258,7 @@ mod tests {
     #[test]
     fn refuses_what_is_no_pattern() {
         let options = ApiOptions { urls: vec!["/relative".to_owned()], ..ApiOptions::default() };
-        assert!(Endpoint::build(&options, "zero", 0).is_err());
-        assert!(Endpoint::build(&ApiOptions::default(), "zero", 0).expect("empty is fine").is_none());
+        assert!(Endpoint::build(&options, "zero", 0, BOUNDS).is_err());
+        assert!(Endpoint::build(&ApiOptions::default(), "zero", 0, BOUNDS).expect("empty is fine").is_none());
     }
 }

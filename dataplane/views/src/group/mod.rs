@@ -130,6 +130,13 @@ impl Pending {
             && !self.record
     }
 
+    /// Forgets what only active connections are told: whoever joins is told the state, not the changes.
+    pub fn nobody_is_told(&mut self) {
+        self.last_mutation_ids.clear();
+        self.mutations.clear();
+        self.affected.clear();
+    }
+
     /// Whether clients see anything of it. The rest only has to be stored.
     pub fn is_visible(&self) -> bool {
         !(self.desires.is_empty()

@@ -45,12 +45,32 @@ const DELTAS: &str = "d AS (INSERT INTO {s}.deltas (lineage, version, entries)
             SELECT * FROM unnest($5::bigint[], $6::bigint[], $7::bytea[]) WHERE EXISTS (SELECT FROM mine)
             ON CONFLICT (lineage, version) DO NOTHING)";
 
+/// The records of groups, in six parameters from `$first` on.
+fn records(first: usize) -> String {
+    let [id, epoch, record, lineages, idle, age_ms] = std::array::from_fn(|n| format!("${}", first + n));
+    format!(
+        "g AS (INSERT INTO {{s}}.groups AS x
+                (id, owner, epoch, record, lineages, idle, granted, taken, replica, replica_version)
+            SELECT u.id, $1, u.epoch, u.record, u.lineages::bigint[], u.idle,
+                clock_timestamp() - u.age_ms * interval '1 ms', clock_timestamp(), mine.replica, mine.replica_version
+            FROM unnest({id}::text[], {epoch}::bigint[], {record}::text[], {lineages}::text[], {idle}::bool[], {age_ms}::bigint[])
+                AS u (id, epoch, record, lineages, idle, age_ms), mine
+            ON CONFLICT (id) DO UPDATE
+            SET record = EXCLUDED.record, lineages = EXCLUDED.lineages, idle = EXCLUDED.idle,
+                last_active = now(), granted = greatest(x.granted, EXCLUDED.granted)
+            WHERE x.owner = EXCLUDED.owner AND x.epoch = EXCLUDED.epoch
+            RETURNING x.id)
+         SELECT ARRAY(SELECT unnest({id}::text[]) EXCEPT SELECT id FROM g) FROM mine"
+    )
+}
+
 /// One statement, so one round trip and one transaction, and no lock is held while this process sleeps. A replayed flush (the
 /// answer to the first attempt was lost) changes nothing the second time: a lineage has one delta per version, and what stands
 /// there may be merged already.
 ///
 /// Returns no row when it was refused, else the groups whose records are not stored, because they are another node's.
 pub fn flush(schema: &str) -> String {
+    let records = records(12);
     format!(
         "WITH {FENCE},
          l AS (INSERT INTO {{s}}.lineages (id, node, key, version, base)
@@ -59,20 +79,14 @@ pub fn flush(schema: &str) -> String {
             WHERE EXISTS (SELECT FROM mine)
             ON CONFLICT (id) DO NOTHING),
          {DELTAS},
-         g AS (INSERT INTO {{s}}.groups AS x
-                (id, owner, epoch, record, lineages, idle, granted, taken, replica, replica_version)
-            SELECT u.id, $1, u.epoch, u.record, u.lineages::bigint[], u.idle,
-                clock_timestamp() - u.age_ms * interval '1 ms', clock_timestamp(), mine.replica, mine.replica_version
-            FROM unnest($12::text[], $13::bigint[], $14::text[], $15::text[], $16::bool[], $17::bigint[])
-                AS u (id, epoch, record, lineages, idle, age_ms), mine
-            ON CONFLICT (id) DO UPDATE
-            SET record = EXCLUDED.record, lineages = EXCLUDED.lineages, idle = EXCLUDED.idle,
-                last_active = now(), granted = greatest(x.granted, EXCLUDED.granted)
-            WHERE x.owner = EXCLUDED.owner AND x.epoch = EXCLUDED.epoch
-            RETURNING x.id)
-         SELECT ARRAY(SELECT unnest($12::text[]) EXCEPT SELECT id FROM g) FROM mine"
+         {records}"
     )
     .replace("{s}", &quoted(schema))
+}
+
+/// The flush when clients come and go: nothing but records. It takes the database half the time to plan.
+pub fn flush_records(schema: &str) -> String {
+    format!("WITH {FENCE}, {}", records(5)).replace("{s}", &quoted(schema))
 }
 
 /// The common flush: nothing but deltas, and how far clients may be told.

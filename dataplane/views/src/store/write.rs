@@ -183,23 +183,31 @@ impl<E: Fn(Event)> Writer<E> {
         let records: Vec<&str> = c.groups.iter().map(|g| g.record.as_str()).collect();
         // Arrays of arrays must be rectangular in Postgres: each list of lineages goes as the text of an array.
         let list = |ids: &[i64]| format!("{{{}}}", ids.iter().map(i64::to_string).collect::<Vec<_>>().join(","));
-        let lineages: Vec<String> = c.groups.iter().map(|g| list(&g.lineages)).collect();
+        let named: Vec<String> = c.groups.iter().map(|g| list(&g.lineages)).collect();
         let ages: Vec<i64> = c.groups.iter().map(|g| as_ms(now.saturating_duration_since(g.connected_at))).collect();
         let idle: Vec<bool> = c.groups.iter().map(|g| g.is_idle).collect();
-        let rest: [Parameter<'_>; 10] = [
+        let lineages: [Parameter<'_>; 4] = [
             (&lineage_ids, Type::INT8_ARRAY),
             (&lineage_keys, Type::TEXT_ARRAY),
             (&lineage_versions, Type::INT8_ARRAY),
             (&lineage_bases, Type::BYTEA_ARRAY),
+        ];
+        let groups: [Parameter<'_>; 6] = [
             (&group_ids, Type::TEXT_ARRAY),
             (&epochs, Type::INT8_ARRAY),
             (&records, Type::TEXT_ARRAY),
-            (&lineages, Type::TEXT_ARRAY),
+            (&named, Type::TEXT_ARRAY),
             (&idle, Type::BOOL_ARRAY),
             (&ages, Type::INT8_ARRAY),
         ];
-        let all = [&fence[..], &deltas[..], &rest[..]].concat();
-        let rows = self.connection.query(&sql::flush(&self.schema), &all, c.bytes).await?;
+        let rows = if c.lineages.is_empty() && c.deltas.is_empty() {
+            self.connection
+                .query(&sql::flush_records(&self.schema), &[&fence[..], &groups[..]].concat(), c.bytes)
+                .await?
+        } else {
+            let all = [&fence[..], &deltas[..], &lineages[..], &groups[..]].concat();
+            self.connection.query(&sql::flush(&self.schema), &all, c.bytes).await?
+        };
         Ok(rows.first().map_or(Written::Fenced, |row| Written::Done(row.get(0))))
     }
 

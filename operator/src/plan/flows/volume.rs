@@ -3,11 +3,11 @@
 //! First the existing claims are asked to grow. Once they are, the StatefulSet, whose claims cannot be changed in place, is deleted
 //! without its pods, and the next plan makes it anew with the larger size. Everything follows from what is observed.
 
+use crds::quantity::nanos;
 use crds::spec::StorageType;
 use crds::status::StorageStatus;
 
 use super::super::Action;
-use super::super::quantity::bytes;
 use super::super::wanted::Wanted;
 use crate::observe::Observed;
 
@@ -29,7 +29,7 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed) -> Volume {
     if storage.r#type != StorageType::Persistent {
         return Volume { claimed: size.to_owned(), ..Volume::default() };
     }
-    let is_smaller = |text: &str| matches!((bytes(text), bytes(size)), (Some(has), Some(wants)) if has < wants);
+    let is_smaller = |text: &str| matches!((nanos(text), nanos(size)), (Some(has), Some(wants)) if has < wants);
     let mut volume = Volume { claimed: size.to_owned(), ..Volume::default() };
     for claim in &observed.claims {
         if is_smaller(&claim.requested) && claim.refused.is_none() {

@@ -62,7 +62,8 @@ pub(super) fn pod_monitor(wanted: &Wanted, meta: &Meta, apis: Apis) -> Option<Dy
         Endpoint {
             port: scraped(role).0,
             path: path::METRICS,
-            interval: monitoring.interval.to_string(),
+            // Prometheus does not take all that is a length of time here, such as `30s30s`.
+            interval: format!("{}s", monitoring.interval.seconds()),
             scheme: is_tls.then_some("https"),
             tls_config: is_tls.then(|| tls_config(wanted)),
         }
