@@ -11,6 +11,7 @@ pub mod api;
 pub mod auth;
 mod budget;
 mod control;
+mod es512;
 mod expiry;
 mod gate;
 mod held;
