@@ -1,5 +1,6 @@
 //! What the binary does beside serving: `zero-cache backup list|verify|restore|delete` looks at a backup, brings it back or removes
-//! it; `zero-cache health` asks a node whether it is ready; `zero-cache permissions` deploys permissions.
+//! it; `zero-cache decommission` removes what a shard has in the databases; `zero-cache health` asks a node whether it is ready;
+//! `zero-cache permissions` deploys permissions.
 
 mod permissions;
 
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use replica::Identity;
 
 use crate::config::{self, BackupSettings};
+use crate::decommission::{self, Wish};
 
 const BACKUP_USAGE: &str = "\
 usage: zero-cache backup list            what is in the backup and what it restores to
@@ -88,6 +90,28 @@ pub async fn backup(arguments: &[String]) -> Result<bool> {
             Ok(true)
         }
     }
+}
+
+/// Carries `arguments` out (those after `decommission`).
+pub async fn decommission(arguments: &[String]) -> Result<bool> {
+    if is_help(arguments) {
+        println!("{}", decommission::USAGE);
+        return Ok(true);
+    }
+    let wish = wish(arguments)?;
+    decommission::run(&wish, &config::databases_from_process()?).await
+}
+
+fn wish(arguments: &[String]) -> Result<Wish> {
+    let (words, mut flags) = split(arguments)?;
+    let confirmed = flags.remove("confirm");
+    let with_permissions = match flags.remove("permissions").as_deref() {
+        None => false,
+        Some("delete") => true,
+        Some(other) => bail!("--permissions={other} means nothing: --permissions=delete removes them"),
+    };
+    ensure!(words.is_empty() && flags.is_empty(), "{}", decommission::USAGE);
+    Ok(Wish { confirmed, with_permissions })
 }
 
 /// `None` if that is no command.
@@ -227,6 +251,24 @@ mod tests {
         ] {
             let error = parse(&words(bad)).err().unwrap().to_string();
             assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_goes_is_named() {
+        let wished = |confirmed: Option<&str>, with_permissions| Wish {
+            confirmed: confirmed.map(str::to_owned),
+            with_permissions,
+        };
+        for (text, expected) in [
+            ("", wished(None, false)),
+            ("--confirm=zero_0", wished(Some("zero_0"), false)),
+            ("--permissions=delete --confirm zero_0", wished(Some("zero_0"), true)),
+        ] {
+            assert_eq!(wish(&words(text)).unwrap(), expected, "{text}");
+        }
+        for bad in ["zero_0", "--yes=1", "--confirm", "--permissions=all"] {
+            assert!(wish(&words(bad)).is_err(), "{bad}");
         }
     }
 

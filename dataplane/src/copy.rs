@@ -1,7 +1,7 @@
 //! The initial copy: from upstream's blocks to a complete replica file.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use fault::{Backoff, Class, Entry, Recurrence};
@@ -15,6 +15,10 @@ use crate::status::{Standing, Status};
 
 /// Blocks between the copying connections and the loader: enough to keep both busy, a few MiB at most.
 const BLOCKS: usize = 8;
+/// Between two looks whether another server that a person is to stop has gone: clients wait for this one then.
+const OCCUPIED_PAUSE: Duration = Duration::from_secs(1);
+/// Between two lines about it.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// Copies everything that is published into a new replica at `path`. Retries while upstream is only away for now, and says so in
 /// `status`. `false`: before another attempt, it was said that none is needed any more.
@@ -27,7 +31,9 @@ pub async fn run(
 ) -> Result<bool> {
     let mut retry = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let mut recurrence = Recurrence::default();
+    let mut told = None;
     loop {
+        let is_occupied;
         match attempt(source, path, identity).await? {
             Ok(()) => {
                 status.advances();
@@ -44,14 +50,20 @@ pub async fn run(
                 let attempts = recurrence.times();
                 let (position, since) = (Version::default(), SystemTime::now());
                 status.stands(Standing { class, position, message, remedy, attempts, since });
-                if class == Class::Person {
+                is_occupied = matches!(error, Error::Occupied { .. });
+                if is_occupied {
+                    if told.is_none_or(|at: Instant| at.elapsed() >= REMINDER) {
+                        told = Some(Instant::now());
+                        error!(%error, remedy, "the initial copy waits");
+                    }
+                } else if class == Class::Person {
                     error!(%error, attempts, remedy, "the initial copy from ZERO_UPSTREAM_DB needs a person and starts over");
                 } else {
                     warn!(%error, attempts, remedy, "the initial copy failed and starts over; if that goes on, check ZERO_UPSTREAM_DB");
                 }
             }
         }
-        tokio::time::sleep(retry.pause()).await;
+        tokio::time::sleep(if is_occupied { OCCUPIED_PAUSE } else { retry.pause() }).await;
         if is_needless().await? {
             return Ok(false);
         }
@@ -59,7 +71,7 @@ pub async fn run(
 }
 
 async fn attempt(source: &upstream::Options, path: &Path, identity: &Identity) -> Result<Result<(), Error>> {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let (sender, receiver) = mpsc::channel(BLOCKS);
     let loading = {
         let (path, identity) = (path.to_owned(), identity.clone());

@@ -11,6 +11,8 @@ mod change_log;
 pub mod command;
 pub mod config;
 mod copy;
+mod crud;
+mod decommission;
 #[cfg(test)]
 mod errors_page;
 mod feed;

@@ -18,8 +18,9 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        Some(("backup", rest)) => return ExitCode::from(wait(command::backup(rest))),
-        Some(("permissions", rest)) => return ExitCode::from(wait(command::permissions(rest))),
+        Some(("backup", rest)) => return ExitCode::from(carried_out(command::backup(rest))),
+        Some(("decommission", rest)) => return ExitCode::from(carried_out(command::decommission(rest))),
+        Some(("permissions", rest)) => return ExitCode::from(carried_out(command::permissions(rest))),
         Some(("health", rest)) => return ExitCode::from(ended(command::health(rest))),
         _ => {}
     }
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     ExitCode::from(start(config))
 }
 
-fn wait(command: impl Future<Output = anyhow::Result<bool>>) -> u8 {
+fn carried_out(command: impl Future<Output = anyhow::Result<bool>>) -> u8 {
     use_one_tls();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

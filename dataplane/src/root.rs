@@ -149,7 +149,9 @@ async fn live(config: &Config, tls: &StreamTls, stop: &Stop, status: &Status, be
     let liveness = port::Liveness::default();
     let pages = options::client_pages(config, metrics.registry.clone(), status_page.clone());
     let pages = pages.with_liveness(liveness.clone());
-    let clients = gateway::Server::build(options::gateway(config), &metrics.registry, pages).await?;
+    let crud = crate::crud::options(config, &metrics.registry)?;
+    let client_options = gateway::Options { crud, ..options::gateway(config) };
+    let clients = gateway::Server::build(client_options, &metrics.registry, pages).await?;
     let (client_gate, transformer) = (clients.gate(), clients.transformer());
     let admin_port = AdminPort::open(config, &metrics.registry, &status_page, &client_gate, &liveness).await?;
     info!(address = %clients.address(), "listening; not ready yet");

@@ -36,7 +36,7 @@ struct Inner {
 }
 
 impl Stop {
-    /// Takes SIGTERM and SIGINT from here on; everything is then over within `grace`. A second signal means now.
+    /// Takes SIGTERM and SIGINT from here on; everything is then over within `grace`. A second signal, and SIGQUIT, mean now.
     pub fn listen(grace: Duration) -> io::Result<Stop> {
         let stop = Stop::new(grace);
         let (tell, told) = std::sync::mpsc::channel();
@@ -187,17 +187,27 @@ impl Drop for Stage<'_> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Signals> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        })
     }
 
+    /// The next one that asks for an end in order. SIGQUIT does not: tools for development send it.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.quit.recv() => {
+                info!("SIGQUIT: exiting at once");
+                std::process::exit(i32::from(exit::STOPPED))
+            }
         }
     }
 }

@@ -36,6 +36,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "views",
             "port",
             "gateway",
+            "crud",
             "permissions",
         ],
     ),

@@ -71,6 +71,7 @@ export function makeModel({boolean, createBuilder, createSchema, defineMutator, 
     // The browser may not run `not(exists())`; the API server narrows it.
     unreviewed: defineQuery(() => zql.book),
     shelf: defineQuery(() => zql.author.related('books', q => q.related('reviews').related('topics'))),
+    library: defineQuery(() => zql.book.related('reviews')),
     secret: defineQuery(() => zql.book.where('id', 'b1')),
   });
 
@@ -89,6 +90,13 @@ export function makeModel({boolean, createBuilder, createSchema, defineMutator, 
       discard: defineMutator(async ({tx, args: {id}}) => {
         for (const r of await tx.run(zql.review.where('bookID', id))) await tx.mutate.review.delete({id: r.id});
         await tx.mutate.book.delete({id});
+      }),
+    },
+    review: {
+      // Its result says how often it ran.
+      raise: defineMutator(async ({tx, args: {id}}) => {
+        const review = await tx.run(zql.review.where('id', id).one());
+        if (review) await tx.mutate.review.update({id, stars: review.stars + 1});
       }),
     },
   });

@@ -398,3 +398,41 @@ async fn a_slot_that_somebody_else_uses_is_reported_and_waited_for() -> Result<(
     ensure!(!site.server.log().contains("panicked at"));
     Ok(())
 }
+
+/// That this node has no descriptor left says nothing of a query: its client is told to come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_finds_no_descriptor_is_no_failed_query() -> Result<()> {
+    let mut site = Site::prepare("descriptors").await?;
+    site.server =
+        site.server.started_by(&["sh", "-c", "ulimit -n 256; exec \"$0\""]).allow_error("accept a connection");
+    site.server.start()?;
+    let mut asking = site.client(&[fence()]).await?;
+    let people = query(json!({"table": "person"}));
+    // No connection to the API server is kept for later.
+    site.api.set_mood(Mood::Down);
+    let mut failing = Client::new(site.options());
+    failing.want(&[people.clone()]);
+    failing.connect().await?;
+    failing.wait_closed().await?;
+    site.api.set_mood(Mood::Normal);
+
+    let mut strangers = Vec::new();
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !site.server.last_log().contains("accept a connection") {
+        ensure!(std::time::Instant::now() < deadline, "descriptors do not run out:\n{}", site.server.log_tail(20));
+        if strangers.len() < 400 {
+            strangers.push(std::net::TcpStream::connect(("127.0.0.1", site.server.port()))?);
+        } else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    asking.change_queries(&[people.clone()], &[]).await?;
+    let (error, _) = asking.wait_closed().await.with_context(|| site.server.log_tail(20))?;
+    let error = error.context("no error message")?;
+    ensure!(error["kind"] == json!("ServerOverloaded"), "{error}");
+    drop(strangers);
+    asking.connect().await?;
+    asking.wait_got(&[people, fence()]).await?;
+    with_log(site.check(&asking).await, &site.server)?;
+    site.server.check_log()
+}

@@ -142,7 +142,15 @@ pub fn start(
     let capture = Capture::new(writer.path(), writer.gate(), writer.wal_end());
     writer.keep_wal(capture.keeper())?;
     let due = Arc::new(Notify::new());
-    let pump = Pump::start(Arc::clone(&capture), Arc::clone(&due))?;
+    let pump = {
+        let (capture, due) = (Arc::clone(&capture), Arc::clone(&due));
+        Pump::start(move || {
+            capture.pump();
+            if capture.pending_bytes() >= PENDING_DUE as u64 {
+                due.notify_one();
+            }
+        })?
+    };
     let (progress, receiver) = watch::channel(Progress::default());
     let (stop, stopped) = oneshot::channel();
     let service = Service {
@@ -175,19 +183,17 @@ fn check(epoch: u64, target: &Target) -> Result<(), Error> {
     Err(Error::Refused { at: target.location(), reason })
 }
 
-/// The thread that empties the WAL.
+/// The thread that empties the WAL. Nothing else does, and the writer waits for it in the end: a fault of the program in it is not
+/// contained, so that whoever watches over the process ends it.
 struct Pump(Arc<AtomicBool>);
 
 impl Pump {
-    fn start(capture: Arc<Capture>, due: Arc<Notify>) -> Result<Pump, Error> {
+    fn start(mut empty: impl FnMut() + Send + 'static) -> Result<Pump, Error> {
         let stopped = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stopped);
         let run = move || {
             while !seen.load(Ordering::Relaxed) {
-                capture.pump();
-                if capture.pending_bytes() >= PENDING_DUE as u64 {
-                    due.notify_one();
-                }
+                empty();
                 std::thread::sleep(POLL);
             }
         };
@@ -565,4 +571,41 @@ fn encode(capture: &Capture, txid: Txid, wants_view: bool) -> Result<Encoded, Er
     let bytes = increment.encode(txid)?.into();
     let name = Name { level: 0, min: txid, max: txid };
     Ok(Encoded { unsent: Some(Unsent { name, bytes, version }), view })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const OTHER: &str = "ZERO_TEST_PUMP";
+    const ENDED: i32 = 77;
+
+    #[test]
+    fn a_panic_of_the_pump_ends_the_process() {
+        let test = "service::tests::the_other_process";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", test]).env(OTHER, "1").output().unwrap();
+        assert_eq!(output.status.code(), Some(ENDED), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Does nothing unless it is the other process, whose panics are handled as those of the server.
+    #[test]
+    fn the_other_process() {
+        if std::env::var_os(OTHER).is_none() {
+            return;
+        }
+        std::panic::set_hook(Box::new(|_| {
+            if !fault::is_contained() {
+                std::process::exit(ENDED);
+            }
+        }));
+        let mut turns = 0;
+        let _pump = Pump::start(move || {
+            turns += 1;
+            assert!(turns < 3, "on purpose");
+        });
+        std::thread::sleep(Duration::from_secs(60));
+    }
 }

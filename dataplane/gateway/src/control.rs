@@ -1,8 +1,11 @@
-//! The way around a socket's queue: pongs, and the end of the socket.
+//! The way around a socket's queue: pongs, errors that leave it open, and the end of the socket.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
+use protocol::down;
 use protocol::error::ErrorBody;
 use tokio::sync::Notify;
 
@@ -32,11 +35,15 @@ impl Ending {
     }
 }
 
+/// Errors waiting for one socket.
+const ERRORS_MAX: usize = 256;
+
 /// Shared by a socket's reader, its writer, and those who may end it. The first ending counts.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     pong: AtomicBool,
     has_ended: AtomicBool,
+    errors: Mutex<VecDeque<Bytes>>,
     ending: Mutex<Option<Ending>>,
     writer: Notify,
     reader: Notify,
@@ -51,6 +58,24 @@ impl Control {
 
     pub(crate) fn take_pong(&self) -> bool {
         self.pong.swap(false, Ordering::AcqRel)
+    }
+
+    /// Sends an error and leaves the socket open. A client that takes none of many is sent away.
+    pub(crate) fn tell(&self, error: &ErrorBody) {
+        let is_full = {
+            let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            errors.push_back(down::error(error));
+            errors.len() > ERRORS_MAX
+        };
+        match is_full {
+            true => self.end(Ending::Silent("slow_client")),
+            false => self.writer.notify_one(),
+        }
+    }
+
+    /// The next error to send.
+    pub(crate) fn take_error(&self) -> Option<Bytes> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     pub(crate) fn end(&self, ending: Ending) {
@@ -74,7 +99,7 @@ impl Control {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Returns when there is a pong to send or an ending to carry out. One waiter at a time: the writer.
+    /// Returns when there is a pong or an error to send or an ending to carry out. One waiter at a time: the writer.
     pub(crate) async fn writer_has_work(&self) {
         self.writer.notified().await;
     }

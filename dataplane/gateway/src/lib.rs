@@ -11,6 +11,7 @@ pub mod api;
 pub mod auth;
 mod budget;
 mod control;
+pub mod crud;
 mod es512;
 mod expiry;
 mod gate;

@@ -29,6 +29,7 @@ pub struct Metrics {
     pub api_waiting: IntGaugeVec,
     pub pushes: IntCounter,
     pub custom_mutations: IntCounter,
+    pub rate_limited_mutations: IntCounter,
     pub push_queue_bytes: IntGauge,
     pub query_transformations: IntCounterVec,
     pub http_requests: IntCounterVec,
@@ -112,9 +113,14 @@ impl Metrics {
             )?,
             pushes: counter!("zero_mutation_pushes_total", "Pushes of clients", registry)?,
             custom_mutations: counter!("zero_mutation_custom_total", "Custom mutations of clients", registry)?,
+            rate_limited_mutations: counter!(
+                "zero_mutation_rate_limited_total",
+                "CRUD mutations refused because their client group had too many",
+                registry
+            )?,
             push_queue_bytes: gauge!(
                 "zero_mutation_queue_bytes",
-                "Bytes of pushes that wait for the API server",
+                "Bytes of pushes that wait for their turn",
                 registry
             )?,
             query_transformations: counters!(

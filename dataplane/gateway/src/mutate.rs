@@ -1,11 +1,12 @@
-//! Custom mutations on their way to the application's API server.
+//! Mutations on their way: custom ones to the application's API server, CRUD ones to whoever applies them.
 //!
-//! Per client group one request is in flight; what arrives meanwhile is combined into the next one per socket and
-//! credentials, as far as one request goes. Success says nothing to clients: they learn it from replication. Failure ends the
+//! Per client group one is in flight, of either kind, so that what one client does stays in order. Custom ones that arrive meanwhile
+//! are combined into the next request per socket and credentials, as far as one request goes. Success says nothing to clients: they learn it from replication. Failure ends the
 //! sockets concerned, whose clients resend what is unacknowledged; what else such a socket had waiting is dropped, because it would
 //! arrive out of order.
 
 mod answer;
+mod crud;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,9 +21,11 @@ use views::api::{ConnectionContext, ConnectionId};
 
 use crate::api::{CALL_BYTES, CALL_ITEMS, CallError, Caller, Endpoint, Operation};
 use crate::budget::Lease;
+use crate::crud::CrudOptions;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use answer::Answer;
+use crud::{Crud, Written};
 
 /// On whose behalf mutations are pushed. A new one with every change of credentials.
 #[derive(Debug, Default)]
@@ -32,8 +35,9 @@ pub(crate) struct PushContext {
     pub(crate) connection: Arc<ConnectionContext>,
 }
 
-/// A push waiting for its turn.
+/// A push waiting for its turn. Its first mutation says what all of them are.
 struct Entry {
+    kind: MutationKind,
     connection: ConnectionId,
     client_id: String,
     context: Arc<PushContext>,
@@ -58,6 +62,7 @@ pub(crate) struct Pusher {
 struct Inner {
     endpoint: Option<Endpoint>,
     caller: Caller,
+    crud: Option<Crud>,
     registry: Arc<Registry>,
     /// A group is here while its task runs.
     groups: Mutex<HashMap<String, Group>>,
@@ -70,10 +75,14 @@ struct Inner {
 
 const CLEANUPS_MAX: usize = 64;
 
+/// Pushes waiting for one group, however short they are.
+const WAITING_MAX: usize = 20_000;
+
 impl Pusher {
     pub(crate) fn new(
         endpoint: Option<Endpoint>,
         caller: Caller,
+        crud: Option<CrudOptions>,
         registry: Arc<Registry>,
         group_bytes_max: usize,
         metrics: Metrics,
@@ -82,6 +91,7 @@ impl Pusher {
             inner: Arc::new(Inner {
                 endpoint,
                 caller,
+                crud: crud.map(|options| Crud::new(options, metrics.clone())),
                 registry,
                 groups: Mutex::default(),
                 group_bytes_max,
@@ -105,34 +115,42 @@ impl Pusher {
         if push.client_group_id != group {
             return Err(ErrorBody::invalid_push("the push is for another client group than the connection"));
         }
-        match push.mutations.first().map(|m| m.kind) {
-            None => return Ok(()),
-            Some(MutationKind::Crud) => {
-                return Err(ErrorBody::invalid_push(
-                    "CRUD mutators are not supported yet; use custom mutators and a mutate URL",
-                ));
-            }
-            Some(MutationKind::Custom) => {}
-        }
-        if self.inner.endpoint.is_none() {
-            return Err(ErrorBody::invalid_push(
-                "custom mutations need a mutate URL (ZERO_MUTATE_URL), none is configured",
-            ));
-        }
+        let Some(kind) = push.mutations.first().map(|m| m.kind) else { return Ok(()) };
+        self.check(kind, &push, context)?;
         self.inner.metrics.pushes.inc();
-        self.inner.metrics.custom_mutations.inc_by(push.mutations.len() as u64);
+        if kind == MutationKind::Custom {
+            self.inner.metrics.custom_mutations.inc_by(push.mutations.len() as u64);
+        }
         let size = push.size();
         let (client_id, context) = (client_id.to_owned(), Arc::clone(context));
-        let entry = Entry { connection, client_id, context, push, size, _memory: memory };
+        let entry = Entry { kind, connection, client_id, context, push, size, _memory: memory };
         self.enqueue(group, entry)
+    }
+
+    /// Whether mutations of this kind have anywhere to go.
+    fn check(&self, kind: MutationKind, push: &Push, context: &PushContext) -> Result<(), ErrorBody> {
+        match kind {
+            MutationKind::Crud if self.inner.crud.is_none() => {
+                Err(ErrorBody::invalid_push("CRUD mutations are switched off (ZERO_ENABLE_CRUD_MUTATIONS)"))
+            }
+            MutationKind::Crud if push.mutations.iter().any(|mutation| mutation.kind != kind) => {
+                Err(ErrorBody::invalid_push("a push has both CRUD and custom mutations"))
+            }
+            MutationKind::Crud => Crud::refusal(&context.connection).map_or(Ok(()), Err),
+            MutationKind::Custom if self.inner.endpoint.is_none() => {
+                Err(ErrorBody::invalid_push("custom mutations need a mutate URL (ZERO_MUTATE_URL), none is configured"))
+            }
+            MutationKind::Custom => Ok(()),
+        }
     }
 
     fn enqueue(&self, group: &str, entry: Entry) -> Result<(), ErrorBody> {
         let mut groups = self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = !groups.contains_key(group);
         let queue = groups.entry(group.to_owned()).or_default();
-        if queue.bytes > 0 && queue.bytes + entry.size > self.inner.group_bytes_max {
-            return Err(ErrorBody::overloaded("too many mutations wait for the API server", 1_000, 30_000));
+        let is_full = queue.bytes > 0 && queue.bytes + entry.size > self.inner.group_bytes_max;
+        if is_full || queue.waiting.len() >= WAITING_MAX {
+            return Err(ErrorBody::overloaded("too many mutations wait for their turn", 1_000, 30_000));
         }
         queue.bytes += entry.size;
         self.inner.metrics.push_queue_bytes.add(gauge(entry.size));
@@ -256,6 +274,9 @@ impl Inner {
     /// False: the socket that sent them was ended.
     async fn forward(&self, group: &str, batch: &[Entry]) -> bool {
         let Some(first) = batch.first() else { return true };
+        if first.kind == MutationKind::Crud {
+            return self.write(group, first).await;
+        }
         let sent: Vec<MutationId> = batch
             .iter()
             .flat_map(|entry| &entry.push.mutations)
@@ -299,6 +320,27 @@ impl Inner {
         self.report(group, first, failed)
     }
 
+    /// Applies CRUD mutations. False: the socket that sent them was ended.
+    async fn write(&self, group: &str, entry: &Entry) -> bool {
+        // Checked when it was queued.
+        let Some(crud) = &self.crud else { return true };
+        let tell = |error: &ErrorBody| self.registry.tell(group, &entry.client_id, entry.connection, error);
+        match crud.write(group, &entry.push, &entry.context.connection, tell).await {
+            Written::Wholly => true,
+            Written::Ended(error) => {
+                tracing::warn!(
+                    group,
+                    connection = entry.connection.0,
+                    kind = error.kind_name(),
+                    reason = error.message(),
+                    "push failed"
+                );
+                self.registry.fail(group, &entry.client_id, &error);
+                false
+            }
+        }
+    }
+
     /// Each client that has a part in the failure hears of all of it. Refused credentials are their owner's alone: whoever else's
     /// mutations these were said to be must not be logged out by them.
     fn report(&self, group: &str, pusher: &Entry, failed: PushFailed) -> bool {
@@ -340,7 +382,7 @@ impl Inner {
 }
 
 /// Batches of one socket and its credentials, in the order of first appearance. What does not go into one request begins a new one,
-/// behind all others.
+/// behind all others. A CRUD push is one by itself, and nothing passes it: it may have mutations of any client of the group.
 fn combine(waiting: VecDeque<Entry>) -> Vec<Vec<Entry>> {
     let mut batches: Vec<Vec<Entry>> = Vec::new();
     /// The batch that takes more, and what is in it.
@@ -351,6 +393,11 @@ fn combine(waiting: VecDeque<Entry>) -> Vec<Vec<Entry>> {
     }
     let mut open: HashMap<(ConnectionId, usize), Open> = HashMap::new();
     for entry in waiting {
+        if entry.kind == MutationKind::Crud {
+            open.clear();
+            batches.push(vec![entry]);
+            continue;
+        }
         // Entries hold the context, so its address names it for as long as they live.
         let key = (entry.connection, Arc::as_ptr(&entry.context).addr());
         let (bytes, mutations) = (entry.size, entry.push.mutations.len());

@@ -3,6 +3,8 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::crud::CrudOptions;
+
 /// Text that must not reach a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
@@ -21,6 +23,8 @@ pub struct Options {
     pub shard_num: u32,
     pub mutate: ApiOptions,
     pub query: ApiOptions,
+    /// `None`: CRUD mutations are refused.
+    pub crud: Option<CrudOptions>,
     pub auth: AuthOptions,
     /// Origins of web pages that may connect, such as `https://app.example.com` or `https://*.example.com`. Empty: all.
     pub origins: Vec<String>,
@@ -37,6 +41,7 @@ impl Options {
             shard_num: 0,
             mutate: ApiOptions::default(),
             query: ApiOptions::default(),
+            crud: None,
             auth: AuthOptions::default(),
             origins: Vec::new(),
             limits: Limits::default(),
@@ -109,7 +114,7 @@ pub struct Limits {
     /// For everything that all sockets have sent, finished messages or not, until views and API server are done with it; who comes
     /// with more is told to come back later. Three eighths are for sockets whose credentials are yet to be judged.
     pub inbound_memory_max: usize,
-    /// Bytes of pushes waiting for one client group; beyond it the client is told to come back later.
+    /// Bytes of pushes waiting for one client group (and at most 20,000 pushes); beyond it the client is told to come back later.
     pub push_queue_bytes_max: usize,
     /// Calls of one endpoint of an API server at the same time, a quarter of them for one client group; further ones wait.
     pub api_calls_max: usize,

@@ -85,6 +85,15 @@ impl Registry {
         }
     }
 
+    /// Sends an error to this very socket, which stays open; nothing if it is gone.
+    pub(crate) fn tell(&self, group: &str, client: &str, id: ConnectionId, error: &ErrorBody) {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = sockets.groups.get(group).and_then(|clients| clients.get(client));
+        if let Some(entry) = entry.filter(|entry| entry.id == id) {
+            entry.control.tell(error);
+        }
+    }
+
     /// Ends every socket.
     pub(crate) fn end_all(&self, ending: &Ending) {
         let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);

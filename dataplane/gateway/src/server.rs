@@ -98,8 +98,14 @@ impl Server {
         let has_api = mutate.is_some() && query.is_some();
         let verifier = Verifier::build(&options.auth, &caller, limits.keys_timeout, has_api)?;
         let registry = Arc::new(Registry::default());
-        let pusher =
-            Pusher::new(mutate, caller.clone(), Arc::clone(&registry), limits.push_queue_bytes_max, metrics.clone());
+        let pusher = Pusher::new(
+            mutate,
+            caller.clone(),
+            options.crud,
+            Arc::clone(&registry),
+            limits.push_queue_bytes_max,
+            metrics.clone(),
+        );
         let transformer: Arc<dyn Transformer> =
             Arc::new(QueryTransformer::new(query, caller, limits.transform_cache_ttl, metrics.clone()));
         let (listener, address) = port::bind(options.listen).await?;

@@ -61,6 +61,11 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
                 last = Instant::now();
                 continue;
             }
+            if let Some(error) = control.take_error() {
+                self.send(&[error.into()]).await?;
+                last = Instant::now();
+                continue;
+            }
             let next = waiting.take().map(Some).or_else(|| outbox.recv().now_or_never());
             match next {
                 Some(Some(Frame::Close(status))) => {

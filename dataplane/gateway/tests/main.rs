@@ -5,6 +5,7 @@
 mod support;
 
 mod auth;
+mod crud;
 mod drain;
 mod handshake;
 mod hostile;

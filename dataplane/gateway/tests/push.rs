@@ -253,6 +253,7 @@ async fn pushes_that_make_no_sense_are_invalid() {
     let mut api = Api::start(|_| processed()).await;
     let mut harness = Harness::start(configured(&api)).await;
     let crud = push("c", 1).replace("\"custom\"", "\"crud\"");
+    // Nobody is there who applies it.
     let other_group = push("c", 1).replace("\"clientGroupID\":\"g\"", "\"clientGroupID\":\"h\"");
     for text in [crud, other_group] {
         let (mut client, _connect) = harness.client("c").await;

@@ -62,6 +62,18 @@ pub(crate) fn create(conn: &Connection) -> Result<(), Fault> {
          CREATE TABLE _zero_tables (
            oid INTEGER PRIMARY KEY, name TEXT NOT NULL, min_version INTEGER NOT NULL, spec TEXT NOT NULL);",
     )?;
+    yield_to_original(conn)
+}
+
+/// Makes the original server, if it is ever started on this file, replace it by a replica of its own, as it does with one of its own
+/// from before its version 4. Without the mark it would take the file for an empty one, and fail for good.
+pub(crate) fn yield_to_original(conn: &Connection) -> Result<(), Fault> {
+    conn.execute_batch(
+        "CREATE TABLE IF NOT EXISTS \"_zero.versionHistory\" (
+           dataVersion INTEGER NOT NULL, schemaVersion INTEGER NOT NULL, minSafeVersion INTEGER NOT NULL,
+           lock INTEGER PRIMARY KEY DEFAULT 1 CHECK (lock = 1));
+         INSERT OR IGNORE INTO \"_zero.versionHistory\" VALUES (3, 3, 1, 1);",
+    )?;
     Ok(())
 }
 

@@ -77,12 +77,12 @@ fn views(specs: &[Arc<TableSpec>]) -> BTreeMap<String, String> {
     views
 }
 
-/// Whether a name is SQLite's, or of the form of our tables and indexes.
+/// Whether a name is SQLite's, or of the form of our tables and indexes or the original server's.
 fn is_reserved(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let numbered =
         name.strip_prefix(['t', 'k', 'i', 'x']).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-    numbered || name.starts_with("sqlite_") || name.starts_with("_zero_")
+    numbered || ["sqlite_", "_zero_", "_zero."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn text(name: &str, spec: &TableSpec) -> String {

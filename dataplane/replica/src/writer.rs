@@ -64,6 +64,8 @@ impl Writer {
         conn.pragma_update(None, "synchronous", "NORMAL").at(path, "open")?;
         connection::spill_beside(&conn, path);
         let checkpointer = Checkpointer::install(&mut conn).at(path, "install the WAL hook")?;
+        // Files of former releases lack it.
+        meta::yield_to_original(&conn).at(path, "mark the file")?;
         let state = meta::read_state(&conn).at(path, "read the version")?;
         let catalog = meta::read_catalog(&conn).at(path, "read the table descriptions")?;
         let mut writer = Writer {

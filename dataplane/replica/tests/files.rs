@@ -92,6 +92,24 @@ fn a_newer_format_is_refused() {
     assert!(refusal(&path).contains("format 99"));
 }
 
+/// The original migrates a file by this table, and what is older than its version 4 it replaces.
+#[test]
+fn a_replica_gives_way_to_the_original() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r.db");
+    let versions = "SELECT dataVersion, schemaVersion, minSafeVersion FROM \"_zero.versionHistory\"";
+    let read = || {
+        let conn = rusqlite::Connection::open(&path).unwrap();
+        conn.query_row(versions, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
+    };
+    create(&path, &[spec()]);
+    assert_eq!(read(), (3, 3, 1));
+    // One that a former release made is marked when it is written to.
+    rusqlite::Connection::open(&path).unwrap().execute("DROP TABLE \"_zero.versionHistory\"", []).unwrap();
+    drop(open(&path).writer().unwrap());
+    assert_eq!(read(), (3, 3, 1));
+}
+
 #[test]
 fn a_directory_is_refused() {
     let directory = tempfile::tempdir().unwrap();

@@ -8,8 +8,8 @@ use super::option::{Effect, Kind};
 use super::problem::Refusal;
 use super::secret::SecretUrl;
 use super::{
-    Admin, ApiServer, App, Auth, BackupSettings, Config, Cvr, Engine, LogFormat, Logging, Network, Notices,
-    PermissionsSettings, Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
+    Admin, ApiServer, App, Auth, BackupSettings, Config, Crud, Cvr, DatabaseSettings, Engine, LogFormat, Logging,
+    Network, Notices, PermissionsSettings, Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -42,6 +42,21 @@ pub fn permissions_from_process(flags: &[String]) -> Result<PermissionsSettings,
     if given.has_problems() { Err(Refusal::Problems(given.into_problems())) } else { Ok(settings) }
 }
 
+/// What commands about the databases need; everything else may be unset.
+pub fn databases_from_process() -> Result<DatabaseSettings, Refusal> {
+    let mut given = Given::gather(&[], &env_file::with_file(environment(), std::path::Path::new(".env")))?;
+    let app = app(&mut given);
+    let upstream = upstream_db(&mut given);
+    let mut other = |variable| given.postgres(variable).or_else(|| upstream.clone());
+    let (cvr, change) = (other("ZERO_CVR_DB"), other("ZERO_CHANGE_DB"));
+    match (upstream, cvr, change) {
+        (Some(upstream), Some(cvr), Some(change)) if !given.has_problems() => {
+            Ok(DatabaseSettings { app, upstream, cvr, change })
+        }
+        _ => Err(Refusal::Problems(given.into_problems())),
+    }
+}
+
 fn environment() -> Environment {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
@@ -70,6 +85,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
     let cvr_db = given.postgres("ZERO_CVR_DB").or_else(|| upstream_db.clone());
     let mutate = mutate(given);
     let query = query(given);
+    let crud = crud(given);
     let auth = auth(given);
     let network = network(given);
     let change_stream = nodes::change_stream(given, source, network.port);
@@ -104,6 +120,7 @@ pub(super) fn read(given: &mut Given) -> Option<Config> {
         cvr: Cvr { db: cvr_db?, connections_max: cvr_connections_max, inactivity_threshold },
         mutate,
         query,
+        crud,
         auth,
         network,
         change_stream,
@@ -281,6 +298,15 @@ fn api_server(
         allowed_client_headers: lower(given.list(allowed_client_headers)),
         allowed_request_headers: lower(given.list(allowed_request_headers)),
     }
+}
+
+fn crud(given: &mut Given) -> Option<Crud> {
+    let crud = Crud {
+        connections_max: whole(given, "ZERO_UPSTREAM_MAX_CONNS"),
+        mutations_max: given.integer("ZERO_PER_USER_MUTATION_LIMIT_MAX", 0..=u32::MAX).map(|max| max as usize),
+        window: span(given, "ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", MILLISECOND),
+    };
+    given.boolean("ZERO_ENABLE_CRUD_MUTATIONS").then_some(crud)
 }
 
 fn auth(given: &mut Given) -> Auth {

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use given::Environment;
-pub use load::{backup_from_process, from_process, load, permissions_from_process};
+pub use load::{backup_from_process, databases_from_process, from_process, load, permissions_from_process};
 pub use problem::{Problem, Refusal};
 pub use reference::reference;
 pub use secret::{Secret, SecretUrl};
@@ -63,6 +63,8 @@ pub struct Config {
     pub cvr: Cvr,
     pub mutate: ApiServer,
     pub query: ApiServer,
+    /// `None`: CRUD mutations are refused.
+    pub crud: Option<Crud>,
     pub auth: Auth,
     pub network: Network,
     pub change_stream: ChangeStream,
@@ -95,6 +97,16 @@ pub struct Upstream {
     pub inbound_timeout: Option<Duration>,
     pub replication_slot_failover: bool,
     pub initial_sync_table_copy_workers: usize,
+}
+
+/// Rows that clients write themselves.
+#[derive(Clone, Debug)]
+pub struct Crud {
+    /// Most connections to upstream at once.
+    pub connections_max: usize,
+    /// Of one client group in a window; `None`: no limit.
+    pub mutations_max: Option<usize>,
+    pub window: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -202,6 +214,15 @@ pub enum StreamSource {
     Uri(SecretUrl),
     /// The address is read from the change database.
     Discover,
+}
+
+/// What it takes to look at what a shard has in its databases without running a server.
+#[derive(Clone, Debug)]
+pub struct DatabaseSettings {
+    pub app: App,
+    pub upstream: SecretUrl,
+    pub cvr: SecretUrl,
+    pub change: SecretUrl,
 }
 
 /// What it takes to look at a backup without running a server.

@@ -5,7 +5,6 @@ use super::option::{Setting, boolean, choice, list, number, text};
 
 const LEVELS: &[&str] = &["debug", "info", "warn", "error"];
 
-const CRUD: &str = "CRUD mutations";
 const OTLP: &str = "OTLP export (scrape /metrics instead)";
 const EVENTS: &str = "status events";
 const SHADOW: &str = "rehearsals of the initial sync";
@@ -44,9 +43,8 @@ const UPSTREAM: &[Setting] = &[
         .required()
         .secret(),
     choice("ZERO_UPSTREAM_TYPE", &["pg", "custom"], "kind of upstream; only `pg` is served").default("pg").hidden(),
-    number("ZERO_UPSTREAM_MAX_CONNS", "size of the upstream pool used for CRUD mutations")
-        .default("20")
-        .not_built(CRUD),
+    number("ZERO_UPSTREAM_MAX_CONNS", "most connections to upstream for CRUD mutations; opened when they are needed")
+        .default("20"),
     number("ZERO_UPSTREAM_MAX_CONNS_PER_WORKER", "share of one worker process").internal(),
     boolean(
         "ZERO_UPSTREAM_PG_REPLICATION_SLOT_FAILOVER",
@@ -77,9 +75,7 @@ const API_SERVERS: &[Setting] = &[
     boolean("ZERO_QUERY_FORWARD_COOKIES", "forward the cookies of the WebSocket upgrade").default("false"),
     list("ZERO_QUERY_ALLOWED_CLIENT_HEADERS", "names of headers given by the client that are forwarded"),
     list("ZERO_QUERY_ALLOWED_REQUEST_HEADERS", "names of headers of the WebSocket upgrade that are forwarded"),
-    boolean("ZERO_ENABLE_CRUD_MUTATIONS", "accept CRUD mutations and write them upstream")
-        .default("true")
-        .not_built(CRUD),
+    boolean("ZERO_ENABLE_CRUD_MUTATIONS", "accept CRUD mutations and write them upstream").default("true"),
 ];
 
 const CVR: &[Setting] = &[
@@ -219,8 +215,9 @@ const NETWORK: &[Setting] = &[
     boolean("ZERO_LAZY_STARTUP", "start only when the first client connects")
         .default("false")
         .inert("the server is ready as soon as the replica is"),
-    number("ZERO_PER_USER_MUTATION_LIMIT_MAX", "CRUD mutations allowed per window").derived("no limit").not_built(CRUD),
-    number("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", "length of that window").default("60000").not_built(CRUD),
+    number("ZERO_PER_USER_MUTATION_LIMIT_MAX", "CRUD mutations that one client group may make in a window")
+        .derived("no limit"),
+    number("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", "length of that window, which slides").default("60000"),
     boolean("ZERO_WEBSOCKET_COMPRESSION", "compress WebSocket messages")
         .default("false")
         .not_built("WebSocket compression"),

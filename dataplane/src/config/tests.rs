@@ -322,11 +322,24 @@ fn a_backup_is_never_further_behind_than_ten_seconds() {
 }
 
 #[test]
+fn crud_mutations_are_on_until_they_are_switched_off() {
+    let crud = config(&[]).crud.unwrap();
+    assert_eq!((crud.connections_max, crud.mutations_max, crud.window), (20, None, Duration::from_secs(60)));
+    let limited = [
+        ("ZERO_UPSTREAM_MAX_CONNS", "3"),
+        ("ZERO_PER_USER_MUTATION_LIMIT_MAX", "100"),
+        ("ZERO_PER_USER_MUTATION_LIMIT_WINDOW_MS", "5000"),
+    ];
+    let crud = config(&limited).crud.unwrap();
+    assert_eq!((crud.connections_max, crud.mutations_max, crud.window), (3, Some(100), Duration::from_secs(5)));
+    assert!(config(&[("ZERO_ENABLE_CRUD_MUTATIONS", "false")]).crud.is_none());
+}
+
+#[test]
 fn settings_without_effect_are_named() {
     let config = config(&[
         ("ZERO_YIELD_THRESHOLD_MS", "20"),
         ("ZERO_SHADOW_SYNC_ENABLED", "true"),
-        ("ZERO_ENABLE_CRUD_MUTATIONS", "false"),
         ("ZERO_UPSTREAM_MAX_CONNS_PER_WORKER", "nonsense"),
         ("ZERO_UNKNOWN", "1"),
     ]);

@@ -82,6 +82,7 @@ mod tests {
         gateway.open_connections.with_label_values(&["51"]).set(0);
         for labelled in [
             &views.rehomes,
+            &views.inherited,
             &views.shed,
             &stream.refusals,
             &stream.endings,
@@ -96,6 +97,9 @@ mod tests {
         for labelled in [&gateway.api_requests, &gateway.http_requests] {
             labelled.with_label_values(&["any", "any"]).inc_by(0);
         }
+        let crud = crud::Metrics::register(&registry).unwrap();
+        crud.mutations.with_label_values(&["any"]).inc_by(0);
+        crud.duration.with_label_values(&["any"]);
         gateway.api_request_duration.with_label_values(&["any"]);
         gateway.api_in_flight.with_label_values(&["any"]).set(0);
         gateway.api_waiting.with_label_values(&["any"]).set(0);
@@ -114,6 +118,7 @@ mod tests {
         for source in [
             include_str!("../../views/src/metrics.rs"),
             include_str!("../../gateway/src/metrics.rs"),
+            include_str!("../../crud/src/metrics.rs"),
             include_str!("../../streamer/src/metrics.rs"),
             include_str!("../../backup/src/metrics.rs"),
             include_str!("names.rs"),

@@ -263,6 +263,12 @@ impl ZeroCache {
         self.signal("TERM")
     }
 
+    /// `SIGQUIT`: an end without a drain.
+    pub fn quit(&mut self) -> Result<ExitStatus> {
+        self.signal("QUIT")?;
+        self.wait_exit(Duration::from_secs(10))
+    }
+
     /// `SIGSTOP`: the process is there and does nothing, as a machine that swaps or a network that swallows packets.
     pub fn freeze(&self) -> Result<()> {
         self.signal("STOP")

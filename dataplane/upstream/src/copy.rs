@@ -71,7 +71,13 @@ pub async fn initial_copy(options: &Options, sink: mpsc::Sender<CopyMessage>) ->
         return Err(Error::transient("another process has completed an initial copy just now"));
     }
     let pid = waits::backend(&client).await?;
-    waits::attend(&options.address, pid, "set the shard up", set_up::ensure(&mut client, options)).await?;
+    let ensured = waits::attend(&options.address, pid, "set the shard up", set_up::ensure(&mut client, options)).await;
+    if matches!(ensured, Err(Error::Occupied { .. }))
+        && let Err(error) = slot::drop_left(&mut client, &options.app).await
+    {
+        tracing::warn!(%error, "slots of this server stay for now");
+    }
+    ensured?;
     let home = identity::home(&client).await?;
     forget_foreign(&client, options, &home).await?;
     forget_unfinished(&client, options).await?;

@@ -7,7 +7,7 @@ use rows::CopyBlock;
 use crate::catalog::Published;
 use crate::connect::quote_identifier;
 use crate::decode::{Kind, Scalar, binary};
-use crate::limit::Limit;
+use crate::limit::{Limit, Place};
 use crate::reader::{Malformed, Reader};
 use crate::wire::{Connection, parse_error};
 use crate::{Error, Result};
@@ -139,7 +139,7 @@ impl RowDecoder {
         RowDecoder {
             kinds: table.columns.iter().map(|c| c.kind).collect(),
             names: table.spec.columns.iter().map(|c| c.name.clone()).collect(),
-            limit: Limit::new(table, row_bytes_max),
+            limit: Limit::new(table, row_bytes_max, Place::default()),
             header_read: false,
             scratch: Vec::new(),
             table: table.spec.wire_name(),

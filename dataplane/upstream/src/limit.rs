@@ -3,18 +3,41 @@
 //!
 //! Must not know messages or formats: it counts bytes as Postgres sent them.
 
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rows::schema::ColumnSpec;
-use rows::{CellRef, ColumnType, TableSpec};
+use rows::{CellRef, ColumnType, TableSpec, Version};
 
 use crate::catalog::Published;
+use crate::options::lsn_text;
+
+/// Where values that are left out come from, for people: the commit that is being read, or contents that are copied. Says nothing of
+/// rows or keys. Cheap to clone: all clones are one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place(Arc<AtomicU64>);
+
+impl Place {
+    pub(crate) fn at(&self, commit: Version) {
+        self.0.store(commit.as_u64(), Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.load(Ordering::Relaxed) {
+            0 => f.write_str("a copy"),
+            commit => write!(f, "the commit at {}", lsn_text(Version::new(commit))),
+        }
+    }
+}
 
 /// The columns of one table.
 pub(crate) struct Limit {
     table: Arc<TableSpec>,
     row_bytes_max: usize,
+    place: Place,
     /// For each column, whether it was said that a value was left out.
     told: Vec<Arc<AtomicBool>>,
 }
@@ -26,9 +49,9 @@ pub(crate) struct Room {
 }
 
 impl Limit {
-    pub(crate) fn new(table: &Published, row_bytes_max: usize) -> Limit {
+    pub(crate) fn new(table: &Published, row_bytes_max: usize, place: Place) -> Limit {
         let told = table.columns.iter().map(|c| Arc::clone(&c.told_too_large)).collect();
-        Limit { table: Arc::clone(&table.spec), row_bytes_max, told }
+        Limit { table: Arc::clone(&table.spec), row_bytes_max, place, told }
     }
 
     pub(crate) fn row(&self) -> Room {
@@ -54,6 +77,7 @@ impl Limit {
             tracing::error!(
                 table = self.table.wire_name(),
                 column = spec.name,
+                place = %self.place,
                 mebibytes = bytes >> 20,
                 limit_mebibytes = self.row_bytes_max >> 20,
                 "a value is left out, here and wherever it occurs in this column, because its row is larger than a row may be; null or nothing stands in its place"

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::connect::{quote_identifier, quote_literal};
 use crate::options::App;
-use crate::{Error, Result, ddl, permissions, tenant};
+use crate::{Error, Result, ddl, permissions};
 
 /// One finished initial copy, as the `replicas` table remembers it.
 #[derive(Clone, Debug)]
@@ -234,30 +234,4 @@ pub(crate) async fn configured_publications(client: &Client, app: &App) -> Resul
     }
     let row = client.query_opt(&format!("SELECT \"publications\" FROM {table}"), &[]).await.map_err(doing)?;
     Ok(row.map(|row| row.get(0)))
-}
-
-/// Removes everything that the shard has upstream, `clients` and `mutations` included.
-pub async fn decommission(client: &Client, app: &App) -> Result<()> {
-    let doing = |e| Error::statement("remove the shard", e);
-    let pattern = tenant::slot_pattern(app);
-    client
-        .execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name ~ $1 AND active_pid IS NOT NULL
-             AND database = current_database()",
-            &[&pattern],
-        )
-        .await
-        .map_err(doing)?;
-    crate::slot::drop_matching(client, &pattern).await?;
-    client
-        .batch_execute(&format!(
-            "{} DROP PUBLICATION IF EXISTS {}; DROP PUBLICATION IF EXISTS {}; DROP SCHEMA IF EXISTS {} CASCADE;",
-            // First, for the triggers would watch the rest.
-            ddl::removal(app),
-            quote_identifier(&app.default_publication()),
-            quote_identifier(&app.metadata_publication()),
-            quote_identifier(&app.shard_schema()),
-        ))
-        .await
-        .map_err(doing)
 }

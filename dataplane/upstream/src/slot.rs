@@ -234,6 +234,33 @@ pub(crate) async fn drop_unclaimed(client: &Client, app: &App) -> Result<()> {
     Ok(())
 }
 
+/// Drops what is left of this server's slots while the reference has the shard. It claims its own under a lock, or names them
+/// otherwise.
+pub(crate) async fn drop_left(client: &mut Client, app: &App) -> Result<()> {
+    let doing = |e| Error::statement("drop the slots that this server has left", e);
+    let shard = app.shard_schema();
+    let transaction = client.transaction().await.map_err(doing)?;
+    let lock = format!("replication-slot-management:{shard}");
+    transaction.execute("SELECT pg_advisory_xact_lock(hashtext($1))", &[&lock]).await.map_err(doing)?;
+    let dropped = transaction
+        .query(
+            &format!(
+                "SELECT slot_name::text, pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                 WHERE slot_name ~ $1 AND NOT active AND database = current_database()
+                 AND slot_name NOT IN (SELECT \"slot\" FROM {}.\"replicas\")",
+                quote_identifier(&shard)
+            ),
+            &[&format!("^{shard}_[a-z]+$")],
+        )
+        .await
+        .map_err(doing)?;
+    transaction.commit().await.map_err(doing)?;
+    for row in dropped {
+        tracing::info!(slot = row.get::<_, &str>(0), "dropped replication slot");
+    }
+    Ok(())
+}
+
 pub(crate) async fn drop_matching(client: &Client, pattern: &str) -> Result<()> {
     let rows = client
         .query(

@@ -101,6 +101,7 @@ const KEEPALIVE_PERIOD_WAITED_FOR: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Between two looks for truncated partitions.
 const PARTITIONS_PERIOD: Duration = Duration::from_secs(2);
+const PARTITIONS_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 const OBJECT_IN_USE: &str = "55006";
 /// The process that was just ended may hold the slot for another moment: about a second.
 const START_RETRY: Backoff = Backoff::new(Duration::from_millis(40), Duration::from_millis(80));
@@ -233,7 +234,7 @@ impl Stream {
             goal,
             arrived,
         };
-        let partitions = tokio::spawn(watch_partitions(Arc::clone(&pump.journal)));
+        let partitions = tokio::spawn(watch_partitions(Arc::clone(&pump.journal.client), pump.options.clone()));
         let task = tokio::spawn(pump.run());
         Stream { events, acks: Acks(acked), reached, task, partitions, held: None }
     }
@@ -347,15 +348,31 @@ async fn remember_schema(journal: &Journal, version: Version, entry: &Entry, wit
     Ok(())
 }
 
-/// Truncated partitions are not in the stream, and are looked for. What is wrong with the connection, the pump sees as well.
-async fn watch_partitions(journal: Arc<Journal>) {
+/// Truncated partitions are not in the stream, and are looked for. A look that fails is repeated, however long that takes: each finds
+/// all that happened since the last that succeeded.
+async fn watch_partitions(mut client: Arc<Client>, options: Options) {
     let mut period = tokio::time::interval(PARTITIONS_PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retry = PARTITIONS_RETRY;
+    let mut told = None;
     loop {
         period.tick().await;
-        if let Err(error) = shard::check_partitions(&journal.client, &journal.app).await {
-            tracing::warn!(%error, "partitions that are truncated meanwhile keep their rows here until the next start");
-            return;
+        while let Err(error) = shard::check_partitions(&client, &options.app).await {
+            let message = error.to_string();
+            if told.as_ref() != Some(&message) {
+                tracing::warn!(%error, remedy = error.entry().remedy, "cannot look for truncated partitions, will retry; their rows stay here until then");
+                told = Some(message);
+            }
+            tokio::time::sleep(retry.pause()).await;
+            if client.is_closed()
+                && let Ok(anew) = connect(&options.address, "zero-change-source").await
+            {
+                client = Arc::new(anew);
+            }
+        }
+        if told.take().is_some() {
+            tracing::info!("truncated partitions are looked for again");
+            retry.succeeded();
         }
     }
 }

@@ -136,7 +136,7 @@ pub(crate) async fn unless_at_work(client: &impl GenericClient, app: &App) -> Re
         .map_err(doing)?;
     match row.and_then(|row| row.get::<_, Option<i64>>(0)) {
         Some(age) if (0..i64::from(BEGINNING_SECONDS)).contains(&age) => {
-            occupied(format!("it began {age} seconds ago, after this server had it"))
+            occupied("it has begun just now, after this server had it".to_owned())
         }
         _ => Ok(()),
     }

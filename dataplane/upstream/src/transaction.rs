@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, Published};
 use crate::ddl;
 use crate::decode::{self, Kind};
 use crate::diff::diff;
-use crate::limit::{Limit, Room};
+use crate::limit::{Limit, Place, Room};
 use crate::pgoutput::{Datum, Message, Old, Relation, Tuple, parse};
 use crate::reader::Malformed;
 use crate::schema::{Difference, Schema};
@@ -28,6 +28,8 @@ pub(crate) struct Assembler {
     telling: Telling,
     bytes_warn: usize,
     row_bytes_max: usize,
+    /// What is being read.
+    place: Place,
     pub schema: Schema,
     pub withheld: Withheld,
     /// The table whose rows are events, once it was described.
@@ -93,6 +95,7 @@ impl Assembler {
             telling,
             bytes_warn,
             row_bytes_max,
+            place: Place::default(),
             schema,
             withheld,
             events: None,
@@ -122,6 +125,7 @@ impl Assembler {
                     return Err(out_of_order());
                 }
                 let version = Version::new(commit_lsn);
+                self.place.at(version);
                 self.open = Some(Open {
                     version,
                     is_repeated: version <= self.seen,
@@ -308,7 +312,8 @@ impl Assembler {
             .map(|name| spec.columns.iter().position(|c| c.name == *name).expect("the catalog lists identity columns"))
             .collect();
         let kinds = table.columns.iter().map(|c| c.kind).collect();
-        Ok(Mapped { spec: Arc::clone(spec), kinds, limit: Limit::new(table, self.row_bytes_max), identity })
+        let limit = Limit::new(table, self.row_bytes_max, self.place.clone());
+        Ok(Mapped { spec: Arc::clone(spec), kinds, limit, identity })
     }
 
     /// A row of the table of events.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use testkit::postgres::{Options as ServerOptions, Postgres, Version as Server};
 use testkit::proxy::Proxy;
-use testkit::tls::Authority;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 use upstream::{Address, CopyMessage, Encodings, Error, Event, Options, Stream, check_encoding, connect, initial_copy};
@@ -29,7 +28,7 @@ async fn failure(options: &Options) -> Error {
 }
 
 /// What was logged by this process, for what can be seen nowhere else.
-fn logged() -> &'static Mutex<String> {
+pub fn logged() -> &'static Mutex<String> {
     static LINES: OnceLock<Mutex<String>> = OnceLock::new();
     LINES.get_or_init(|| {
         tracing::subscriber::set_global_default(Lines).unwrap();
@@ -310,50 +309,4 @@ async fn no_commit_waits_for_us_as_a_standby() {
     assert_eq!(text(&client, state).await, "async");
     assert!(!acknowledging.is_finished());
     acknowledging.abort();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_are_checked_as_asked_for() {
-    let fixture = Fixture::start(&format!(
-        "{MARK} SET password_encryption = 'scram-sha-256'; CREATE ROLE scram LOGIN SUPERUSER PASSWORD 'p'"
-    ))
-    .await;
-    let (authority, stranger) = (Authority::new().unwrap(), Authority::new().unwrap());
-    let issued = authority.issue("DNS:localhost").unwrap();
-    let folder = text(&fixture.client, "SHOW data_directory").await;
-    for (name, contents) in [("server.crt", &issued.certificate), ("server.key", &issued.key)] {
-        let path = std::path::Path::new(&folder).join(name);
-        std::fs::write(&path, contents).unwrap();
-        fixture.postgres.own(&path).unwrap();
-    }
-    let rules = std::path::Path::new(&folder).join("pg_hba.conf");
-    let usual = std::fs::read_to_string(&rules).unwrap();
-    let strict = "hostssl all,replication scram 127.0.0.1/32 scram-sha-256\n";
-    std::fs::write(&rules, format!("{strict}{usual}")).unwrap();
-    fixture.run("ALTER SYSTEM SET ssl = on").await;
-    fixture.run("SELECT pg_reload_conf()").await;
-    let files = tempfile::TempDir::new().unwrap();
-    let file = |name: &str, contents: &str| {
-        let path = files.path().join(name);
-        std::fs::write(&path, contents).unwrap();
-        path.display().to_string()
-    };
-    let (ours, theirs) = (file("ours", &authority.certificate), file("theirs", &stranger.certificate));
-    for (host, parameters, good) in [
-        ("localhost", format!("sslmode=verify-full&sslrootcert={ours}"), true),
-        ("localhost", "sslmode=require&channel_binding=require".to_owned(), true),
-        ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={ours}"), true),
-        ("127.0.0.1", format!("sslmode=require&sslrootcert={ours}"), true),
-        ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={ours}"), false),
-        ("localhost", format!("sslmode=verify-ca&sslrootcert={theirs}"), false),
-        ("localhost", "sslmode=verify-full".to_owned(), false),
-    ] {
-        let port = fixture.postgres.port();
-        let url = format!("postgres://scram:p@{host}:{port}/postgres?{parameters}");
-        let options = Options { address: url.parse().unwrap(), ..fixture.options.clone() };
-        assert_eq!(connect(&options.address, "test").await.is_ok(), good, "{host} {parameters}");
-        if good {
-            copied(&options).await;
-        }
-    }
 }

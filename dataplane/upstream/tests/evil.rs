@@ -348,3 +348,38 @@ async fn a_default_that_cannot_be_read_is_read_from_the_table() {
     assert_eq!(spec.columns.len(), 4);
     assert!(rows.iter().all(|row| row[3] == Cell::Float(1_709_294_400_000.0)), "{rows:?}");
 }
+
+/// While whoever streams from the slot is ended, another process completes a newer copy: its slot may have been told of more than what
+/// is stored here, and is none of this replica's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_slot_of_another_copy_is_not_streamed_from() {
+    let world = World::start().await;
+    let (told, mut is_between) = tokio::sync::mpsc::unbounded_channel();
+    let mut looks = 0;
+    world.evil.script(move |frame| {
+        let text = String::from_utf8_lossy(&frame.body);
+        let is_look = frame.from == From::Client && frame.tag == b'P' && text.contains("\"idleTo\" FROM");
+        looks += u32::from(is_look);
+        if is_look && looks == 2 {
+            let _ = told.send(());
+            return Verdict::Delay(Duration::from_secs(1));
+        }
+        Verdict::Pass
+    });
+    let newer = async {
+        is_between.recv().await.unwrap();
+        world
+            .fixture
+            .run(
+                "INSERT INTO zero_0.replicas SELECT (jsonb_populate_record(r,
+                     jsonb_build_object('id', 'newer', 'slot', 'zero_0_newer', 'rank', r.\"rank\" + 1))).*
+                 FROM zero_0.replicas r",
+            )
+            .await;
+    };
+    let (replica, after) = (world.initial(), world.model.version);
+    let at = upstream::Resume { replica, after, confirmed: after, time_us: None };
+    let (started, ()) = tokio::join!(Stream::start(&world.options, at), newer);
+    let error = started.err().expect("it must not begin");
+    assert!(matches!(&error, Error::ResetRequired { message, .. } if message.contains("newer copy")), "{error}");
+}

@@ -98,7 +98,8 @@ async fn the_shard_serves_api_servers_and_goes_without_a_trace() {
         .await;
     let hash: String = fixture.client.query_one("SELECT hash FROM zero.permissions", &[]).await.unwrap().get(0);
     assert_eq!(hash.len(), 32);
-    decommission(&fixture.client, &fixture.options.app).await.unwrap();
+    let mut client = connect(&fixture.options.address, "test").await.unwrap();
+    decommission(&mut client, &fixture.options.app, false).await.unwrap();
     let left: i64 = fixture
         .client
         .query_one(

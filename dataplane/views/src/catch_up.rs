@@ -7,6 +7,9 @@
 //! Where the client was served by another node, that node's history leads to some version, and comparing the rows there with the
 //! present ones leads on from it. It must be the history of the very node that handed the cookie out: nodes that are behind take
 //! several versions in one step, and what came and went in between is in none of their deltas.
+//!
+//! A client that was served by Rocicorp's server may hold any row that is remembered for its group: it is sent all that its queries
+//! have, and what none of them has is deleted.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -90,7 +93,7 @@ impl Core {
         let mut ready = true;
         let mut renew = Vec::new();
         let mut ask = Vec::new();
-        // More left the group at once than is remembered.
+        // While it waited here, more left the group at once than is remembered, or what was remembered became too old.
         let mut is_forgotten = connection.cookie.is_some_and(|c| Cookie::EMPTY < c && c < group.record.floor);
         for (hash, query) in &group.record.queries {
             let run = group.queries.get(hash);
@@ -131,16 +134,14 @@ impl Core {
                 renew.push(held);
             }
         }
-        for removed in &group.record.removed {
-            let held = connection.cookie.filter(|c| removed.holding.got_at <= *c && *c < removed.removed_at);
-            if let Some(cookie) = held
-                && !connection.touched.contains_key(&(removed.holding.lineage, true))
-            {
+        if let Some(cookie) = connection.cookie {
+            for (present, lineage) in group.record.departed(cookie) {
+                if connection.touched.contains_key(&(present, true)) {
+                    continue;
+                }
                 ready = false;
-                match removed.holding.lineage_at(cookie) {
-                    Some(lineage) => {
-                        ask.push(Question { present: removed.holding.lineage, lineage, since: cookie, held: true });
-                    }
+                match lineage {
+                    Some(lineage) => ask.push(Question { present, lineage, since: cookie, held: true }),
                     None => is_forgotten = true,
                 }
             }
@@ -312,11 +313,8 @@ impl Core {
         }
         // Rows of queries that were removed since: deleted unless something still holds them.
         let mut orphans: FxHashSet<&RowId> = FxHashSet::default();
-        for removed in &group.record.removed {
-            let held = connection.cookie.is_some_and(|c| removed.holding.got_at <= c && c < removed.removed_at);
-            if held && let Some(rows) = connection.touched.get(&(removed.holding.lineage, true)) {
-                orphans.extend(rows.rows.iter());
-            }
+        for (present, _) in connection.cookie.into_iter().flat_map(|cookie| group.record.departed(cookie)) {
+            orphans.extend(connection.touched.get(&(present, true)).iter().flat_map(|history| history.rows.iter()));
         }
         // Many come back at once, and all clients of a query do when it was hydrated anew: they miss the same. What is sent whole is
         // shared as it is.
@@ -399,7 +397,7 @@ fn away_too_long() -> ErrorBody {
 
 /// Everything about the query set, for a client that may have missed some of it: what it has already is no change to it.
 fn add_query_patches(group: &Group, connection: &Connection, builder: &mut PartBuilder) {
-    let missed = |at: rows::Cookie| connection.cookie.is_none_or(|cookie| at > cookie);
+    let missed = |at: Cookie| connection.cookie.is_none_or(|cookie| at > cookie);
     for removed in &group.record.removed_desires {
         if connection.cookie.is_some() && missed(removed.removed_at) {
             builder.desired(&removed.client, QueryOp::Del { hash: removed.hash.clone() });

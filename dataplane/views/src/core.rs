@@ -1,9 +1,9 @@
 //! The views' thread: takes events, changes state, and runs a step when anything is to be told.
 //!
-//! The event queue is unbounded; what fills it is bounded elsewhere: sockets by the gateway, batches by [`Batches`], answers by
+//! The event queue is unbounded; what fills it is bounded elsewhere: sockets by the gateway, commits by [`Batches`], answers by
 //! the questions asked.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 use replica::Reader;
 use rows::{Batch, Schema, Version};
 use rustc_hash::{FxHashMap, FxHashSet};
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::api::{Command, ConnectionId, Handle, Transformer};
+use crate::batches::{Batches, Waiting, bytes_of};
 use crate::budget::Budget;
 use crate::connection::{Connection, Phase};
 use crate::door::Stranger;
 use crate::drain::{Closing, Drain};
-use crate::group::{Group, GroupId};
+use crate::group::{Group, GroupId, inherit};
 use crate::hydrate::{self, Pool};
-use crate::indexes::{Wanted, Wishes};
+use crate::indexes::Wishes;
 use crate::limits::Limits;
 use crate::materialisations::Materialisations;
 use crate::metrics::Metrics;
@@ -34,14 +34,13 @@ use crate::spool::Spool;
 use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
 use crate::transform::Answer;
 use crate::turns::Turns;
+use crate::unflushed::Unflushed;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Events handled before a step is run, so that a flood of messages cannot delay pokes.
 const EVENTS_PER_STEP_MAX: usize = 512;
 /// Numbers that one node takes for its lineages, so that no two nodes ever use one twice.
 const LINEAGES_PER_NODE: i64 = 1 << 32;
-/// Row changes that may wait for the views before replication waits for them.
-const BACKLOG_ROWS_MAX: usize = 400_000;
 
 pub struct Options {
     /// Wire names of the tables that hold mutation ids and results.
@@ -97,51 +96,6 @@ impl Drop for Lifeline {
     }
 }
 
-/// Where the replica's writer hands over its commits.
-#[derive(Clone)]
-pub struct Batches {
-    events: Sender<Event>,
-    backlog: Arc<Backlog>,
-    indexes: Arc<tokio::sync::Mutex<UnboundedReceiver<Wanted>>>,
-}
-
-#[derive(Default)]
-struct Backlog {
-    rows: std::sync::atomic::AtomicUsize,
-    drained: Notify,
-}
-
-impl Batches {
-    /// Publishes a commit. Waits while the views are far behind, which in turn slows replication down.
-    pub async fn publish(&self, batch: Arc<Batch>) {
-        use std::sync::atomic::Ordering;
-        loop {
-            let drained = self.backlog.drained.notified();
-            if self.backlog.rows.load(Ordering::Acquire) < BACKLOG_ROWS_MAX {
-                break;
-            }
-            drained.await;
-        }
-        self.backlog.rows.fetch_add(row_count(&batch), Ordering::AcqRel);
-        // The thread ends only with the process.
-        let _ = self.events.send(Event::Batch(batch));
-    }
-}
-
-impl Batches {
-    /// The next index that the replica's writer should make. Never, once the views have ended.
-    pub async fn wanted_index(&self) -> Wanted {
-        match self.indexes.lock().await.recv().await {
-            Some(wanted) => wanted,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn row_count(batch: &Batch) -> usize {
-    batch.tables.iter().map(|t| t.rows.len()).sum()
-}
-
 /// How the views ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -182,10 +136,15 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
         connections_max: options.cvr_connections_max,
         copy: options.copy.clone(),
         limits: limits.clone(),
+        inherit: store::Inherit {
+            record: inherit::record,
+            own_tables: [options.clients_table.clone(), options.mutations_table.clone()],
+        },
         metrics: store::Metrics {
             flush_seconds: options.metrics.cvr_flush_seconds.clone(),
             flush_failures: options.metrics.cvr_flush_failures.clone(),
             flushes_fenced: options.metrics.cvr_flushes_fenced.clone(),
+            inherited: options.metrics.inherited.clone(),
         },
     };
     let node = store::register(&settings).await?;
@@ -222,9 +181,8 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
             }
         });
     }
-    let backlog = Arc::new(Backlog::default());
-    let indexes = Arc::new(tokio::sync::Mutex::new(wanted));
-    let batches = Batches { events: events.clone(), backlog: Arc::clone(&backlog), indexes };
+    let commits = Waiting::new(limits.commit_bytes);
+    let batches = Batches::new(events.clone(), Arc::clone(&commits), wanted);
     let (ended_sender, ended) = tokio::sync::oneshot::channel();
     let (unflushed, unflushed_since) = watch::channel(None);
     let runtime = tokio::runtime::Handle::current();
@@ -236,7 +194,7 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
             let spool = Spool::new(&options.spool_folder, limits.payload_bytes);
             let (graphs, first) = (Budget::new(limits.graph_bytes), node * LINEAGES_PER_NODE);
             let materialisations = Materialisations::new(pool, spool, graphs, first, options.metrics.clone());
-            let around = Around { store, events, runtime, backlog, unflushed };
+            let around = Around { store, events, runtime, commits, unflushed: Unflushed::new(unflushed) };
             let core = Core::new(options, limits, reader, materialisations, around);
             let ending = core.run(&receiver, &seen);
             let _ = ended_sender.send(ending);
@@ -250,16 +208,8 @@ struct Around {
     store: Store,
     events: Sender<Event>,
     runtime: tokio::runtime::Handle,
-    backlog: Arc<Backlog>,
-    unflushed: watch::Sender<Option<Instant>>,
-}
-
-/// A flush that is not durable yet.
-struct Flushing {
-    number: u64,
-    /// That it carried.
-    version: Version,
-    since: Instant,
+    commits: Arc<Waiting>,
+    unflushed: Unflushed,
 }
 
 /// All state of the views.
@@ -282,9 +232,9 @@ pub struct Core {
     flush_number: u64,
     /// The newest version that was handed over as one that clients may be told of.
     marked: Version,
-    /// Flushes until they are durable.
-    flushing: VecDeque<Flushing>,
-    unflushed: watch::Sender<Option<Instant>>,
+    unflushed: Unflushed,
+    /// Of the histories, what the step added that must not be forgotten before it is stored.
+    pub(crate) history_bytes: usize,
     pub(crate) outgoing: Outgoing,
     /// Connections that are told nothing more before the database has answered for what is held for them.
     pub(crate) held_back: FxHashSet<ConnectionId>,
@@ -312,7 +262,9 @@ pub struct Core {
     broken: Option<String>,
     abandoned: bool,
     pub(crate) commit_time_us: i64,
-    backlog: Arc<Backlog>,
+    commits: Arc<Waiting>,
+    /// Of these, what is here and counts as not taken, because no step is made.
+    withheld_bytes: usize,
 }
 
 impl Core {
@@ -323,7 +275,7 @@ impl Core {
         materialisations: Materialisations,
         around: Around,
     ) -> Core {
-        let Around { store, events, runtime, backlog, unflushed } = around;
+        let Around { store, events, runtime, commits, unflushed } = around;
         let schema = Arc::clone(&options.schema);
         Core {
             internal: Internal::of(&schema, &options.clients_table, &options.mutations_table),
@@ -340,8 +292,8 @@ impl Core {
             flush: Flush::default(),
             flush_number: 0,
             marked: Version::ZERO,
-            flushing: VecDeque::new(),
             unflushed,
+            history_bytes: 0,
             outgoing: Outgoing::default(),
             held_back: FxHashSet::default(),
             limits,
@@ -362,7 +314,8 @@ impl Core {
             broken: None,
             abandoned: false,
             commit_time_us: 0,
-            backlog,
+            commits,
+            withheld_bytes: 0,
             options,
         }
     }
@@ -404,7 +357,12 @@ impl Core {
                 self.look_at_impatient(now);
             }
             self.drain_due(now);
-            if std::mem::take(&mut self.want_step)
+            let is_free = self.may_step();
+            if is_free {
+                self.commits.take(std::mem::take(&mut self.withheld_bytes));
+            }
+            if is_free
+                && std::mem::take(&mut self.want_step)
                 && !self.has_left()
                 && let Err(reason) = self.step(receiver)
             {
@@ -456,8 +414,12 @@ impl Core {
     }
 
     fn batch(&mut self, batch: Arc<Batch>) {
-        self.backlog.rows.fetch_sub(row_count(&batch), std::sync::atomic::Ordering::AcqRel);
-        self.backlog.drained.notify_waiters();
+        let bytes = bytes_of(&batch);
+        if self.may_step() {
+            self.commits.take(bytes);
+        } else {
+            self.withheld_bytes += bytes;
+        }
         self.note_internal(&batch);
         self.materialisations.retain_batch(batch);
         self.want_step = true;
@@ -476,8 +438,7 @@ impl Core {
     }
 
     fn flushed(&mut self, up_to: u64) {
-        while self.flushing.pop_front_if(|flushing| flushing.number <= up_to).is_some() {}
-        self.unflushed.send_replace(self.flushing.front().map(|flushing| flushing.since));
+        self.unflushed.stored(up_to);
         let histogram = self.options.metrics.commit_to_poke_seconds.clone();
         for Dropped(id) in self.outgoing.flushed(up_to, &mut |mark| observe(&histogram, mark)) {
             self.disconnect(id, Some("slow client"));
@@ -501,18 +462,20 @@ impl Core {
         flush.version = self.version;
         self.marked = self.version;
         self.flush_number += 1;
-        let since = Instant::now();
-        if self.flushing.is_empty() {
-            self.unflushed.send_replace(Some(since));
-        }
-        self.flushing.push_back(Flushing { number: self.flush_number, version: self.version, since });
+        let bytes = flush.bytes() + std::mem::take(&mut self.history_bytes);
+        self.unflushed.handed_over(self.flush_number, self.version, bytes);
         self.store.flush(self.flush_number, flush);
         self.flush_number
     }
 
+    /// Whether what waits for the CVR database leaves room for more.
+    fn may_step(&self) -> bool {
+        self.unflushed.bytes() <= self.limits.unflushed_bytes
+    }
+
     /// Everything up to this version is durable. A version may have more than one step, and so more than one flush.
     pub(crate) fn durable_version(&self) -> Version {
-        let mut version = self.flushing.front().map_or(self.version, |flushing| before(flushing.version));
+        let mut version = self.unflushed.oldest().map_or(self.version, before);
         if !self.flush.is_empty() {
             version = version.min(before(self.version));
         }
@@ -532,6 +495,7 @@ impl Core {
         let metrics = &self.options.metrics;
         metrics.materialisations.set(count(materialisations));
         metrics.subscriptions.set(count(subscriptions));
+        metrics.cvr_unflushed_bytes.set(count(self.unflushed.bytes()));
         metrics.client_groups.set(count(self.groups.len()));
         metrics.owned_groups.set(count(self.groups.values().filter(|g| g.epoch > g.lost_epoch).count()));
         metrics.active_connections.set(count(self.connections.values().filter(|c| c.phase == Phase::Active).count()));

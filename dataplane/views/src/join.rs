@@ -14,7 +14,7 @@ use crate::connection::{Connection, Phase};
 use crate::convert::{KeyChoice, check_client_schema};
 use crate::core::Core;
 use crate::group::Group;
-use crate::group::record::{DesirePatch, Desired, Refused, Unkept};
+use crate::group::record::{DesirePatch, Desired, Inherited, Refused, Unkept};
 use crate::ownership::rehome;
 
 /// A joining client's first poke waits so long for its new queries: most answer at once, and one poke is cheaper for everybody
@@ -217,6 +217,13 @@ fn check_cookie(group: &mut Group, cookie: Cookie, version: rows::Version) -> Re
     }
     if cookie.version > version && cookie <= group.cookie {
         return Err(rehome("this node is behind what the client has seen", RETRY_BEHIND));
+    }
+    let between = |i: &Inherited| i.until < cookie && (cookie < i.since || cookie > group.cookie);
+    if group.record.inherited.as_ref().is_some_and(between) {
+        // Nobody gave it out of whom anything is remembered. With this answer the client keeps what it has not pushed.
+        return Err(ErrorBody::client_not_found(
+            "the client's cookie is none of those that are remembered of the client group",
+        ));
     }
     if cookie > group.cookie {
         // Pokes of row changes are not written down one by one, so a plain version up to ours may have been sent.

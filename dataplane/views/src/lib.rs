@@ -26,6 +26,7 @@
 mod admission;
 pub mod api;
 mod backlog;
+mod batches;
 mod body;
 mod budget;
 mod catch_up;
@@ -60,7 +61,9 @@ pub mod store;
 mod tidy;
 mod transform;
 mod turns;
+mod unflushed;
 
-pub use crate::core::{Batches, Ending, Options, Started, start, start_within};
+pub use crate::batches::Batches;
+pub use crate::core::{Ending, Options, Started, start, start_within};
 pub use crate::indexes::Wanted;
 pub use crate::turns::Turns;

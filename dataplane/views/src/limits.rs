@@ -24,6 +24,10 @@ pub struct Limits {
     /// What all connections together may leave waiting, for their sockets or for the CVR database, beside one answer each. One
     /// for which more than its share waits is told nothing more until it has taken that.
     pub backlog_bytes: usize,
+    /// What was handed to the CVR database, and what of the histories must be kept until it is stored, before no more is made.
+    pub unflushed_bytes: usize,
+    /// Commits that may wait for the views before replication waits for them.
+    pub commit_bytes: usize,
     /// A materialisation with so many stored deltas has some of them merged.
     pub merge_deltas: i64,
     /// How often stored deltas are looked at.
@@ -57,6 +61,8 @@ impl Default for Limits {
             history_bytes: 1 << 20,
             history_entries: 4_096,
             backlog_bytes: 256 << 20,
+            unflushed_bytes: 256 << 20,
+            commit_bytes: 256 << 20,
             merge_deltas: 64,
             merge_interval: Duration::from_secs(30),
             purge_interval: Duration::from_secs(600),
@@ -71,13 +77,21 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The budgets for a process that may use so many bytes: half of them for graphs and their histories, a sixteenth for encoded
-    /// rows and for what waits each, since sockets, transactions and SQLite need theirs, within sensible bounds.
+    /// The budgets for a process that may use so many bytes: half of them for graphs and their histories, a sixteenth each for encoded
+    /// rows, for what waits for sockets, for what waits to be stored and for commits that wait for the views, since sockets,
+    /// transactions and SQLite need theirs, within sensible bounds.
     #[must_use]
     pub fn for_memory(bytes: usize) -> Limits {
         let budget = (bytes / 16).clamp(8 << 20, 1 << 30);
         let graph_bytes = (bytes / 2).max(64 << 20);
-        Limits { graph_bytes, payload_bytes: budget, backlog_bytes: budget, ..Limits::default() }
+        Limits {
+            graph_bytes,
+            payload_bytes: budget,
+            backlog_bytes: budget,
+            unflushed_bytes: budget,
+            commit_bytes: budget,
+            ..Limits::default()
+        }
     }
 }
 

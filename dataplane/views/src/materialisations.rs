@@ -69,6 +69,8 @@ pub struct Advanced {
     pub renewed: Vec<MaterialisationId>,
     /// Materialisations that cannot be served any more.
     pub failed: Vec<MaterialisationId>,
+    /// What was added to histories.
+    pub history_bytes: usize,
 }
 
 impl Materialisations {
@@ -172,9 +174,15 @@ impl Materialisations {
         id
     }
 
-    pub(crate) fn new_lineage(&mut self, key: &str) -> LineageId {
+    /// A number that no other history has.
+    pub(crate) fn reserve_lineage(&mut self) -> LineageId {
         let lineage = self.next_lineage;
         self.next_lineage += 1;
+        lineage
+    }
+
+    pub(crate) fn new_lineage(&mut self, key: &str) -> LineageId {
+        let lineage = self.reserve_lineage();
         self.known.insert(key.to_owned(), lineage);
         lineage
     }
@@ -388,8 +396,11 @@ impl Materialisations {
                 }
             }
             self.settle_lineage(id, stored, version, schema, flush).map_err(|e| format!("read encoded rows: {e}"))?;
-            if let Some(State::Live(graph)) = self.by_id.get(&id).map(|m| &m.state) {
+            if let Some(m) = self.by_id.get(&id)
+                && let State::Live(graph) = &m.state
+            {
                 self.router.insert(id.0, graph);
+                advanced.history_bytes += m.history.size();
             }
             advanced.arrived.push(id);
         }
@@ -549,6 +560,7 @@ fn record(m: &mut Materialisation, id: MaterialisationId, entry: Entry, flush: &
     if let State::Live(graph) = &m.state {
         flush.deltas.push(stored_form(m.lineage, &entry, graph));
     }
+    advanced.history_bytes += entry.size();
     m.history.push(Arc::new(entry));
     advanced.changed.push(id);
 }

@@ -34,7 +34,9 @@ pub struct Metrics {
     pub cvr_flush_seconds: Histogram,
     pub cvr_flush_failures: IntCounter,
     pub cvr_flushes_fenced: IntCounter,
+    pub cvr_unflushed_bytes: IntGauge,
     pub take_overs: IntCounter,
+    pub inherited: IntCounterVec,
     pub rehomes: IntCounterVec,
     pub transforms_failed: IntCounter,
     pub permissions_unreadable: IntGauge,
@@ -135,6 +137,11 @@ impl Metrics {
                 "Commits to the CVR database that failed and were retried",
                 registry
             )?,
+            cvr_unflushed_bytes: gauge!(
+                "zero_cvr_unflushed_bytes",
+                "Memory of what waits for the CVR database; beyond a part of the node's memory the views wait as well",
+                registry
+            )?,
             cvr_flushes_fenced: counter!(
                 "zero_cvr_flushes_fenced_total",
                 "Commits to the CVR database that were refused because another node took a client group over",
@@ -143,6 +150,13 @@ impl Metrics {
             take_overs: counter!(
                 "zero_client_group_take_overs_total",
                 "Client groups that this node took from another one that had not given them up",
+                registry
+            )?,
+            inherited: counters!(
+                "zero_inherited_client_groups_total",
+                "Client groups that Rocicorp's server knew and that came here: those that went on from what it remembers \
+                 (continued), and those whose clients start over, because that cannot be used (started_over)",
+                &["outcome"],
                 registry
             )?,
             rehomes: counters!(

@@ -24,6 +24,7 @@
 //!   lets two tabs meet, they are served in turns of eight seconds.
 //! * A node that has no connection of the group, that drained, or that is no more, keeps nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::error::ErrorBody;
@@ -34,10 +35,8 @@ use crate::api::ConnectionId;
 use crate::core::Core;
 use crate::group::record::Record;
 use crate::group::{Group, GroupId, Standing};
-use crate::store::{Claim, Request, Tenure, Verdict};
+use crate::store::{Claim, FIRST_EPOCH, Request, Tenure, Verdict};
 
-/// Epoch of a group that nobody knows yet; its first record makes it so.
-const FIRST_EPOCH: i64 = 1;
 /// To try elsewhere after, when this node cannot serve the group and it is not known who can.
 const RETRY: Duration = Duration::from_secs(2);
 /// Who comes to a node that does not own the group may reach the owner at the next attempt.
@@ -62,8 +61,13 @@ impl Core {
         let Some(group) = self.groups.get_mut(&id) else { return };
         if matches!(group.standing, Standing::Unclaimed) {
             group.standing = Standing::Claimed;
-            let claim = Claim { group: group.name.clone(), connected_at: group.connected_at, version };
-            self.store.ask(Request::Claim(claim));
+            self.store.ask(Request::Claim(Claim {
+                group: group.name.clone(),
+                connected_at: group.connected_at,
+                version,
+                schema: Arc::clone(&self.schema),
+                lineage: self.materialisations.reserve_lineage(),
+            }));
         }
     }
 
@@ -99,13 +103,17 @@ impl Core {
                 self.owned(id, tenure.epoch, record, bound);
             }
             Verdict::Reset { tenure } => {
-                info!("a client group is of a copy of the database that is no more: its clients start over");
+                info!(
+                    "a client group is of a copy of the database that is no more, or Rocicorp's server has served it since: \
+                     its clients start over"
+                );
                 if let Some(group) = self.groups.get_mut(&id) {
                     // Cookies of the former copy say nothing here, even if they look old.
                     group.record.floor = Cookie::new(self.version, 0);
                 }
                 self.owned(id, tenure.epoch, None, Version::ZERO);
             }
+            // Its first record makes it this node's.
             Verdict::Unknown => self.owned(id, FIRST_EPOCH, None, Version::ZERO),
             Verdict::Elsewhere { wait } => {
                 let body = rehome("another node serves the client group", wait.min(RETRY_ELSEWHERE));

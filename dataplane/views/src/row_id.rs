@@ -107,6 +107,12 @@ impl Encoder {
         }
     }
 
+    /// Bytes until now.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     #[must_use]
     pub fn finish(self) -> Vec<u8> {
         self.bytes

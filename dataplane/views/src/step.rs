@@ -40,6 +40,7 @@ impl Core {
         self.settle_rules();
         let advanced =
             self.materialisations.advance(self.version, version, &self.schema, &mut self.reader, &mut self.flush)?;
+        self.history_bytes += advanced.history_bytes;
         let previous = std::mem::replace(&mut self.version, version);
         self.distribute(&advanced);
         self.retry_behind();

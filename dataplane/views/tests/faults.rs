@@ -230,6 +230,50 @@ async fn what_waits_for_the_cvr_database_is_bounded_and_nobody_is_cut_off() {
 }
 
 #[tokio::test]
+async fn while_the_cvr_database_is_away_upstream_may_write_without_end() {
+    let postgres = Postgres::start(Version::V15).unwrap();
+    let mut world = World::stopped(&postgres.url("postgres"));
+    world.limits.unflushed_bytes = 50_000;
+    world.limits.commit_bytes = 100_000;
+    world.start().await;
+    world.api.ask("q", all("comment"));
+    let mut c = world.connect("g", "c1", Store::default(), init(&[put("q", 1000)]));
+    c.until("q", |s| s.got.contains("q")).await;
+    postgres.stop().unwrap();
+    let comment =
+        |n: usize, body: &str| json!({"id": format!("m{}", n % 30), "issueID": "i", "body": body.repeat(1_000)});
+    for n in 0..10 {
+        world.upsert("comment", comment(n, "first")).await;
+    }
+    // Commits of 10 kB each: the views gather some, and then replication waits.
+    let mut published = 0;
+    let waits = loop {
+        let change = world.put("comment", comment(published, "later"));
+        let batch = world.commit(vec![change]);
+        let mut publishing = world.publishing(batch);
+        if tokio::time::timeout(A_WHILE, &mut publishing).await.is_err() {
+            break publishing;
+        }
+        published += 1;
+        assert!(published < 100, "replication waits for the views");
+    };
+    c.silent(A_WHILE).await;
+    let kept = world.metrics().cvr_unflushed_bytes.get();
+    assert!((50_000..120_000).contains(&kept), "{kept} bytes wait");
+    world.alive();
+    postgres.resume().unwrap();
+    waits.await.unwrap();
+    let expected = world.expected([&all("comment")]);
+    let pokes = c.until("everything", |s| s.rows == expected).await;
+    assert!(pokes.windows(2).all(|two| two[1].base.as_ref() == Some(&two[0].cookie)), "one after the other");
+    let store = c.cut();
+    world.kill();
+    world.start().await;
+    let mut c = world.connect("g", "c1", store, again(&[]));
+    assert!(c.poke().await.parts.is_empty(), "all of it is stored");
+}
+
+#[tokio::test]
 async fn many_small_deltas_become_few() {
     let mut world = World::stopped(&shared().url("postgres"));
     world.limits.merge_deltas = 8;

@@ -7,10 +7,12 @@ mod client;
 mod cluster;
 mod data;
 mod door;
+mod reference;
 mod world;
 
 mod faults;
 mod indexes;
+mod inherited;
 mod isolation;
 mod keys;
 mod large;

@@ -349,6 +349,12 @@ impl World {
         self.life.as_ref().unwrap().started.batches.publish(batch).await;
     }
 
+    /// Publishes, however long it takes.
+    pub fn publishing(&self, batch: Arc<Batch>) -> tokio::task::JoinHandle<()> {
+        let to = self.life.as_ref().unwrap().started.batches.clone();
+        tokio::spawn(async move { to.publish(batch).await })
+    }
+
     /// The replica as it is now.
     pub fn save(&mut self) -> Vec<u8> {
         self.writer.checkpoint().unwrap();

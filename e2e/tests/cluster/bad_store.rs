@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use testkit::client::Client;
 use testkit::proxy::Mood;
+use testkit::s3::Faults;
 
 use super::node_status::await_facts;
 use super::{Cluster, Plan, READY};
@@ -97,6 +98,52 @@ async fn a_disk_that_is_full_while_restoring_is_reported() -> Result<()> {
     cluster.spawn_syncer()?;
     cluster.await_syncers().await.with_context(|| cluster.report())?;
     serves(&cluster, "with room").await
+}
+
+/// What the signal allows, and what a machine under load may take on top of it.
+const GRACE: Duration = Duration::from_secs(6);
+const LOAD: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_node_that_waits_for_the_store_with_its_replica() -> Result<()> {
+    let settings = vec![("ZERO_SHUTDOWN_GRACE_SECONDS", GRACE.as_secs().to_string())];
+    let plan = Plan { has_store: true, syncers: 1, settings, ..Plan::new("stop_restoring") };
+    let mut cluster = Cluster::prepare(plan).await?;
+    cluster.add_manager().await.with_context(|| cluster.report())?;
+    cluster.await_backup().await?;
+    let mut syncer = cluster.syncer()?;
+    let set = |cluster: &Cluster, faults| match &cluster.store {
+        Some(store) => store.server.set_faults(faults),
+        None => unreachable!("there is a store"),
+    };
+    // Longer than all that the signal allows.
+    let slow = Faults { delay: 10 * GRACE, ..Faults::default() };
+    set(&cluster, slow);
+    cluster.crash_manager(true)?;
+    let mut manager = cluster.managers.remove(0);
+    let restoring = |facts: &serde_json::Value| facts["restoring"] == true;
+    let port = manager.change_port();
+    await_facts(&mut manager, port, "restoring", restoring).await?;
+    let status = manager.terminate_within(GRACE + LOAD)?;
+    ensure!(status.success(), "{} ended with {status}:\n{}", manager.name(), manager.log_tail(20));
+
+    // Another one that has its disk, whose followers have none.
+    set(&cluster, Faults::default());
+    manager.start()?;
+    cluster.stream.add(manager.change_port());
+    cluster.managers.push(manager);
+    cluster.await_manager().await?;
+    cluster.await_backup().await?;
+    set(&cluster, slow);
+    let port = syncer.port();
+    syncer.spawn()?;
+    await_facts(&mut syncer, port, "restoring", restoring).await?;
+    let status = syncer.terminate_within(GRACE + LOAD)?;
+    ensure!(status.success(), "{} ended with {status}:\n{}", syncer.name(), syncer.log_tail(20));
+    set(&cluster, Faults::default());
+    syncer.start()?;
+    syncer.check_log()?;
+    cluster.check_logs()
 }
 
 fn wait_for_log(cluster: &Cluster, words: &[&str]) -> Result<String> {

@@ -303,6 +303,38 @@ async fn a_standby_takes_over_from_an_owner_whose_replica_is_at_fault() -> Resul
     cluster.check_logs()
 }
 
+/// What an owner stored and its followers have, but not its own replica, is what its successor goes on from, and what it has itself
+/// when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_and_not_applied_survives_a_pause_of_the_owner() -> Result<()> {
+    let mut cluster = pair(Plan::new("standby_unapplied")).await?;
+    let (mut writer, tab) = ticketing(&cluster).await?;
+    let port = cluster.managers[0].change_port();
+    // The owner's replica takes nothing while this lasts.
+    let lock = rusqlite::Connection::open(cluster.managers[0].replica_file())?;
+    lock.busy_timeout(READY)?;
+    lock.execute_batch("BEGIN IMMEDIATE")?;
+    let before = facts(port)?["replicaVersion"].clone();
+    let seen = tab.watch().look(last);
+    tab.wait(READY, "what the owner has not applied", |store| last(store) > seen + 3).await?;
+    ensure!(facts(port)?["replicaVersion"] == before, "the owner has applied it");
+    cluster.managers[0].freeze()?;
+    let taken_over = await_owner(&cluster, 1, SILENCE_MAX).await;
+    drop(lock);
+    cluster.managers[0].thaw()?;
+    taken_over?;
+    let status = cluster.managers[0].wait_exit(READY)?;
+    ensure!(status.code() == Some(14), "it stepped down with {status}:\n{}", cluster.managers[0].log_tail(20));
+    await_standby(&mut cluster, 0).await?;
+    settle(&cluster, &mut writer, &tab).await?;
+    // And back, with what it has now.
+    cluster.managers[1].ask_to_end()?;
+    await_owner(&cluster, 0, SILENCE_MAX).await?;
+    settle(&cluster, &mut writer, &tab).await?;
+    ensure!(copies(&cluster.managers[0].last_log()) == 0, "{}", cluster.managers[0].last_log());
+    cluster.check_logs()
+}
+
 /// The files of the database server and the replica's, taken from a deployment that goes on: what was copied knows the owner of the
 /// original, which answers, and has the same identity by all that it states.
 #[tokio::test(flavor = "multi_thread")]

@@ -38,6 +38,15 @@ BEGIN
   UPDATE {shard}."shardConfig"
   SET "ddlDetection" = "ddlDetection" AND theirs IS NOT NULL, "former" = NULL, "functions" = NULL, "messagesUntil" = NULL,
       "handedBack" = extract(epoch FROM clock_timestamp());
+  -- Releases of it that name slots otherwise would keep them, and all that is written from here on with them.
+  FOR it IN SELECT s.slot_name FROM {shard}."replicas" r JOIN pg_replication_slots s ON s.slot_name = r."slot"
+            WHERE s.database = current_database() AND NOT s.active LOOP
+    BEGIN
+      PERFORM pg_drop_replication_slot(it.slot_name);
+    EXCEPTION WHEN OTHERS THEN
+      RAISE WARNING 'replication slot % stays: %', it.slot_name, SQLERRM;
+    END;
+  END LOOP;
   DELETE FROM {shard}."replicas";
   DELETE FROM {shard}."publishedTables";
   RETURN NULL;

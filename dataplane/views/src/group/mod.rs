@@ -1,5 +1,6 @@
 //! A client group while it is in memory: its record, its connections and how each of its queries stands.
 
+pub mod inherit;
 pub mod record;
 mod room;
 pub mod user;

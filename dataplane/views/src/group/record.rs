@@ -21,7 +21,7 @@ use crate::store::LineageId;
 pub const TTL_DEFAULT_MS: u64 = 300_000;
 pub const TTL_MAX_MS: u64 = 600_000;
 /// Removed queries and desires remembered for clients that come back with an older cookie.
-const REMOVED_MAX: usize = 256;
+pub const REMOVED_MAX: usize = 256;
 /// Nodes that served a query remembered for the same purpose. A client from before the last so many moves starts over.
 const EARLIER_MAX: usize = 32;
 /// Most queries of one group; a client that wants more is mistaken or hostile.
@@ -45,6 +45,9 @@ pub struct Record {
     pub queries: BTreeMap<String, Query>,
     pub removed: VecDeque<Removed>,
     pub removed_desires: VecDeque<RemovedDesire>,
+    /// What clients hold with which the group came from Rocicorp's server.
+    #[serde(default)]
+    pub inherited: Option<Inherited>,
     /// Cookies below this can no longer be caught up, because `removed` was cut.
     #[serde(with = "cookie_text")]
     pub floor: Cookie,
@@ -153,6 +156,20 @@ pub struct Removed {
     pub at_ms: u64,
     #[serde(with = "cookie_text")]
     pub removed_at: Cookie,
+}
+
+/// Everything that clients may hold of whom this server has told nothing yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    pub lineage: LineageId,
+    /// The greatest cookie that such a client can have.
+    #[serde(with = "cookie_text")]
+    pub until: Cookie,
+    /// The least that a client can have who was told something here.
+    #[serde(with = "cookie_text")]
+    pub since: Cookie,
+    /// When the group came, milliseconds since the Unix epoch.
+    pub at_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -326,9 +343,19 @@ impl Record {
     #[must_use]
     pub fn lineages(&self) -> Vec<LineageId> {
         let held = self.queries.values().filter_map(|q| q.holding.as_ref());
-        let all: BTreeSet<LineageId> =
-            held.chain(self.removed.iter().map(|r| &r.holding)).flat_map(Holding::lineages).collect();
+        let held = held.chain(self.removed.iter().map(|r| &r.holding)).flat_map(Holding::lineages);
+        let all: BTreeSet<LineageId> = held.chain(self.inherited.iter().map(|i| i.lineage)).collect();
         all.into_iter().collect()
+    }
+
+    /// Histories of which a client with this cookie may hold rows that no query of the group is to answer for any more: the number by
+    /// which each goes, and which history leads on from the cookie, if that is not forgotten.
+    pub fn departed(&self, cookie: Cookie) -> impl Iterator<Item = (LineageId, Option<LineageId>)> + '_ {
+        let is_missed = move |r: &&Removed| r.holding.got_at <= cookie && cookie < r.removed_at;
+        let removed =
+            self.removed.iter().filter(is_missed).map(move |r| (r.holding.lineage, r.holding.lineage_at(cookie)));
+        let inherited = self.inherited.iter().filter(move |i| cookie <= i.until).map(|i| (i.lineage, Some(i.lineage)));
+        removed.chain(inherited)
     }
 
     /// Drops what is left of desires whose TTL has passed: every page that is loaded is a new client, and a query that is always
@@ -352,6 +379,9 @@ impl Record {
         while let Some(cut) = self.removed.pop_front_if(|removed| removed.at_ms < since_ms) {
             self.floor = self.floor.max(cut.removed_at);
         }
+        if let Some(cut) = self.inherited.take_if(|inherited| inherited.at_ms < since_ms) {
+            self.floor = self.floor.max(cut.since);
+        }
         let removed = self.removed.iter_mut().map(|removed| &mut removed.holding);
         for holding in self.queries.values_mut().filter_map(|query| query.holding.as_mut()).chain(removed) {
             while holding.earlier.back().is_some_and(|earlier| earlier.until_ms < since_ms) {
@@ -362,6 +392,11 @@ impl Record {
 
     /// Remembers that `hash` was served from `holding` until `at`.
     pub fn remember_removed(&mut self, hash: &str, holding: Holding, at: Cookie, now_ms: u64) {
+        let is_inherited = self.inherited.as_ref().is_some_and(|inherited| inherited.lineage == holding.lineage);
+        if is_inherited && self.queries.get(hash).is_some_and(|query| query.holding.is_some()) {
+            // Nobody was told anything while a query was still held so, and the rows are remembered for the whole group.
+            return;
+        }
         self.removed.push_back(Removed { hash: hash.to_owned(), holding, at_ms: now_ms, removed_at: at });
         // All queries may be replaced at once.
         while self.removed.len() > REMOVED_MAX.max(self.queries.len()) {
@@ -389,6 +424,10 @@ impl Record {
                 removed_at: at,
             });
         }
+        self.trim_removed_desires();
+    }
+
+    pub fn trim_removed_desires(&mut self) {
         while self.removed_desires.len() > REMOVED_MAX * 4 {
             // A stale desire at a client costs one superfluous `del` later; it is not worth a floor.
             self.removed_desires.pop_front();

@@ -13,7 +13,7 @@ const NAME_BYTES_MAX: usize = 1 << 10;
 /// Longest arguments of a query, or AST, as JSON.
 const ARGS_BYTES_MAX: usize = 1 << 20;
 /// Longest record, as JSON.
-const RECORD_BYTES_MAX: usize = 16 << 20;
+pub const RECORD_BYTES_MAX: usize = 16 << 20;
 /// What stands around the texts of a query or a desire.
 const AROUND_BYTES: usize = 128;
 

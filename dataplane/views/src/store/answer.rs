@@ -12,8 +12,9 @@ use tracing::{error, info, warn};
 use super::connection::{Connection, Parameter};
 use super::fault::{Class, Fault};
 use super::history::{Delta, History, as_i64, as_version};
+use super::reference::{self, Inherit, Outcome};
 use super::write::as_ms;
-use super::{Claim, Event, LineageId, NodeId, Question, Request, Tenure, Touched, Verdict, sql};
+use super::{Claim, Event, LineageId, Metrics, NodeId, Question, Request, Tenure, Touched, Verdict, sql};
 use crate::limits::Limits;
 
 /// Questions that one read of a history answers.
@@ -22,6 +23,8 @@ const BATCH_MAX: usize = 256;
 const HISTORY_BYTES: usize = 64 << 20;
 /// A question that got no answer after so many attempts takes too long to answer.
 const SILENCES_MAX: u32 = 3;
+/// What Rocicorp's server is about to write is there after so long, or a little later.
+const NOT_YET: Duration = Duration::from_millis(200);
 /// A node that was found unseen is gone if none of so many heartbeats came after that.
 const SUSPECTED_HEARTBEATS: u32 = 5;
 
@@ -39,6 +42,8 @@ pub(super) struct Answerer<E> {
     pub schema: String,
     pub purge_hours: i32,
     pub limits: Limits,
+    pub inherit: Inherit,
+    pub metrics: Metrics,
     pub durable: watch::Receiver<u64>,
     pub events: Arc<E>,
 }
@@ -160,9 +165,16 @@ impl<E: Fn(Event)> Answerer<E> {
             // A function answers with one row.
             let Some(row) = rows.first() else { continue };
             let tenure = || Tenure { group: claim.group.clone(), epoch: row.get(2) };
+            // Rocicorp's server may know of it, too.
+            let beside: bool = row.get(6);
             return Ok(match row.get(0) {
                 // The owner changed in between.
                 "again" => continue,
+                "unknown" if beside => match self.inherit(claim).await? {
+                    Some(verdict) => verdict,
+                    None => continue,
+                },
+                "owned" if beside && self.is_void(claim, row.get(2)).await? => Verdict::Reset { tenure: tenure() },
                 "owned" => Verdict::Owned {
                     tenure: tenure(),
                     record: row.get(1),
@@ -178,6 +190,48 @@ impl<E: Fn(Event)> Answerer<E> {
                 _ => Verdict::Gone,
             });
         }
+    }
+
+    /// Takes over what Rocicorp's server remembers of a group. `None`: another node was faster.
+    async fn inherit(&mut self, claim: &Claim) -> Result<Option<Verdict>, Fault> {
+        let (node, within) = (self.node, self.limits.answer);
+        let mut attempts = 1;
+        let outcome = loop {
+            match reference::take(&mut self.connection, &self.schema, node, claim, &self.inherit, within).await {
+                Err(Fault::Silent(_)) if attempts >= SILENCES_MAX => {
+                    warn!(
+                        "reading what Rocicorp's server remembers of a client group takes too long: its clients start over"
+                    );
+                    break Outcome::Unusable;
+                }
+                Err(Fault::Silent(_)) => attempts += 1,
+                outcome => break outcome?,
+            }
+        };
+        let counted = |outcome| self.metrics.inherited.with_label_values(&[outcome]).inc();
+        Ok(match outcome {
+            Outcome::Again => None,
+            Outcome::Nothing => Some(Verdict::Unknown),
+            Outcome::NotYet => Some(Verdict::Elsewhere { wait: NOT_YET }),
+            Outcome::Unusable => {
+                counted("started_over");
+                Some(Verdict::Unknown)
+            }
+            Outcome::Taken { record, bound } => {
+                counted("continued");
+                let tenure = Tenure { group: claim.group.clone(), epoch: super::FIRST_EPOCH };
+                Some(Verdict::Owned { tenure, record: Some(record), bound, is_taken_over: false })
+            }
+        })
+    }
+
+    /// Whether Rocicorp's server has served a group since that is this node's now.
+    async fn is_void(&mut self, claim: &Claim, epoch: i64) -> Result<bool, Fault> {
+        let is_void = reference::void(&mut self.connection, &self.schema, self.node, &claim.group, epoch).await?;
+        if is_void {
+            self.metrics.inherited.with_label_values(&["started_over"]).inc();
+        }
+        Ok(is_void)
     }
 
     async fn touched(&mut self, questions: &[Question]) -> Result<Event, Fault> {

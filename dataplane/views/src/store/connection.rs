@@ -83,7 +83,7 @@ impl Open {
     }
 
     /// One statement in a transaction of its own.
-    async fn query(&self, text: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
+    pub(super) async fn query(&self, text: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
         let Some(guard) = &self.guard else { return Ok(self.client.query_typed(text, parameters).await?) };
         let begin = format!("BEGIN; {guard}");
         // All at once, so that it takes no longer, and no lock is held while this process is slow.

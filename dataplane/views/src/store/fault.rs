@@ -35,6 +35,20 @@ impl Fault {
         }
     }
 
+    /// Whether tables that are not this server's own are others than was thought, or this role has no right to them.
+    pub(super) fn is_foreign(&self) -> bool {
+        let code = match self {
+            Fault::Database(error) => error.code(),
+            Fault::Silent(_) => None,
+        };
+        self.class() == Class::Missing || code == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
+    /// Whether such tables will never give another answer.
+    pub(super) fn is_final(&self) -> bool {
+        self.is_foreign() || self.class() == Class::Refused
+    }
+
     /// The server's message without the statement's parameters.
     pub(super) fn describe(&self) -> String {
         match self {

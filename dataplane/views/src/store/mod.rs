@@ -6,6 +6,8 @@
 //!   changed since, one row per version in which the materialisation changed, appended for all materialisations of the node in
 //!   one statement per flush. Others read them to catch up clients that were served from them.
 //!
+//! Where Rocicorp's server has its tables in the same schema, the groups that it knows are taken over from them (`reference`).
+//!
 //! Cost is by distinct query and by changed row, never by (groups x rows).
 //!
 //! Connections: one that writes and one that reads, or a single one in turns if no more are allowed; one more for a moment at
@@ -23,6 +25,7 @@ mod connection;
 mod fault;
 mod history;
 mod parts;
+mod reference;
 mod sql;
 mod tables;
 mod write;
@@ -32,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rows::{Cookie, Version};
+use rows::{Cookie, Schema, Version};
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::types::Type;
@@ -43,10 +46,14 @@ use crate::row_id::RowId;
 use connection::Connection;
 
 pub use connection::Connector;
+pub use reference::{Inherit, Remembered, RememberedDesire, RememberedQuery};
 pub use write::Metrics;
 
 /// One process, registered in the database; never used twice.
 pub type NodeId = i64;
+
+/// Epoch of a group's first owner.
+pub const FIRST_EPOCH: i64 = 1;
 
 /// Identifies the stored history of one materialisation.
 pub type LineageId = i64;
@@ -75,6 +82,16 @@ impl Flush {
             && self.groups.is_empty()
             && self.released.is_empty()
             && !self.leave
+    }
+
+    /// What it takes until it is stored.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const AROUND: usize = 128;
+        let lineages: usize = self.lineages.iter().map(|lineage| AROUND + lineage.key.len() + lineage.base.len()).sum();
+        let deltas: usize = self.deltas.iter().map(|delta| AROUND + delta.entries.len()).sum();
+        let groups: usize = self.groups.iter().map(|group| AROUND + group.record.len()).sum();
+        AROUND + lineages + deltas + groups
     }
 }
 
@@ -187,6 +204,10 @@ pub struct Claim {
     pub connected_at: Instant,
     /// The replica's version here.
     pub version: Version,
+    /// And its tables.
+    pub schema: Arc<Schema>,
+    /// A number for the rows that clients hold if the group comes from Rocicorp's server.
+    pub lineage: LineageId,
 }
 
 #[derive(Debug)]
@@ -229,8 +250,8 @@ pub enum Request {
 
 /// Handle to the store's two tasks: one writes flushes in order, one answers questions and tidies up.
 ///
-/// Queues are unbounded in count and bounded by their sources: the views keep what waits for a flush under a byte limit and
-/// close connections beyond it; a connection asks at most one question per lineage it needs.
+/// Queues are unbounded in count and bounded by their sources: the views make no step while too many bytes wait to be stored; a
+/// connection asks at most one question per lineage it needs.
 #[derive(Clone, Debug)]
 pub struct Store {
     flushes: mpsc::UnboundedSender<(u64, Flush)>,
@@ -269,6 +290,7 @@ pub struct Settings {
     pub connections_max: usize,
     pub copy: Copy,
     pub limits: Limits,
+    pub inherit: Inherit,
     pub metrics: Metrics,
 }
 
@@ -295,7 +317,7 @@ async fn registered(connection: &mut Connection, settings: &Settings) -> Result<
 
 /// Starts the tasks on the current runtime.
 pub fn spawn(settings: Settings, node: NodeId, events: impl Fn(Event) + Send + Sync + 'static) -> Store {
-    let Settings { connector, schema, purge_hours, connections_max, copy, limits, metrics } = settings;
+    let Settings { connector, schema, purge_hours, connections_max, copy, limits, inherit, metrics } = settings;
     let events = Arc::new(events);
     let (flushes, flush_receiver) = mpsc::unbounded_channel();
     let (requests, request_receiver) = mpsc::unbounded_channel();
@@ -308,7 +330,7 @@ pub fn spawn(settings: Settings, node: NodeId, events: impl Fn(Event) + Send + S
         copy,
         schema: schema.clone(),
         limits: limits.clone(),
-        metrics,
+        metrics: metrics.clone(),
         durable,
         events: Arc::clone(&events),
         state: write::State::default(),
@@ -320,6 +342,8 @@ pub fn spawn(settings: Settings, node: NodeId, events: impl Fn(Event) + Send + S
         schema,
         purge_hours,
         limits,
+        inherit,
+        metrics,
         durable: durable_receiver,
         events: Arc::clone(&events),
     };

@@ -122,11 +122,13 @@ pub fn release(schema: &str) -> String {
     )
 }
 
+/// Also says whether Rocicorp's server remembers client groups in the same schema.
 pub fn claim(schema: &str) -> String {
+    let s = quoted(schema);
+    let reference = literal(&format!("{s}.instances"));
     format!(
-        "SELECT verdict, group_record, group_epoch, group_bound, from_node, wait_ms
-         FROM {}.claim_1($1, $2, $3, $4, $5, $6)",
-        quoted(schema)
+        "SELECT verdict, group_record, group_epoch, group_bound, from_node, wait_ms, to_regclass({reference}) IS NOT NULL
+         FROM {s}.claim_1($1, $2, $3, $4, $5, $6)"
     )
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use prometheus::{Histogram, IntCounter};
+use prometheus::{Histogram, IntCounter, IntCounterVec};
 use rows::Version;
 use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,8 @@ pub struct Metrics {
     pub flush_failures: IntCounter,
     /// Flushes that were refused because a group was taken over.
     pub flushes_fenced: IntCounter,
+    /// Client groups that Rocicorp's server knew, by what became of them.
+    pub inherited: IntCounterVec,
 }
 
 /// The task that writes.
