@@ -1,5 +1,8 @@
 //! What the binary does beside serving: `zero-cache backup list|verify|restore|delete` looks at a backup, brings it back or removes
-//! it; `zero-cache decommission` removes what a shard has in the databases; `zero-cache health` asks a node whether it is ready.
+//! it; `zero-cache decommission` removes what a shard has in the databases; `zero-cache health` asks a node whether it is ready;
+//! `zero-cache permissions` deploys permissions.
+
+mod permissions;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -177,6 +180,8 @@ pub fn health(arguments: &[String]) -> Result<bool> {
     println!("{url} answers {status}");
     Ok(status == 200)
 }
+
+pub use permissions::run as permissions;
 
 /// The status of a GET.
 fn ask(url: &str) -> Result<u16> {

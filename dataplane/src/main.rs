@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some(("backup", rest)) => return ExitCode::from(carried_out(command::backup(rest))),
         Some(("decommission", rest)) => return ExitCode::from(carried_out(command::decommission(rest))),
+        Some(("permissions", rest)) => return ExitCode::from(carried_out(command::permissions(rest))),
         Some(("health", rest)) => return ExitCode::from(ended(command::health(rest))),
         _ => {}
     }

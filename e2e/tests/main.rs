@@ -7,6 +7,7 @@
 //! | `ZERO_TEST_KEEP` | keeps the servers' folders with their logs and replicas |
 //! | `ZERO_TEST_PG14`, `_PG15`, `_PG18` | PostgreSQL folders to use instead of the usual ones |
 //! | `ZERO_TEST_PGBOUNCER` | the pooler to use instead of Debian's |
+//! | `ZERO_RULES` | how many random sets of permissions are tried; 3 |
 //! | `ZERO_SOAK_SECONDS` | how long random faults strike a deployment of many nodes; 90 |
 //! | `ZERO_TAKE_OVERS` | how often a second replication-manager takes over; 10 |
 
@@ -19,6 +20,7 @@ mod crud;
 mod deployments;
 mod faults;
 mod large;
+mod permissions;
 mod restart;
 mod schema_change;
 mod sharing;

@@ -3,12 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{DecodingKey, Validation, decode, decode_header};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use protocol::error::ErrorBody;
 use serde_json::Value;
 use url::Url;
 
 use crate::api::Caller;
+use crate::es512;
 use crate::keys::{Keys, family, usable};
 use crate::options::{AuthOptions, Secret};
 
@@ -171,12 +172,25 @@ impl Verifier {
 
     async fn verify(&self, token: &str, user_id: &str) -> Result<Value, ErrorBody> {
         let invalid = |reason: String| ErrorBody::auth_invalidated(format!("the token is not valid: {reason}"));
+        if let Some(token) = es512::read(token) {
+            let jwk = match &self.mode {
+                Mode::Key(jwk) => (**jwk).clone(),
+                Mode::Keys(keys) => {
+                    let jwk = keys.find(token.key_id.as_deref(), &es512::fits).await?;
+                    jwk.ok_or_else(|| invalid("no published key fits it".to_owned()))?
+                }
+                Mode::Secret(_) | Mode::Opaque | Mode::Refuse => {
+                    return Err(invalid("its algorithm does not fit the key".to_owned()));
+                }
+            };
+            return token.verify(&jwk, &self.validation(es512::SIGNED_ANEW, user_id)).map_err(invalid);
+        }
         let header = decode_header(token).map_err(|e| invalid(e.to_string()))?;
         let key = match &self.mode {
             Mode::Secret(secret) => DecodingKey::from_secret(secret),
             Mode::Key(jwk) => usable(jwk, header.alg).map_err(invalid)?,
             Mode::Keys(keys) => {
-                let jwk = keys.find(header.kid.as_deref(), header.alg).await?;
+                let jwk = keys.find(header.kid.as_deref(), &|jwk| usable(jwk, header.alg).is_ok()).await?;
                 let jwk = jwk.ok_or_else(|| invalid("no published key fits it".to_owned()))?;
                 usable(&jwk, header.alg).map_err(invalid)?
             }
@@ -186,7 +200,13 @@ impl Verifier {
         if key.family() != family(header.alg) {
             return Err(invalid("its algorithm does not fit the key".to_owned()));
         }
-        let mut validation = Validation::new(header.alg);
+        let validation = self.validation(header.alg, user_id);
+        decode::<Value>(token, &key, &validation).map(|data| data.claims).map_err(|e| invalid(e.to_string()))
+    }
+
+    /// What claims must be.
+    fn validation(&self, algorithm: Algorithm, user_id: &str) -> Validation {
+        let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
         validation.validate_nbf = true;
         validation.validate_aud = self.audience.is_some();
@@ -201,7 +221,7 @@ impl Verifier {
             required.push("aud");
         }
         validation.set_required_spec_claims(&required);
-        decode::<Value>(token, &key, &validation).map(|data| data.claims).map_err(|e| invalid(e.to_string()))
+        validation
     }
 }
 

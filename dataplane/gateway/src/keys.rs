@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use protocol::error::ErrorBody;
 use serde_json::Value;
@@ -48,9 +48,12 @@ struct State {
     fault: Option<String>,
 }
 
+/// Whether a token can be verified with a key.
+pub(crate) type Fits<'a> = &'a (dyn Fn(&Jwk) -> bool + Sync);
+
 impl State {
-    fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Jwk> {
-        select(self.known.as_ref()?, kid, algorithm)
+    fn find(&self, kid: Option<&str>, fits: Fits<'_>) -> Option<Jwk> {
+        select(self.known.as_ref()?, kid, fits)
     }
 }
 
@@ -66,11 +69,11 @@ impl Keys {
     }
 
     /// The key for a token; `None` if no published one fits it.
-    pub(crate) async fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Option<Jwk>, ErrorBody> {
+    pub(crate) async fn find(&self, kid: Option<&str>, fits: Fits<'_>) -> Result<Option<Jwk>, ErrorBody> {
         let mut ended = self.inner.ended.subscribe();
         let is_asked = {
             let mut state = self.state();
-            let found = state.find(kid, algorithm);
+            let found = state.find(kid, fits);
             let is_due = |since: Option<Instant>, pause| since.is_none_or(|at| at.elapsed() >= pause);
             if let Some(found) = found {
                 if is_due(state.fetched_at, FRESH) && is_due(state.asked_at, COOLDOWN) {
@@ -89,7 +92,7 @@ impl Keys {
             let _ = ended.changed().await;
         }
         let state = self.state();
-        match (state.find(kid, algorithm), &state.fault) {
+        match (state.find(kid, fits), &state.fault) {
             // Not the client's fault: it must come back, not ask for other credentials.
             (None, Some(fault)) => {
                 let reason = format!("the keys for tokens cannot be fetched: {fault}");
@@ -143,8 +146,8 @@ fn read(body: &[u8]) -> Result<JwkSet, String> {
 }
 
 /// The key with the token's id, or without an id the only one that fits.
-fn select(set: &JwkSet, kid: Option<&str>, algorithm: Algorithm) -> Option<Jwk> {
-    let mut fitting = set.keys.iter().filter(|jwk| usable(jwk, algorithm).is_ok());
+fn select(set: &JwkSet, kid: Option<&str>, fits: Fits<'_>) -> Option<Jwk> {
+    let mut fitting = set.keys.iter().filter(|jwk| fits(jwk));
     match kid {
         Some(kid) => fitting.find(|jwk| jwk.common.key_id.as_deref() == Some(kid)).cloned(),
         None => fitting.next().filter(|_| fitting.next().is_none()).cloned(),
@@ -157,6 +160,18 @@ pub(crate) fn usable(jwk: &Jwk, algorithm: Algorithm) -> Result<DecodingKey, Str
         && named != algorithm
     {
         return Err("its algorithm is not the key's".to_owned());
+    }
+    let curve = match &jwk.algorithm {
+        AlgorithmParameters::EllipticCurve(parameters) => Some(&parameters.curve),
+        _ => None,
+    };
+    let is_of_other_curve = match algorithm {
+        Algorithm::ES256 => curve != Some(&EllipticCurve::P256),
+        Algorithm::ES384 => curve != Some(&EllipticCurve::P384),
+        _ => false,
+    };
+    if is_of_other_curve {
+        return Err("its algorithm does not fit the key".to_owned());
     }
     let key = DecodingKey::from_jwk(jwk).map_err(|e| e.to_string())?;
     if key.family() == family(algorithm) { Ok(key) } else { Err("its algorithm does not fit the key".to_owned()) }

@@ -12,6 +12,7 @@ pub mod auth;
 mod budget;
 mod control;
 pub mod crud;
+mod es512;
 mod expiry;
 mod gate;
 mod held;

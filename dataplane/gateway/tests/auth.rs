@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
 use gateway::{Options, Secret};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -284,4 +286,80 @@ async fn contradicting_token_options_are_refused_at_start() {
     options.auth.jwks_url = Some("http://k".to_owned());
     let built = gateway::Server::build(options, &prometheus::Registry::new(), pages(Inside::Shown)).await;
     assert!(built.is_err_and(|e| e.to_string().contains("only one")));
+}
+
+/// A key for ES512, and what it signs.
+struct Es512(aws_lc_rs::signature::EcdsaKeyPair);
+
+impl Es512 {
+    fn new() -> Es512 {
+        use aws_lc_rs::signature::{ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair};
+        Es512(EcdsaKeyPair::generate(&ECDSA_P521_SHA512_FIXED_SIGNING).unwrap())
+    }
+
+    fn jwk(&self) -> Value {
+        use aws_lc_rs::signature::KeyPair;
+        let (x, y) = self.0.public_key().as_ref()[1..].split_at(66);
+        json!({"kty": "EC", "crv": "P-521", "alg": "ES512", "kid": "e", "x": BASE64.encode(x), "y": BASE64.encode(y)})
+    }
+
+    fn token(&self, header: &Value, claims: &Value) -> String {
+        let signed = [header, claims].map(|part| BASE64.encode(part.to_string())).join(".");
+        let signature = self.0.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
+        format!("{signed}.{}", BASE64.encode(signature.as_ref()))
+    }
+}
+
+#[tokio::test]
+async fn tokens_may_be_signed_with_es512() {
+    let key = Es512::new();
+    let header = json!({"alg": "ES512", "typ": "JWT"});
+    let good = json!({"sub": "u", "iss": "me", "aud": "you", "exp": FAR, "roles": ["a", 9_007_199_254_740_993_i64]});
+    let mut by_key = options();
+    by_key.auth.jwk = Some(Secret(key.jwk().to_string()));
+    let set = json!({"keys": [
+        {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": BASE64.encode([7; 32]), "y": BASE64.encode([8; 32])}, key.jwk()]});
+    let api = Api::start(move |_| ok(set.clone())).await;
+    let mut by_set = options();
+    by_set.auth.jwks_url = Some(api.url("/keys"));
+    for mut options in [by_key, by_set] {
+        options.auth.issuer = Some("me".to_owned());
+        options.auth.audience = Some("you".to_owned());
+        let mut harness = Harness::start(options).await;
+        let mut open = Vec::new();
+        for header in [header.clone(), json!({"alg": "ES512", "kid": "e"})] {
+            let mut client =
+                connect(&harness, &format!("c{}", open.len()), Some("u"), &key.token(&header, &good)).await;
+            client.expect("connected").await;
+            assert_eq!(harness.connect().await.context.claims.as_ref().unwrap(), &good);
+            open.push(client);
+        }
+        let with = |name: &str, value: Value| {
+            let mut claims = good.clone();
+            claims[name] = value;
+            key.token(&header, &claims)
+        };
+        let whole = key.token(&header, &good);
+        let (signed, signature) = whole.rsplit_once('.').unwrap();
+        for bad in [
+            with("exp", json!(1)),
+            with("nbf", json!(FAR)),
+            with("sub", json!("v")),
+            with("sub", Value::Null),
+            with("iss", json!("them")),
+            with("aud", json!("them")),
+            Es512::new().token(&header, &good),
+            format!("{signed}."),
+            format!("{signed}.{}", BASE64.encode([0; 132])),
+            format!("{}.{signature}", signed.replacen('.', ".e30", 1)),
+            key.token(&json!({"alg": "ES512", "crit": ["x"], "x": 1}), &good),
+            key.token(&json!({"alg": "ES256"}), &good),
+            key.token(&json!({"alg": "none"}), &good),
+            key.token(&header, &json!("no object")),
+        ] {
+            refused(connect(&harness, "d", Some("u"), &bad).await, "AuthInvalidated").await;
+        }
+    }
+    let harness = Harness::start(jwt_options()).await;
+    refused(connect(&harness, "d", Some("u"), &key.token(&header, &good)).await, "AuthInvalidated").await;
 }

@@ -17,6 +17,8 @@ pub const DEPTH_MAX: usize = ast::MAX_DEPTH + RULE_DEPTH_MAX;
 pub struct Restricted {
     /// Without parameters.
     pub ast: Ast,
+    /// How many conditions and subqueries it has.
+    pub nodes: usize,
     /// Tables of the query that nobody may read, for there is no rule.
     pub ruleless: BTreeSet<String>,
     /// Why some rules allow this user nothing, by table.
@@ -67,8 +69,9 @@ pub fn restrict(
         ruleless: BTreeSet::new(),
         unusable: BTreeSet::new(),
     };
-    let ast = work.ast(ast, 0)?;
-    Ok(Restricted { ast, ruleless: work.ruleless, unusable: work.unusable })
+    let restricted = work.ast(ast, 0)?;
+    let nodes = ast::MAX_NODES - work.nodes;
+    Ok(Restricted { ast: restricted, nodes, ruleless: work.ruleless, unusable: work.unusable })
 }
 
 /// A bound policy and its extent.

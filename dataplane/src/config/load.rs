@@ -9,7 +9,7 @@ use super::problem::Refusal;
 use super::secret::SecretUrl;
 use super::{
     Admin, ApiServer, App, Auth, BackupSettings, Config, Crud, Cvr, DatabaseSettings, Engine, LogFormat, Logging,
-    Network, Notices, Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
+    Network, Notices, PermissionsSettings, Replica, Role, StreamSource, TokenKey, Upstream, env_file, nodes,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -32,6 +32,13 @@ pub fn from_process() -> Result<Config, Refusal> {
 pub fn backup_from_process() -> Result<BackupSettings, Refusal> {
     let mut given = Given::gather(&[], &env_file::with_file(environment(), std::path::Path::new(".env")))?;
     let settings = BackupSettings { app: app(&mut given), backup: nodes::backup(&mut given) };
+    if given.has_problems() { Err(Refusal::Problems(given.into_problems())) } else { Ok(settings) }
+}
+
+/// What commands about permissions need. `flags` are settings as flags.
+pub fn permissions_from_process(flags: &[String]) -> Result<PermissionsSettings, Refusal> {
+    let mut given = Given::gather(flags, &env_file::with_file(environment(), std::path::Path::new(".env")))?;
+    let settings = PermissionsSettings { app: app(&mut given), upstream: given.postgres("ZERO_UPSTREAM_DB") };
     if given.has_problems() { Err(Refusal::Problems(given.into_problems())) } else { Ok(settings) }
 }
 

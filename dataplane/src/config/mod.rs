@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use given::Environment;
-pub use load::{backup_from_process, databases_from_process, from_process, load};
+pub use load::{backup_from_process, databases_from_process, from_process, load, permissions_from_process};
 pub use problem::{Problem, Refusal};
 pub use reference::reference;
 pub use secret::{Secret, SecretUrl};
@@ -230,6 +230,13 @@ pub struct DatabaseSettings {
 pub struct BackupSettings {
     pub app: App,
     pub backup: Backup,
+}
+
+/// What it takes to deploy permissions without running a server.
+#[derive(Clone, Debug)]
+pub struct PermissionsSettings {
+    pub app: App,
+    pub upstream: Option<SecretUrl>,
 }
 
 /// The replica's backup in an object store.

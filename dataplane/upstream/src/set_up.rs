@@ -10,7 +10,7 @@ use crate::connect::quote_identifier;
 use crate::error::ServerError;
 use crate::options::{App, Options, parse_lsn};
 use crate::tenant::{self, Former, Tenant};
-use crate::{Error, Result, ddl, shape, shard};
+use crate::{Error, Result, ddl, permissions, shape, shard};
 
 /// What the set-up came to.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub(crate) async fn ensure(client: &mut Client, options: &Options) -> Result<Set
     }
     transaction.batch_execute(&shard::tables(app)).await.map_err(failed)?;
     shape::check(&transaction, app).await?;
-    transaction.batch_execute(&shard::contents(app)).await.map_err(failed)?;
+    transaction.batch_execute(&permissions::contents(app)).await.map_err(failed)?;
     if is_taken_over {
         transaction.batch_execute(&tenant::drop_other_publications(app)).await.map_err(failed)?;
     }

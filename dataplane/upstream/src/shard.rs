@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::connect::{quote_identifier, quote_literal};
 use crate::options::App;
-use crate::{Error, Result, ddl};
+use crate::{Error, Result, ddl, permissions};
 
 /// One finished initial copy, as the `replicas` table remembers it.
 #[derive(Clone, Debug)]
@@ -39,17 +39,11 @@ pub(crate) async fn check_partitions(client: &Client, app: &App) -> Result<()> {
 }
 
 pub(crate) fn tables(app: &App) -> String {
-    let global = quote_identifier(&app.id);
+    let permissions = permissions::table(app);
     let shard = quote_identifier(&app.shard_schema());
     format!(
         r#"
-CREATE SCHEMA IF NOT EXISTS {global};
-CREATE TABLE IF NOT EXISTS {global}.permissions (
-  "permissions" JSONB,
-  "hash" TEXT,
-  "lock" BOOL PRIMARY KEY DEFAULT true CHECK (lock)
-);
-
+{permissions}
 CREATE SCHEMA IF NOT EXISTS {shard};
 CREATE TABLE IF NOT EXISTS {shard}."clients" (
   "clientGroupID" TEXT NOT NULL,
@@ -129,24 +123,6 @@ ALTER TABLE {shard}."schemaHistory" ADD COLUMN IF NOT EXISTS "whole" BOOL NOT NU
 "#,
         events = ddl::EVENTS,
         event = ddl::EVENT,
-    )
-}
-
-/// What is in the tables, once they are known to be of the right shape.
-pub(crate) fn contents(app: &App) -> String {
-    let global = quote_identifier(&app.id);
-    format!(
-        r#"
-CREATE OR REPLACE FUNCTION {global}.set_permissions_hash() RETURNS TRIGGER LANGUAGE plpgsql AS $body$
-BEGIN
-  NEW.hash := md5(NEW.permissions::text);
-  RETURN NEW;
-END
-$body$;
-CREATE OR REPLACE TRIGGER on_set_permissions BEFORE INSERT OR UPDATE ON {global}.permissions
-  FOR EACH ROW EXECUTE FUNCTION {global}.set_permissions_hash();
-INSERT INTO {global}.permissions ("permissions") VALUES (NULL) ON CONFLICT DO NOTHING;
-"#
     )
 }
 

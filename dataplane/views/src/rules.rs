@@ -40,6 +40,8 @@ use crate::row_id::RowId;
 const PLAN: u64 = u64::MAX - 2;
 /// How long changed permissions may keep the thread in one step. Groups that it does not get to wait for the next one.
 const SLICE: Duration = Duration::from_millis(50);
+/// Conditions and subqueries of all queries that one group may have looked at in one go, with the rules in them.
+const NODES_MAX: usize = 400_000;
 const SWITCHED_OFF: &str = "queries defined in the client are switched off (ZERO_ALLOW_LEGACY_QUERIES=false): \
                             define the query on the API server";
 
@@ -253,10 +255,11 @@ impl Core {
         self.next_attempt += 1;
         let attempt = self.next_attempt;
         let mut replaces = false;
+        let mut nodes = NODES_MAX;
         for (hash, ast) in chosen {
             let Some(keys) = self.groups.get(&group_id).map(|group| Arc::clone(&group.keys)) else { break };
             let made = self
-                .restricted(&ast, &acting)
+                .restricted(&ast, &acting, &mut nodes)
                 .map_err(Unserved::Query)
                 .and_then(|ast| self.materialise(group_id, &ast, &keys));
             match made {
@@ -271,12 +274,15 @@ impl Core {
         replaces
     }
 
-    fn restricted(&mut self, ast: &Ast, acting: &ConnectionContext) -> Result<Ast, String> {
+    fn restricted(&mut self, ast: &Ast, acting: &ConnectionContext, nodes: &mut usize) -> Result<Ast, String> {
         if !self.options.client_queries {
             return Err(SWITCHED_OFF.to_owned());
         }
         let parameters = Parameters { claims: acting.claims.as_ref().and_then(Value::as_object), row: None };
         let restricted = restrict(ast, &self.rules.permissions, &parameters).map_err(|error| error.to_string())?;
+        *nodes = nodes.checked_sub(restricted.nodes).ok_or_else(|| {
+            format!("with the read rules in them, the client group's queries have more than {NODES_MAX} conditions and subqueries")
+        })?;
         let are_deployed = self.rules.text.is_some();
         // Names that no table has are the client's invention.
         for table in restricted.ruleless.iter().filter(|table| self.schema.tables.contains_key(table.as_str())) {
