@@ -23,7 +23,8 @@ pub type Environment = BTreeMap<String, String>;
 const COMMANDS: &str = "\
 Commands:
   zero-cache backup --help   looks at a backup, restores it, deletes it
-  zero-cache health --help   asks a node whether it is ready";
+  zero-cache health --help   asks a node whether it is ready
+  zero-cache permissions --help   deploys, checks and shows permissions";
 const ABOUT: &str = "Syncs the results of queries over a Postgres database to many clients, live.";
 
 /// The settings that were given, and the problems found while they are read.
