@@ -221,7 +221,8 @@ fn secrets_are_written_in_the_operators_namespace_only() {
 fn each_release_has_a_lease_of_its_own() {
     for (values, name) in [(vec![], "zerocache-operator"), (vec![r#"fullnameOverride="second""#], "second")] {
         let objects = template(&values);
-        assert_eq!(variable(pod(&objects), "LEASE_NAME")["value"], name);
+        let deployment = objects.iter().find(|it| it["kind"] == "Deployment").unwrap();
+        assert_eq!(variable(&deployment["spec"]["template"], "LEASE_NAME")["value"], name);
         let role = objects.iter().find(|it| it["metadata"]["name"].as_str().is_some_and(|it| it.ends_with("-lease")));
         assert_eq!(role.unwrap()["rules"][1]["resourceNames"], json!([name]));
     }
