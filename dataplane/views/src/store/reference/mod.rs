@@ -44,6 +44,9 @@ const DESIRES_MAX: i64 = 100_000;
 /// Rows of one group as they are stored here; about a million.
 const ROWS_BYTES_MAX: usize = 32 << 20;
 
+/// Groups whose rows are removed in one statement: others wait for it.
+const CLEARED_AT_ONCE: i64 = 10;
+
 /// What Rocicorp's server remembers of a client group.
 #[derive(Debug)]
 pub struct Remembered {
@@ -301,6 +304,14 @@ fn desire(row: &Row) -> Result<RememberedDesire, String> {
         ttl_ms: row.get(4),
         inactivated_at_ms: row.get(5),
     })
+}
+
+/// Removes what the reference's tables still have of a few groups that are this store's by now.
+pub(super) async fn clear(connection: &mut Connection, schema: &str) -> Result<(), Fault> {
+    match connection.query(&sql::clear(schema), &[(&CLEARED_AT_ONCE, Type::INT8)], 0).await {
+        Err(fault) if !fault.is_final() => Err(fault),
+        _ => Ok(()),
+    }
 }
 
 /// Voids what is known of a group that this node owns, if the reference has served it since. True if so.
