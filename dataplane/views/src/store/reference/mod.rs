@@ -8,7 +8,7 @@
 //! has happened since a moment that is not the client's. So the transaction that makes a group this store's leaves a
 //! tombstone of it in the reference's `instances`, as the reference's own clean-up does. Should the reference still run, it looks
 //! at that row in every flush, which comes before the end of every poke, and sends the group's clients away. Should it run
-//! again, whoever comes to it with the group starts over, and keeps what it has not pushed. And a group of this store that has
+//! again, whoever comes to it with the group starts over, and does not drop its database. And a group of this store that has
 //! a row there which is no tombstone was served there since: nobody can say which of the two gave out a cookie, so its
 //! clients start over.
 
