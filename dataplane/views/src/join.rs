@@ -220,7 +220,7 @@ fn check_cookie(group: &mut Group, cookie: Cookie, version: rows::Version) -> Re
     }
     let between = |i: &Inherited| i.until < cookie && (cookie < i.since || cookie > group.cookie);
     if group.record.inherited.as_ref().is_some_and(between) {
-        // Nobody gave it out of whom anything is remembered. With this answer the client keeps what it has not pushed.
+        // Nobody gave it out of whom anything is remembered. With this answer the client does not drop its database.
         return Err(ErrorBody::client_not_found(
             "the client's cookie is none of those that are remembered of the client group",
         ));

@@ -44,6 +44,8 @@ pub(super) struct Answerer<E> {
     pub purge_hours: i32,
     pub limits: Limits,
     pub inherit: Inherit,
+    /// Whether Rocicorp's server has tables in the same schema, as far as is known.
+    pub is_beside: bool,
     pub metrics: Metrics,
     pub durable: watch::Receiver<u64>,
     pub events: Arc<E>,
@@ -70,7 +72,7 @@ impl<E: Fn(Event)> Answerer<E> {
                     None => return,
                 },
                 _ = merge.tick() => {
-                    if let Err(fault) = self.merge_fragmented().await {
+                    if let Err(fault) = self.tidy().await {
                         self.connection.broken("tidy up", &fault).await;
                     }
                 }
@@ -167,15 +169,17 @@ impl<E: Fn(Event)> Answerer<E> {
             let Some(row) = rows.first() else { continue };
             let tenure = || Tenure { group: claim.group.clone(), epoch: row.get(2) };
             // Rocicorp's server may know of it, too.
-            let beside: bool = row.get(6);
+            self.is_beside = row.get(6);
             return Ok(match row.get(0) {
                 // The owner changed in between.
                 "again" => continue,
-                "unknown" if beside => match self.inherit(claim).await? {
+                "unknown" if self.is_beside => match self.inherit(claim).await? {
                     Some(verdict) => verdict,
                     None => continue,
                 },
-                "owned" if beside && self.is_void(claim, row.get(2)).await? => Verdict::Reset { tenure: tenure() },
+                "owned" if self.is_beside && self.is_void(claim, row.get(2)).await? => {
+                    Verdict::Reset { tenure: tenure() }
+                }
                 "owned" => Verdict::Owned {
                     tenure: tenure(),
                     record: row.get(1),
@@ -263,6 +267,11 @@ impl<E: Fn(Event)> Answerer<E> {
         let text = sql::touch_lineages(&self.schema);
         self.connection.query(&text, &[(&lineages, Type::INT8_ARRAY)], 0).await?;
         purge(&mut self.connection, &self.schema, self.purge_hours, &self.limits).await
+    }
+
+    async fn tidy(&mut self) -> Result<(), Fault> {
+        self.merge_fragmented().await?;
+        if self.is_beside { reference::clear(&mut self.connection, &self.schema).await } else { Ok(()) }
     }
 
     async fn merge_fragmented(&mut self) -> Result<(), Fault> {

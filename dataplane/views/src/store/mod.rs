@@ -343,6 +343,7 @@ pub fn spawn(settings: Settings, node: NodeId, events: impl Fn(Event) + Send + S
         purge_hours,
         limits,
         inherit,
+        is_beside: false,
         metrics,
         durable: durable_receiver,
         events: Arc::clone(&events),

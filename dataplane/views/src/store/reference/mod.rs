@@ -8,7 +8,7 @@
 //! has happened since a moment that is not the client's. So the transaction that makes a group this store's leaves a
 //! tombstone of it in the reference's `instances`, as the reference's own clean-up does. Should the reference still run, it looks
 //! at that row in every flush, which comes before the end of every poke, and sends the group's clients away. Should it run
-//! again, whoever comes to it with the group starts over, and keeps what it has not pushed. And a group of this store that has
+//! again, whoever comes to it with the group starts over, and does not drop its database. And a group of this store that has
 //! a row there which is no tombstone was served there since: nobody can say which of the two gave out a cookie, so its
 //! clients start over.
 
@@ -43,6 +43,9 @@ const QUERIES_MAX: i64 = 20_000;
 const DESIRES_MAX: i64 = 100_000;
 /// Rows of one group as they are stored here; about a million.
 const ROWS_BYTES_MAX: usize = 32 << 20;
+
+/// Groups whose rows are removed in one statement: others wait for it.
+const CLEARED_AT_ONCE: i64 = 10;
 
 /// What Rocicorp's server remembers of a client group.
 #[derive(Debug)]
@@ -301,6 +304,14 @@ fn desire(row: &Row) -> Result<RememberedDesire, String> {
         ttl_ms: row.get(4),
         inactivated_at_ms: row.get(5),
     })
+}
+
+/// Removes what the reference's tables still have of a few groups that are this store's by now.
+pub(super) async fn clear(connection: &mut Connection, schema: &str) -> Result<(), Fault> {
+    match connection.query(&sql::clear(schema), &[(&CLEARED_AT_ONCE, Type::INT8)], 0).await {
+        Err(fault) if !fault.is_final() => Err(fault),
+        _ => Ok(()),
+    }
 }
 
 /// Voids what is known of a group that this node owns, if the reference has served it since. True if so.
