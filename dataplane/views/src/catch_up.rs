@@ -33,12 +33,15 @@ use crate::row_id::RowId;
 use crate::spool::Piece;
 use crate::store::{LineageId, Question, Request, RowSet, Touched};
 
+/// The version from which on rows are missed, and which ones the database names; `None`: all rows are.
+type Since<Rows> = Option<(Version, Option<Rows>)>;
+
 /// What a connection misses: of each query all rows, or those that changed since a version, with what the database knows of them.
-pub struct Missed(Vec<(MaterialisationId, Option<(Version, Option<Arc<Vec<RowId>>>)>)>);
+pub struct Missed(Vec<(MaterialisationId, Since<Arc<Vec<RowId>>>)>);
 
 impl Missed {
     /// Answers of the database are told apart by where they are.
-    fn parts(&self) -> impl Iterator<Item = (MaterialisationId, Option<(Version, Option<*const Vec<RowId>>)>)> + '_ {
+    fn parts(&self) -> impl Iterator<Item = (MaterialisationId, Since<*const Vec<RowId>>)> + '_ {
         let place = |(version, rows): &(Version, Option<Arc<Vec<RowId>>>)| (*version, rows.as_ref().map(Arc::as_ptr));
         self.0.iter().map(move |(id, since)| (*id, since.as_ref().map(place)))
     }
