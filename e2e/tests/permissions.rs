@@ -21,7 +21,6 @@ use testkit::rules;
 
 const SECRET: &str = "a secret that only the test and the server know";
 const PATIENCE: Duration = Duration::from_secs(30);
-const USERS: usize = 3;
 const QUERIES: usize = 3;
 
 /// A token with these claims.
@@ -111,8 +110,8 @@ async fn random_rules_give_each_user_what_an_independent_judge_allows() -> Resul
         let mut permissions = rules::permissions(&mut rng, 3);
         deploy(&database, &permissions).await?;
         let mut users = Vec::new();
-        for n in 0..USERS {
-            let claims = rules::claims(&mut rng, rules::USERS[n]);
+        for user in rules::USERS {
+            let claims = rules::claims(&mut rng, user);
             let mut options = Options::new(server.port(), rules::client_schema());
             options.user_id = claims["sub"].as_str().map(str::to_owned);
             options.auth_token = Some(token(&claims)?);
@@ -122,7 +121,7 @@ async fn random_rules_give_each_user_what_an_independent_judge_allows() -> Resul
         }
         for step in 0..3 {
             check(&database, &permissions, &users).await.with_context(|| format!("round {round}, step {step}"))?;
-            cases += USERS * QUERIES;
+            cases += rules::USERS.len() * QUERIES;
             if step == 0 {
                 change(&database, &mut rng, 8).await?;
             } else {

@@ -140,8 +140,8 @@ fn nothing_unknown(at: &str, given: &Value, understood: &Value) -> Result<(), Pa
             Ok(())
         }
         (Value::Array(given), Value::Array(understood)) => {
-            let pairs = given.iter().zip(understood).enumerate();
-            pairs.into_iter().try_for_each(|(n, (a, b))| nothing_unknown(&format!("{at}[{n}]"), a, b))
+            let mut pairs = given.iter().zip(understood).enumerate();
+            pairs.try_for_each(|(n, (a, b))| nothing_unknown(&format!("{at}[{n}]"), a, b))
         }
         _ => Ok(()),
     }

@@ -132,11 +132,16 @@ impl Work<'_> {
     }
 
     fn policy(&mut self, table: &str, depth: usize) -> Result<Condition, RestrictError> {
-        if !self.policies.contains_key(table) {
-            let prepared = self.prepare(table);
-            self.policies.insert(table.to_owned(), prepared);
-        }
-        let (nodes, deepest) = self.policies.get(table).map_or((0, 0), |prepared| (prepared.nodes, prepared.depth));
+        let known = self.policies.get(table).map(|prepared| (prepared.nodes, prepared.depth));
+        let (nodes, deepest) = match known {
+            Some(extent) => extent,
+            None => {
+                let prepared = self.prepare(table);
+                let extent = (prepared.nodes, prepared.depth);
+                self.policies.insert(table.to_owned(), prepared);
+                extent
+            }
+        };
         self.spend(nodes, depth + deepest)?;
         Ok(self.policies.get(table).map_or_else(nothing, |prepared| prepared.condition.clone()))
     }
