@@ -30,7 +30,7 @@ pub fn deployments() -> Vec<Deployment> {
             Some(("role", role)) => block.role = Some(role),
             Some(("change", variables)) => block.change = words(variables),
             Some(("foreign", variables)) => block.foreign = words(variables),
-            Some((other, _)) => panic!("{}: unknown note {other}", block.title),
+            Some((other, _)) => unreachable!("{}: unknown note {other}", block.title),
             None => block.environment.push(line.split_once('=').expect("a variable has a value")),
         }
     }
