@@ -8,8 +8,11 @@ use crate::connect::quote_identifier;
 use crate::options::App;
 use crate::{Error, Result};
 
-/// Tables of the shard, unless the first column says that it is one of the application; their columns and types; and the key.
-const TABLES: [(&str, &[(&str, &str)], &[&str]); 6] = [
+/// A table's name, its columns with their types, and its key.
+type Shape = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
+/// Tables of the shard, and `permissions` of the application.
+const TABLES: [Shape; 6] = [
     ("permissions", &[("permissions", "jsonb"), ("hash", "text"), ("lock", "bool")], &["lock"]),
     (
         "clients",

@@ -115,7 +115,7 @@ pub(crate) async fn unless_at_work(client: &impl GenericClient, app: &App) -> Re
         )
         .await
         .map_err(doing)?;
-    if let Some(what) = row.get::<_, Option<String>>(0).or(row.get(1)) {
+    if let Some(what) = row.get::<_, Option<String>>(0).or_else(|| row.get(1)) {
         return occupied(what);
     }
     if !row.get::<_, bool>(2) {
