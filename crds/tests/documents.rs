@@ -115,8 +115,11 @@ const NO_QUANTITIES: &[&str] = &[
 const SHARES: &[&str] = &["0%", "7%", "25%", "100%"];
 const NO_SHARES: &[&str] = &["25", "", "%", "2.5%", "-5%", "25 %", " 25%", "25%%", "a quarter", "1000000%"];
 
-/// Where documents hold quantities: how to put one there, and the field that is named.
-fn places() -> Vec<(fn(Value) -> Value, &'static str, bool)> {
+/// How to put a value into a document, the field that is named then, and what more the place says of values.
+type Place = (fn(Value) -> Value, &'static str, bool);
+
+/// Where documents hold quantities, and whether nothing is refused there.
+fn places() -> Vec<Place> {
     vec![
         (|it| json!({ "replicationManager": { "storage": { "size": it } } }), "replicationManager.storage.size", true),
         (|it| json!({ "viewSyncer": { "storage": { "size": it } } }), "viewSyncer.storage.size", true),
@@ -139,7 +142,7 @@ fn places() -> Vec<(fn(Value) -> Value, &'static str, bool)> {
 }
 
 /// Where documents hold numbers of pods, or shares of them, and whether more than all may be meant.
-fn shares() -> Vec<(fn(Value) -> Value, &'static str, bool)> {
+fn shares() -> Vec<Place> {
     vec![
         (|it| json!({ "viewSyncer": { "maxSurge": it, "maxUnavailable": 1 } }), "viewSyncer.maxSurge", true),
         (|it| json!({ "viewSyncer": { "maxUnavailable": it } }), "viewSyncer.maxUnavailable", false),

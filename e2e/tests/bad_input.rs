@@ -411,7 +411,7 @@ async fn a_call_that_finds_no_descriptor_is_no_failed_query() -> Result<()> {
     // No connection to the API server is kept for later.
     site.api.set_mood(Mood::Down);
     let mut failing = Client::new(site.options());
-    failing.want(&[people.clone()]);
+    failing.want(std::slice::from_ref(&people));
     failing.connect().await?;
     failing.wait_closed().await?;
     site.api.set_mood(Mood::Normal);
@@ -426,7 +426,7 @@ async fn a_call_that_finds_no_descriptor_is_no_failed_query() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    asking.change_queries(&[people.clone()], &[]).await?;
+    asking.change_queries(std::slice::from_ref(&people), &[]).await?;
     let (error, _) = asking.wait_closed().await.with_context(|| site.server.log_tail(20))?;
     let error = error.context("no error message")?;
     ensure!(error["kind"] == json!("ServerOverloaded"), "{error}");
