@@ -310,7 +310,8 @@ async fn verdicts_are_those_of_a_judge_who_knows_no_sql() {
         let about = format!("case {case}: {permissions} {tables:?} {ops}");
         assert_eq!(outcome, if judged.is_some() { Outcome::Applied } else { Outcome::Denied }, "{about}");
         applied += usize::from(judged.is_some());
-        let found = world.ask("SELECT json_agg(to_json(i) ORDER BY id) FROM item i").await.unwrap_or("[]".to_owned());
+        let found =
+            world.ask("SELECT json_agg(to_json(i) ORDER BY id) FROM item i").await.unwrap_or_else(|| "[]".to_owned());
         let mut wanted = judged.unwrap_or_else(|| tables["item"].clone());
         wanted.sort_by_key(|row| row["id"].to_string());
         let found: Rows = serde_json::from_str(&found).unwrap();
@@ -318,7 +319,7 @@ async fn verdicts_are_those_of_a_judge_who_knows_no_sql() {
             rows.iter()
                 .map(|row| {
                     row.iter()
-                        .map(|(k, v)| (k.clone(), v.as_f64().map_or(v.clone(), |f| json!(f))))
+                        .map(|(k, v)| (k.clone(), v.as_f64().map_or_else(|| v.clone(), |f| json!(f))))
                         .collect::<BTreeMap<_, _>>()
                 })
                 .collect::<Vec<_>>()

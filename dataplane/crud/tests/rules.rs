@@ -428,7 +428,7 @@ async fn conditions_mean_what_they_mean_to_clients() {
         (or(json!([cursor, own()])), true),
         (or(json!([])), false),
     ] {
-        world.deploy(&table(json!({"delete": allow(&[rule.clone()])}))).await;
+        world.deploy(&table(json!({"delete": allow(std::slice::from_ref(&rule))}))).await;
         world
             .run(&format!(
                 "DELETE FROM t; INSERT INTO t (id, owner, n, f, g, at, j, title, k, pad, net)

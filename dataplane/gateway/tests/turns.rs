@@ -49,7 +49,7 @@ async fn calls_are_bounded_while_the_api_server_hangs() {
     }
     let late = ask(&harness, "late", "late");
     for asked in [second, late] {
-        let error = asked.await.unwrap().err().expect("there is no turn");
+        let error = asked.await.unwrap().expect_err("there is no turn");
         assert!(comes_back(&error), "{error:?}");
     }
     assert_eq!(api.pending(), 0, "none of them was sent");
@@ -74,7 +74,7 @@ async fn what_waits_is_bounded_in_bytes() {
     while !harness.metrics().await.contains("zero_server_api_waiting{operation=\"query\"} 1") {
         tokio::task::yield_now().await;
     }
-    let error = ask(&harness, "c", &"r".repeat(300)).await.unwrap().err().expect("there is no room");
+    let error = ask(&harness, "c", &"r".repeat(300)).await.unwrap().expect_err("there is no room");
     assert!(comes_back(&error), "{error:?}");
     api.release();
     hanging.await.unwrap().expect("an answer");

@@ -255,7 +255,7 @@ mod tests {
                 "\"allow\"",
             ),
             (select(&json!({})), "permissions.tables.t.row.select[0][1]", "missing property \"type\""),
-            (select(&simple(one.clone(), column)), "permissions.tables.t.row.select[0][1].right", "left side"),
+            (select(&simple(one, column)), "permissions.tables.t.row.select[0][1].right", "left side"),
             (select(&negated), "permissions.tables.t.row.select[0][1]", "unknown property \"not\""),
             (select(&deep), "permissions.tables.t.row.select[0][1]", "nested deeper"),
         ] {

@@ -381,6 +381,6 @@ async fn the_slot_of_another_copy_is_not_streamed_from() {
     let (replica, after) = (world.initial(), world.model.version);
     let at = upstream::Resume { replica, after, confirmed: after, time_us: None };
     let started = Stream::start(&world.options, at).await;
-    let error = started.err().expect("it must not begin");
+    let error = started.expect_err("it must not begin");
     assert!(matches!(&error, Error::ResetRequired { message, .. } if message.contains("newer copy")), "{error}");
 }

@@ -105,8 +105,11 @@ pub struct Client {
     pub open_id: Option<String>,
     pub log: Vec<Seen>,
     /// Looks at every message.
-    pub watch: Option<Box<dyn Fn(&Json) + Send>>,
+    pub watch: Option<Watch>,
 }
+
+/// Is shown a message.
+pub type Watch = Box<dyn Fn(&Json) + Send>;
 
 pub fn key_text(keys: Keys, table: &str, row: &Json) -> String {
     client_key(table, keys).iter().map(|c| row[c].to_string()).collect::<Vec<_>>().join(",")

@@ -203,14 +203,14 @@ mod tests {
         };
         assert_eq!((since(12), since(10)), (at(12, 0), at(10, 3)));
         let desire = |ttl_ms, inactivated_at_ms| Desire { ttl_ms, inactivated_at_ms };
-        let states: Vec<(&str, bool, Vec<(&str, Desire)>)> = record
+        let states = record
             .queries
             .iter()
             .map(|(hash, q)| {
-                let desires = q.desires.iter().map(|(client, desire)| (client.as_str(), desire.clone())).collect();
-                (hash.as_str(), q.holding.is_some(), desires)
+                let desires = q.desires.iter().map(|(client, desire)| (client.as_str(), desire.clone()));
+                (hash.as_str(), q.holding.is_some(), desires.collect::<Vec<_>>())
             })
-            .collect();
+            .collect::<Vec<_>>();
         assert_eq!(
             states,
             [
