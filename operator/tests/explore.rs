@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use crate::model::{BROKEN, Reach, World, edit, resource};
 use zero_cache_operator::observe::Role;
 
-type Edit = Box<dyn Fn(&World) -> World>;
+pub type Edit = Box<dyn Fn(&World) -> World>;
 
-fn spec(change: Value) -> Edit {
+pub fn spec(change: Value) -> Edit {
     Box::new(move |world| edit(world, change.clone()))
 }
 
-fn image(tag: &str) -> Edit {
+pub fn image(tag: &str) -> Edit {
     spec(json!({ "image": { "tag": tag } }))
 }
 
@@ -26,11 +26,20 @@ fn generation(name: &str) -> Edit {
     spec(json!({ "generation": name }))
 }
 
-fn world(change: impl Fn(&mut World) + 'static) -> Edit {
+pub fn world(change: impl Fn(&mut World) + 'static) -> Edit {
     Box::new(move |world| {
         let mut next = world.clone();
         change(&mut next);
         next
+    })
+}
+
+pub fn delete() -> Edit {
+    world(|world| {
+        let then = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        world.change(|cache| cache.metadata.deletion_timestamp = Some(then));
+        // Nothing holds it.
+        world.is_gone = world.cache().metadata.finalizers.is_none();
     })
 }
 
@@ -57,7 +66,7 @@ impl Memory {
 
 /// Explores `edits`, made in order at any moment, with so many accidents at any moment. `verdict` is asked of what every state
 /// settles to once all edits are made. Returns the number of states.
-fn explore(start: World, edits: &[Edit], accidents: usize, verdict: impl Fn(&World)) -> usize {
+pub fn explore(start: World, edits: &[Edit], accidents: usize, verdict: impl Fn(&World)) -> usize {
     let mut seen = HashSet::new();
     let mut memory = Memory::default();
     let mut queue =
@@ -179,18 +188,18 @@ fn is_running(world: &World) -> bool {
         && world.pods.len() == managers + if is_multi { syncers } else { 0 }
 }
 
-fn running(world: &World) {
+pub fn running(world: &World) {
     assert!(is_running(world), "it does not run as asked for");
 }
 
-fn settled(change: Value) -> World {
+pub fn settled(change: Value) -> World {
     let world = World::new(resource(change)).settle();
     running(&world);
     world
 }
 
 /// Prints how large the model was, for `--nocapture`.
-fn report(name: &str, states: usize) {
+pub fn report(name: &str, states: usize) {
     println!("{name}: {states} states");
     assert!(states > 10, "{name}: the model hardly moves");
 }
@@ -526,120 +535,6 @@ fn two_replication_managers_count_in_the_budget() {
 }
 
 #[test]
-fn deletion_never_hangs() {
-    let policy = json!({
-        "deletion": { "upstream": "Delete" },
-        "backup": { "retention": { "deleteOnRemoval": true } },
-    });
-    let gone = |world: &World| assert!(world.is_gone, "it hangs");
-    report("deletion", explore(settled(policy.clone()), &[image("1.1.0"), delete()], 0, gone));
-    report("deletion, accidents", explore(settled(policy), &[delete()], 1, gone));
-}
-
-fn delete() -> Edit {
-    world(|world| {
-        let then = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-        world.change(|cache| cache.metadata.deletion_timestamp = Some(then));
-        // Nothing holds it.
-        world.is_gone = world.cache().metadata.finalizers.is_none();
-    })
-}
-
-/// With the file, the release or the namespace that they are in, Secrets go before the resource.
-#[test]
-fn the_slot_is_dropped_though_the_secret_went_first() {
-    let policy = || json!({ "deletion": { "upstream": "Delete" } });
-    let lose = || world(|world| world.secrets.clear());
-    // Whatever was made is released; a copy that is not needed any longer is gone.
-    let released = |world: &World| {
-        assert!(world.is_gone && !world.is_kept, "it hangs, or leaves a copy");
-        assert!(world.is_released || world.sets_made == 0, "a slot is left");
-    };
-    report("secret first", explore(settled(policy()), &[lose(), delete()], 0, released));
-    report("secret last", explore(settled(policy()), &[delete(), lose()], 0, released));
-    report("secret in the beginning", explore(World::new(resource(policy())), &[lose(), delete()], 0, released));
-    let leave = world(|world| {
-        world.secrets.clear();
-        world.is_leaving = true;
-    });
-    report("namespace", explore(settled(policy()), &[leave, delete()], 0, released));
-}
-
-/// Events of one deletion, and how long it takes, where each look is 10 s after the one before.
-fn deletion(mut world: World) -> (u64, Vec<String>) {
-    world = delete()(&world);
-    let mut events = Vec::new();
-    for round in 0..600 {
-        let mut observed = world.observe();
-        let start = observed.now;
-        observed.now = start.checked_add(k8s_openapi::jiff::SignedDuration::from_secs(10 * round)).unwrap();
-        let plan = zero_cache_operator::plan::plan(world.cache(), &observed);
-        events.extend(plan.events.iter().map(|event| format!("{}: {}", event.reason, event.message)));
-        world.change(|cache| cache.status = Some(plan.status.clone()));
-        for action in &plan.actions {
-            world.act(action);
-        }
-        if world.is_gone {
-            return (10 * u64::try_from(round).unwrap(), events);
-        }
-        while let Some((_, next)) = world.happenings().into_iter().next() {
-            world = next;
-        }
-    }
-    panic!("it hangs: {events:#?}");
-}
-
-#[test]
-fn nothing_is_waited_for_where_nothing_was_made() {
-    let policy = |more: Value| {
-        let mut spec = json!({ "deletion": { "upstream": "Delete" } });
-        crate::model::merge(&mut spec, more);
-        resource(spec)
-    };
-    // A Secret that never existed: no pod, no slot, no backup.
-    let mut never = World::new(policy(json!({ "backup": { "retention": { "deleteOnRemoval": true } } })));
-    never.secrets.clear();
-    let (seconds, events) = deletion(never.settle());
-    assert!(seconds <= 60, "{seconds} s: {events:#?}");
-    assert!(!events.iter().any(|event| event.starts_with("NotReleased")), "{events:#?}");
-
-    // A mistyped host: pods ran, and never reached it.
-    let mut mistyped = World::new(policy(json!({})));
-    mistyped.is_upstream_up = false;
-    let mistyped = mistyped.settle();
-    assert!(mistyped.set.is_some() && mistyped.status().upstream.is_none());
-    let (seconds, events) = deletion(mistyped);
-    assert!((30..=120).contains(&seconds), "{seconds} s: {events:#?}");
-    assert!(events.iter().any(|event| event.contains("never reached")), "{events:#?}");
-
-    // A server that was reached and is away now may come back: its slot is there.
-    let mut away = World::new(policy(json!({}))).settle();
-    away.is_upstream_up = false;
-    let (seconds, events) = deletion(away.clone());
-    assert!(seconds >= 1800 && events.iter().any(|event| event.contains("look for a replication slot")), "{events:#?}");
-    // Unless others wait for it.
-    away.is_leaving = true;
-    let (seconds, events) = deletion(away);
-    assert!(seconds <= 180 && events.iter().any(|event| event.contains("look for a replication slot")), "{events:#?}");
-}
-
-#[test]
-fn backups_that_nobody_can_delete_are_told_of() {
-    let policy = json!({
-        "deletion": { "upstream": "Delete" },
-        "backup": {
-            "retention": { "deleteOnRemoval": true },
-            "credentialsSecretRef": { "name": "db", "accessKeyIdKey": "id", "secretAccessKeyKey": "key" },
-        },
-    });
-    let mut world = settled(policy);
-    world.secrets.clear();
-    let (seconds, events) = deletion(world);
-    assert!(seconds <= 120, "{seconds} s: {events:#?}");
-    assert!(events.iter().any(|event| event.contains("Secret db with key id does not exist")), "{events:#?}");
-}
-
-#[test]
 fn more_connections_than_there_are_is_refused_until_there_are_more() {
     let tight = json!({
         "databases": { "connectionBudget": { "mode": "Enforce" }, "cvr": { "maxConns": 100 } },
@@ -785,54 +680,4 @@ fn children_that_are_not_wanted_any_longer_go() {
     running(&world);
     assert!(!has(&world, "Ingress") && !has(&world, "HorizontalPodAutoscaler") && !has(&world, "NetworkPolicy"));
     assert!(has(&world, "Service") && has(&world, "Secret"));
-}
-
-/// Whatever of an application has a name that is needed: it is neither changed nor removed, it is named, and once it is gone
-/// everything is made.
-#[test]
-fn what_is_another_s_is_left_alone_and_named() {
-    let spec = json!({
-        "ingress": { "enabled": true, "provider": "Traefik", "hosts": ["zero.example.com"] },
-        "viewSyncer": { "autoscaling": { "minReplicas": 1, "maxReplicas": 3 } },
-    });
-    let all = [
-        ("ServiceAccount", "shop", false),
-        ("Service", "shop-rm", false),
-        ("Service", "shop-rm-headless", false),
-        ("Service", "shop-vs", false),
-        ("NetworkPolicy", "shop-rm", false),
-        ("StatefulSet", "shop-rm", false),
-        ("Deployment", "shop-vs", false),
-        ("PodDisruptionBudget", "shop-vs", true),
-        ("HorizontalPodAutoscaler", "shop-vs", true),
-        ("Ingress", "shop", true),
-    ];
-    for (kind, name, do_pods_run) in all {
-        let mut start = World::new(resource(spec.clone()));
-        start.strangers = vec![(kind.to_owned(), name.to_owned())];
-        let world = start.settle();
-        assert_eq!(world.condition(kind::READY), ("False".to_owned(), "NameTaken".to_owned()), "{kind} {name}");
-        let ready = world.status().conditions.into_iter().find(|it| it.type_ == kind::READY).unwrap();
-        assert!(ready.message.contains(&format!("{kind} {name}")), "{}", ready.message);
-        assert_eq!(!world.pods.is_empty(), do_pods_run, "{kind} {name}");
-        let is_made = |it: &str| world.others.iter().any(|(kind, _)| kind == it);
-        assert!(is_made("Service") && (is_made("ServiceAccount") || kind == "ServiceAccount"), "the rest is made");
-        let mut gone = world;
-        gone.strangers.clear();
-        running(&gone.settle());
-    }
-}
-
-#[test]
-fn a_stranger_comes_and_goes_at_any_moment_and_deletion_leaves_it() {
-    let come = |kind: &'static str, name: &'static str| {
-        world(move |world| {
-            world.others.retain(|it| *it != (kind.to_owned(), name.to_owned()));
-            world.strangers.push((kind.to_owned(), name.to_owned()));
-        })
-    };
-    let go = || world(|world| world.strangers.clear());
-    report("stranger", explore(World::new(resource(json!({}))), &[come("Service", "shop-rm"), go()], 0, running));
-    let edits = [come("Service", "shop-vs"), image("1.1.0"), go()];
-    report("stranger in an upgrade", explore(settled(json!({})), &edits, 0, running));
 }

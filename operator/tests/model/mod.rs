@@ -3,6 +3,8 @@
 //! Values only, so that a state can be copied, compared and explored. Time has two values, now and long ago: nothing in the
 //! operator looks at more than whether a span has passed.
 
+mod document;
+
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
@@ -20,6 +22,8 @@ use zero_cache_operator::observe::{
     PodTrouble, Probe, Role, Secret, StatefulSet, Taken,
 };
 use zero_cache_operator::plan::{Action, Plan, Workload, object_names, plan};
+
+pub use document::{edit, merge, resource};
 
 /// Written by every plan.
 const NOW: &str = "2026-01-02T00:00:00Z";
@@ -769,49 +773,4 @@ impl World {
         }
         panic!("it does not settle: {:#?}", self.status());
     }
-}
-
-/// A resource with the few fields that must be given, changed by `spec`.
-pub fn resource(spec: serde_json::Value) -> ZeroCache {
-    let mut document = serde_json::json!({
-        "apiVersion": "zerocache.dev/v1alpha1",
-        "kind": "ZeroCache",
-        "metadata": {
-            "name": "shop", "namespace": "web", "uid": "5e2c0f7e-0000-4000-8000-000000000001", "generation": 1,
-        },
-        "spec": {
-            "adminPassword": { "name": "db", "key": "admin" },
-            "databases": { "upstream": { "urlSecretRef": { "name": "db", "key": "upstream" } } },
-            "backup": { "url": "s3://shop/replica" },
-            "viewSyncer": { "replicas": 1 },
-            "deletion": { "upstream": "Retain" },
-        },
-    });
-    merge(&mut document["spec"], spec);
-    serde_json::from_value(document).unwrap()
-}
-
-/// Null takes a field away.
-pub fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
-    match (into, from) {
-        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
-            for (name, value) in from {
-                if value.is_null() {
-                    into.remove(&name);
-                } else {
-                    merge(into.entry(name).or_insert(serde_json::Value::Null), value);
-                }
-            }
-        }
-        (into, from) => *into = from,
-    }
-}
-
-/// A person changes the spec.
-pub fn edit(world: &World, spec: serde_json::Value) -> World {
-    let mut next = world.clone();
-    let mut document = serde_json::to_value(&next.cache.spec).unwrap();
-    merge(&mut document, spec);
-    next.change(|cache| cache.spec = serde_json::from_value(document).unwrap());
-    next
 }
