@@ -1,4 +1,4 @@
-//! Results of 72 MB: read at full speed, changed at once, missed, and asked for by many.
+//! Results of 72 MB: read at full speed, changed at once, missed, and asked for by many. And more than the memory that there is.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -69,5 +69,35 @@ async fn a_client_that_reads_gets_all_of_it() -> Result<()> {
     })
     .await?;
     ensure!(grown < 150e6, "four clients with 72 MB each took {:.0} MB", grown / 1e6);
+    site.server.check_log()
+}
+
+/// What the server is told that it may have.
+const MEMORY: u64 = 256 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_memory_goes_to_clients_that_read() -> Result<()> {
+    let rows = format!(
+        "INSERT INTO fence VALUES (1, 0);
+        INSERT INTO comment SELECT 'c' || n, 'i' || n, NULL, repeat('x', 20000), n FROM generate_series(1, {ROWS}) n;"
+    );
+    let mut site = Site::prepare_on("limited", Version::V15, &format!("{TABLES_SQL}{rows}")).await?;
+    // It believes the limit of its control group: here, in a namespace of its own, that is a file of ours.
+    let limited = format!(
+        "flags=-m; [ \"$(id -u)\" = 0 ] || flags=-rm
+         exec unshare $flags sh -c 'mount -t tmpfs none /sys/fs/cgroup && echo {MEMORY} >/sys/fs/cgroup/memory.max && exec \"$0\"' \"$0\""
+    );
+    site.server = site.server.started_by(&["sh", "-c", &limited]);
+    site.server.start()?;
+    let wanted = [comments()];
+    // 72 MB each, at once and then again.
+    for _ in 0..2 {
+        let many = (0..4).map(|_| site.client(&wanted));
+        for client in futures_util::future::try_join_all(many).await? {
+            has_all(&client, "x").await?;
+        }
+    }
+    let peak = site.server.peak_memory()?;
+    ensure!(peak < MEMORY, "576 MB for eight clients took {} MiB", peak >> 20);
     site.server.check_log()
 }

@@ -322,6 +322,14 @@ impl ZeroCache {
         sum.with_context(|| format!("no metric {name} in /metrics"))
     }
 
+    /// The most memory that the running server ever had, in bytes, as the system saw it.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let child = self.child.as_ref().context("the server does not run")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
     fn log_file(&self, start: u32) -> PathBuf {
         self.folder.join(format!("log-{start}"))
     }
