@@ -99,7 +99,8 @@ pub async fn decommission(arguments: &[String]) -> Result<bool> {
         return Ok(true);
     }
     let wish = wish(arguments)?;
-    decommission::run(&wish, &config::databases_from_process()?).await
+    decommission::run(&wish, &config::databases_from_process()?).await?;
+    Ok(true)
 }
 
 fn wish(arguments: &[String]) -> Result<Wish> {

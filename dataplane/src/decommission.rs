@@ -28,8 +28,8 @@ async fn schema(setting: &'static str, url: &SecretUrl, name: String) -> Result<
     Ok((setting, Schema::open(&address, name).await.context(setting)?))
 }
 
-/// Lists, or removes. `false`: it was not removed, because that is not possible now.
-pub async fn run(wish: &Wish, settings: &DatabaseSettings) -> Result<bool> {
+/// Lists, or removes.
+pub async fn run(wish: &Wish, settings: &DatabaseSettings) -> Result<()> {
     let app = App::new(&settings.app.id, settings.app.shard_num)?;
     let shard = app.shard_schema();
     let address: Address = settings.upstream.expose().parse().context("ZERO_UPSTREAM_DB")?;
@@ -54,7 +54,7 @@ pub async fn run(wish: &Wish, settings: &DatabaseSettings) -> Result<bool> {
     }
     if goes.is_empty() {
         println!("  nothing is there");
-        return Ok(true);
+        return Ok(());
     }
     let confirmed = wish.confirmed.as_deref();
     if confirmed.is_some_and(|name| name != shard) {
@@ -68,12 +68,12 @@ pub async fn run(wish: &Wish, settings: &DatabaseSettings) -> Result<bool> {
     }
     if confirmed.is_none() {
         println!("nothing was removed: --confirm={shard} removes it");
-        return Ok(true);
+        return Ok(());
     }
     upstream::decommission(&mut client, &app, wish.with_permissions).await?;
     for (setting, schema) in &others {
         schema.remove().await.context(*setting)?;
     }
     println!("removed");
-    Ok(true)
+    Ok(())
 }

@@ -12,7 +12,7 @@ use testkit::s3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn deployment(title: &str) -> Result<Deployment> {
-    deployments().into_iter().find(|found| found.title == title).with_context(|| format!("no deployment {title:?}"))
+    deployments()?.into_iter().find(|found| found.title == title).with_context(|| format!("no deployment {title:?}"))
 }
 
 /// The node with exactly the deployment's environment, but for `own`.
@@ -88,7 +88,7 @@ async fn a_replication_manager_of_a_chart_backs_up() -> Result<()> {
 
 #[test]
 fn what_must_be_changed_is_said_at_once() -> Result<()> {
-    for deployment in deployments().into_iter().filter(|deployment| !deployment.change.is_empty()) {
+    for deployment in deployments()?.into_iter().filter(|deployment| !deployment.change.is_empty()) {
         let output = Command::new(process::binary()?)
             .env_clear()
             .envs(deployment.environment.iter().copied())

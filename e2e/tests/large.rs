@@ -13,6 +13,15 @@ fn comments() -> testkit::client::Query {
     query(json!({"table": "comment", "orderBy": [["id", "asc"]]}))
 }
 
+/// A site with the rows, its server not started.
+async fn prepare(test: &str) -> Result<Site> {
+    let rows = format!(
+        "INSERT INTO fence VALUES (1, 0);
+        INSERT INTO comment SELECT 'c' || n, 'i' || n, NULL, repeat('x', 20000), n FROM generate_series(1, {ROWS}) n;"
+    );
+    Site::prepare_on(test, Version::V15, &format!("{TABLES_SQL}{rows}")).await
+}
+
 async fn has_all(client: &Client, text: &str) -> Result<()> {
     let what = format!("{ROWS} rows of {text}");
     client
@@ -43,11 +52,7 @@ async fn growth(site: &Site, work: impl Future<Output = Result<()>>) -> Result<f
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_gets_all_of_it() -> Result<()> {
-    let rows = format!(
-        "INSERT INTO fence VALUES (1, 0);
-        INSERT INTO comment SELECT 'c' || n, 'i' || n, NULL, repeat('x', 20000), n FROM generate_series(1, {ROWS}) n;"
-    );
-    let mut site = Site::prepare_on("large", Version::V15, &format!("{TABLES_SQL}{rows}")).await?;
+    let mut site = prepare("large").await?;
     site.server.start()?;
     let mut client = site.client(&[comments(), fence()]).await?;
     has_all(&client, "x").await?;
@@ -72,16 +77,12 @@ async fn a_client_that_reads_gets_all_of_it() -> Result<()> {
     site.server.check_log()
 }
 
-/// What the server is told that it may have.
-const MEMORY: u64 = 256 << 20;
+/// What the server is told that it may have. One that goes by the machine's memory takes more for these results.
+const MEMORY: u64 = 128 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_the_memory_goes_to_clients_that_read() -> Result<()> {
-    let rows = format!(
-        "INSERT INTO fence VALUES (1, 0);
-        INSERT INTO comment SELECT 'c' || n, 'i' || n, NULL, repeat('x', 20000), n FROM generate_series(1, {ROWS}) n;"
-    );
-    let mut site = Site::prepare_on("limited", Version::V15, &format!("{TABLES_SQL}{rows}")).await?;
+    let mut site = prepare("limited").await?;
     // It believes the limit of its control group: here, in a namespace of its own, that is a file of ours.
     let limited = format!(
         "flags=-m; [ \"$(id -u)\" = 0 ] || flags=-rm

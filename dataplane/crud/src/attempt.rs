@@ -16,10 +16,10 @@ use crate::catalog::Tables;
 use crate::condition::{Truth, plain};
 use crate::fault::Fault;
 use crate::pipeline::Pipeline;
+use crate::request::Request;
 use crate::rules::{Grounds, Rules};
 use crate::statement::{Statement, bump};
 use crate::step::Step;
-use crate::writer::Request;
 
 /// How an attempt ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl<'a> Attempt<'a> {
         let fetched = self.fetch(transaction, &plans, &mut sent).await;
         if !fetched.is_empty() {
             answers.0.extend(transaction.answers().await);
-            if let Some(end) = self.number(&answers, true)? {
+            if let Some(end) = self.checked(&answers)? {
                 return Ok(end);
             }
             for (n, place, columns) in fetched {
@@ -133,7 +133,7 @@ impl<'a> Attempt<'a> {
         }
         if plans.iter().any(|plan| plan.can_deny && !plan.step.is_later) {
             answers.0.extend(transaction.answers().await);
-            if let Some(end) = self.number(&answers, true)? {
+            if let Some(end) = self.checked(&answers)? {
                 return Ok(end);
             }
             for plan in plans.iter().filter(|plan| !plan.step.is_later) {
@@ -153,10 +153,9 @@ impl<'a> Attempt<'a> {
             plan.checked = send(transaction, plan.after.as_ref(), &mut sent).await;
         }
         answers.0.extend(transaction.answers().await);
-        if let Some(end) = self.number(&answers, true)? {
+        if let Some(end) = self.checked(&answers)? {
             return Ok(end);
         }
-        answers.all_from(NUMBER)?;
         for (n, plan) in plans.iter().enumerate() {
             if !plan.may(&answers)? {
                 self.tell_denied(plan, "before");
@@ -168,6 +167,16 @@ impl<'a> Attempt<'a> {
             }
         }
         Ok(Verdict::Commit(End::Applied))
+    }
+
+    /// What follows from the number and the rules; an error if anything else of what was answered is one. A transaction in which a
+    /// statement failed ends without effect, be it told to commit.
+    fn checked(&self, answers: &Answers) -> Result<Option<Verdict>, Fault> {
+        let end = self.number(answers, true)?;
+        if end.is_none() {
+            answers.all_from(NUMBER)?;
+        }
+        Ok(end)
     }
 
     /// What follows from the number that was taken, and, if rules count, from those in force.

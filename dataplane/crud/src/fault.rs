@@ -1,5 +1,6 @@
-//! What becomes of a failed attempt.
+//! What becomes of a failed attempt. What Postgres' codes say is decided in the crate `fault`.
 
+use fault::Write;
 use tokio_postgres::error::DbError;
 
 /// Why an attempt came to nothing.
@@ -17,12 +18,11 @@ pub(crate) enum Fault {
 impl Fault {
     pub(crate) fn of(error: &tokio_postgres::Error) -> Fault {
         let Some(answer) = error.as_db_error() else { return Fault::Away(error.to_string()) };
-        let code = answer.code().code();
-        match (code.get(..2).unwrap_or_default(), code) {
-            ("40", _) => Fault::Conflict,
-            (_, "57014") => refused(answer, false),
-            ("08" | "53" | "57", _) | (_, "25006" | "25P03" | "26000") => Fault::Away(describe(answer)),
-            (class, _) => refused(answer, matches!(class, "22" | "42")),
+        match fault::write(answer.code().code()) {
+            Write::Conflicts => Fault::Conflict,
+            Write::Away => Fault::Away(describe(answer)),
+            Write::Misfits => refused(answer, true),
+            Write::Refused => refused(answer, false),
         }
     }
 }

@@ -25,6 +25,7 @@ mod known;
 mod metrics;
 mod pipeline;
 mod pool;
+mod request;
 mod rules;
 mod statement;
 mod step;
@@ -32,4 +33,5 @@ mod value;
 mod writer;
 
 pub use metrics::Metrics;
-pub use writer::{Options, Outcome, Request, Writer};
+pub use request::{Outcome, Request};
+pub use writer::{Options, Writer};

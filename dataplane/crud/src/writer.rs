@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fault::Backoff;
-use protocol::crud::CrudOp;
-use serde_json::{Map, Value};
 use tokio::sync::{Mutex, MutexGuard};
 use upstream::{Address, App};
 
@@ -15,6 +13,7 @@ use crate::fault::Fault;
 use crate::known::Known;
 use crate::metrics::Metrics;
 use crate::pool::{Lent, Pool};
+use crate::request::{Outcome, Request};
 use crate::rules::Deployed;
 use crate::step::steps;
 
@@ -41,48 +40,6 @@ pub struct Options {
     pub connections_max: usize,
     /// An API server takes numbers of the same clients.
     pub has_custom: bool,
-}
-
-/// One mutation. Mutations of one client must not be under way at the same time.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    pub group: &'a str,
-    pub client: &'a str,
-    pub id: i64,
-    pub ops: &'a [CrudOp],
-    /// Of a verified token.
-    pub claims: Option<&'a Map<String, Value>>,
-}
-
-/// What became of a mutation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Applied,
-    /// It was applied before.
-    AlreadyDone,
-    /// The rules forbid it: nothing was done, and the mutation is over.
-    Denied,
-    /// It cannot be carried out, and is over. The message is for its client.
-    Failed(String),
-    /// Mutations before it are missing.
-    OutOfOrder {
-        expected: i64,
-    },
-    /// Upstream is away: nothing is known of it, and it should come again later.
-    Unavailable(String),
-}
-
-impl Outcome {
-    fn label(&self) -> &'static str {
-        match self {
-            Outcome::Applied => "applied",
-            Outcome::AlreadyDone => "already_done",
-            Outcome::Denied => "denied",
-            Outcome::Failed(_) => "failed",
-            Outcome::OutOfOrder { .. } => "out_of_order",
-            Outcome::Unavailable(_) => "unavailable",
-        }
-    }
 }
 
 /// Shared by all who have mutations.
@@ -243,7 +200,8 @@ impl Writer {
             End::RulesChanged => {
                 course.changes += 1;
                 if course.changes > CHANGES_MAX {
-                    self.fail("the rules change faster than they can be read".to_owned(), "rules", request, course);
+                    let message = "the rules change faster than they can be read".to_owned();
+                    return self.fail(message, "rules", request, course);
                 }
                 None
             }

@@ -10,6 +10,10 @@ use testkit::proxy::Proxy;
 use crate::world::{World, op, open};
 
 const SETUP: &str = "CREATE TABLE t (id text PRIMARY KEY, n int NOT NULL DEFAULT 0); INSERT INTO t VALUES ('a');";
+/// What a client sets, the trigger makes an increment, so that nothing lost or done twice can hide.
+const COUNTER: &str =
+    "CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.n := OLD.n + 1; RETURN NEW; END';
+    CREATE TRIGGER bump BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION bump()";
 
 #[tokio::test]
 async fn what_was_applied_is_not_applied_again_and_nothing_is_skipped() {
@@ -51,13 +55,7 @@ async fn a_mutation_that_others_take_part_in_waits_a_little_for_them() {
 #[tokio::test]
 async fn many_who_change_the_same_rows_all_succeed() {
     let world = World::new("crud_conflicts", SETUP, &open(&["t"])).await;
-    // What a client sets, the trigger makes an increment, so that nothing lost can hide.
-    world
-        .run(
-            "CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.n := OLD.n + 1; RETURN NEW; END';
-               CREATE TRIGGER bump BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION bump()",
-        )
-        .await;
+    world.run(COUNTER).await;
     let nobody = json!(null);
     let client = |name: String| {
         let (world, nobody) = (&world, &nobody);
@@ -89,12 +87,7 @@ async fn a_ledger_survives_lost_connections() {
     };
     let metrics = crud::Metrics::register(&prometheus::Registry::new()).unwrap();
     let world = World { writer: crud::Writer::new(options, metrics), ..world };
-    world
-        .run(
-            "CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.n := OLD.n + 1; RETURN NEW; END';
-               CREATE TRIGGER bump BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION bump()",
-        )
-        .await;
+    world.run(COUNTER).await;
     let nobody = json!(null);
     let client = |name: String| {
         let (world, nobody) = (&world, &nobody);

@@ -108,6 +108,21 @@ async fn what_no_policy_allows_is_denied() {
     assert_eq!(world.apply(&every[0]).await, Denied);
 }
 
+/// One operation is denied, and Postgres refuses what is asked about another: the number must not get lost with the transaction.
+#[tokio::test]
+async fn the_number_is_taken_whatever_else_a_denied_mutation_asks_for() {
+    let setup = format!("{SETUP} CREATE TABLE u (id uuid PRIMARY KEY, n int);");
+    let world = World::new("crud_denied_and_refused", &setup, &json!({})).await;
+    let first = allow(&[is(column("n"), "=", value(json!(1)))]);
+    let of_u = json!({"row": {"update": {"preMutation": first, "postMutation": allow(&[yes()])}}});
+    let permissions = json!({"tables": {"t": {"row": {"delete": allow(&[own()])}}, "u": of_u}});
+    let ops = json!([op("delete", json!({"id": "yours"})), op_on("u", "update", json!({"id": "no uuid", "n": 2}))]);
+    world.deploy(&permissions).await;
+    let outcome = world.apply_as(&json!({"sub": "u"}), &ops).await;
+    assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+    assert_eq!((rows(&world).await.as_str(), world.number("c").await), (BEFORE, 1));
+}
+
 #[tokio::test]
 async fn phases_look_at_the_right_rows() {
     let world = World::new("crud_phases", SETUP, &json!({})).await;

@@ -22,5 +22,5 @@ pub use class::{Class, Entry};
 pub use contained::{caught, contained, is_contained};
 pub use page::page;
 pub use recurrence::Recurrence;
-pub use sqlstate::{SQLSTATES, Statement, sqlstate, statement};
+pub use sqlstate::{SQLSTATES, Statement, Write, sqlstate, statement, write};
 pub use system::{IO_KINDS, SQLITE_CODES, io, sqlite};

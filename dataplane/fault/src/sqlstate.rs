@@ -205,10 +205,57 @@ pub fn statement(code: &str) -> Statement {
     }
 }
 
+/// What an answer says of a statement that writes what a client sent, with the application's constraints and triggers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Others were faster: the same again may succeed.
+    Conflicts,
+    /// The server, or this session of it, cannot do anything for the moment.
+    Away,
+    /// It is refused, perhaps because tables and types are others than was thought.
+    Misfits,
+    /// It is refused.
+    Refused,
+}
+
+#[must_use]
+pub fn write(code: &str) -> Write {
+    match (code.get(..2).unwrap_or_default(), code) {
+        // It took too long.
+        (_, "57014") => Write::Refused,
+        ("40", _) => Write::Conflicts,
+        // A server that is read-only is a standby or becomes one.
+        ("08" | "53" | "57", _) | (_, "25006" | "25P03" | "26000") => Write::Away,
+        ("22" | "42", _) => Write::Misfits,
+        _ => Write::Refused,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Class;
+
+    #[test]
+    fn what_a_client_cannot_write_is_told_from_what_passes() {
+        for (code, said) in [
+            ("40001", Write::Conflicts),
+            ("40P01", Write::Conflicts),
+            ("57P01", Write::Away),
+            ("53300", Write::Away),
+            ("08006", Write::Away),
+            ("25006", Write::Away),
+            ("26000", Write::Away),
+            ("57014", Write::Refused),
+            ("22P02", Write::Misfits),
+            ("42703", Write::Misfits),
+            ("23505", Write::Refused),
+            ("P0001", Write::Refused),
+            ("", Write::Refused),
+        ] {
+            assert_eq!(write(code), said, "{code}");
+        }
+    }
 
     #[test]
     fn what_is_refused_for_good_is_told_from_what_passes() {

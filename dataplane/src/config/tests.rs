@@ -480,7 +480,7 @@ fn help_and_usage() {
 #[test]
 fn environments_of_existing_deployments() {
     let known: Vec<_> = settings::all().map(|setting| setting.variable).collect();
-    let deployments = testkit::deployments::deployments();
+    let deployments = testkit::deployments::deployments().unwrap();
     assert!(deployments.len() > 30);
     for deployment in deployments {
         let title = deployment.title;

@@ -127,7 +127,7 @@ pub async fn decommission(client: &mut Client, app: &App, with_permissions: bool
         return Err(Error::configuration(format!("{who}: stop it first; nothing was removed")));
     }
     slot::drop_matching(client, &tenant::slot_pattern(app)).await?;
-    let without_permissions = if with_permissions && siblings(client, app).await?.is_empty() {
+    let application = if with_permissions && siblings(client, app).await?.is_empty() {
         format!("DROP SCHEMA IF EXISTS {} CASCADE;", quote_identifier(&app.id))
     } else {
         String::new()
@@ -137,7 +137,7 @@ pub async fn decommission(client: &mut Client, app: &App, with_permissions: bool
     transaction
         .batch_execute(&format!(
             "SELECT pg_advisory_xact_lock(hashtext({}));
-             {} DROP PUBLICATION IF EXISTS {}; DROP PUBLICATION IF EXISTS {}; DROP SCHEMA IF EXISTS {} CASCADE; {without_permissions}",
+             {} DROP PUBLICATION IF EXISTS {}; DROP PUBLICATION IF EXISTS {}; DROP SCHEMA IF EXISTS {} CASCADE; {application}",
             quote_literal(&format!("migrate-schema:{}", app.shard_schema())),
             // First, for the triggers would watch the rest.
             ddl::removal(app),
