@@ -27,18 +27,6 @@ const FINAL: &[Entry] = &[
     path::REPLICA_WITHHELD,
 ];
 
-/// The views do not start.
-#[derive(Debug)]
-pub struct Unstarted(pub String);
-
-impl std::fmt::Display for Unstarted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Unstarted {}
-
 /// What is known of an error of the server's own parts.
 fn entry(error: &anyhow::Error) -> Option<&'static Entry> {
     None.or_else(|| error.downcast_ref().map(upstream::Error::entry))
@@ -46,7 +34,7 @@ fn entry(error: &anyhow::Error) -> Option<&'static Entry> {
         .or_else(|| error.downcast_ref().map(streamer::Error::entry))
         .or_else(|| error.downcast_ref().map(backup::Error::entry))
         .or_else(|| error.downcast_ref().map(replica::Error::entry))
-        .or_else(|| error.downcast_ref().map(|Unstarted(_)| &path::VIEWS_UNSTARTED))
+        .or_else(|| error.downcast_ref().map(|error: &views::store::Unopened| error.entry))
 }
 
 /// Attempts at one thing, one after the other.
@@ -143,6 +131,25 @@ mod tests {
         });
         assert_eq!(done.await.unwrap(), 3);
         assert_eq!(fault(), json!(null));
+    }
+
+    /// A pooler remembers for a while that Postgres was away, and says so with a code of its own.
+    #[tokio::test]
+    async fn a_database_that_is_away_again_and_again_needs_no_person() {
+        let status = Status::default();
+        let pace = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        let mut attempts = Attempts::new("start the views", &status).paced(pace);
+        for entry in [fault::sqlstate("08P01"), fault::sqlstate("57P03"), fault::sqlstate("53300"), &path::CVR_AWAY] {
+            for times in 1..4 {
+                let message = "server login has been failing, try again later".to_owned();
+                attempts.failed(views::store::Unopened { message, entry }.into()).await.unwrap();
+                assert_eq!(status.facts("", "", None)["fault"]["class"], json!("passes"), "{} {times}", entry.name);
+            }
+        }
+        let message = "password authentication failed".to_owned();
+        let wrong = views::store::Unopened { message, entry: fault::sqlstate("28P01") };
+        attempts.failed(wrong.into()).await.unwrap();
+        assert_eq!(status.facts("", "", None)["fault"]["class"], json!("person"));
     }
 
     #[tokio::test]

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use replica::{Description, Writer};
 use upstream::Address;
 use views::Ending;
-use views::store::Copy;
+use views::store::{Copy, Unopened};
 
-use crate::attempts::{Attempts, Unstarted};
+use crate::attempts::Attempts;
 use crate::config::Role;
 use crate::node::{Node, await_database};
 
@@ -36,7 +36,7 @@ pub async fn start(node: &Node<'_>, writer: &Writer, copy: &Description) -> Resu
     let start = async || {
         await_database("ZERO_CVR_DB", &cvr).await?;
         check_encoding(&cvr).await?;
-        views::start(options(node, cvr.clone(), writer, copy)).await.map_err(|error| Unstarted(error).into())
+        Ok(views::start(options(node, cvr.clone(), writer, copy)).await?)
     };
     Attempts::new("start the views", &node.status).until(start).await
 }
@@ -58,7 +58,10 @@ fn options(node: &Node<'_>, cvr: Address, writer: &Writer, copy: &Description) -
     let path: PathBuf = writer.path().to_owned();
     let connector: views::store::Connector = Arc::new(move || {
         let cvr = cvr.clone();
-        Box::pin(async move { upstream::connect_pooled(&cvr, "zero-cvr").await.map_err(|e| e.to_string()) })
+        Box::pin(async move {
+            let unopened = |e: upstream::Error| Unopened { entry: e.entry(), message: e.to_string() };
+            upstream::connect_pooled(&cvr, "zero-cvr").await.map_err(unopened)
+        })
     });
     let shard = format!("{}_{}", config.app.id, config.app.shard_num);
     views::Options {

@@ -236,12 +236,14 @@ pub const BACKUP_CANCELLED: Entry = Entry::new(
 );
 
 // The views.
+pub const CVR_AWAY: Entry =
+    Entry::new("views::store::Unopened", "the CVR database is away or does not answer", Passes, Passes, RETRY);
 pub const VIEWS_UNSTARTED: Entry = Entry::new(
     "views::start",
-    "the views cannot begin to work with the CVR database and the replica",
+    "the views cannot begin to work with the replica",
     Passes,
     Person,
-    "see the message: the CVR database, or the disk of the replica",
+    "see the message: the disk of the replica, or limits of this machine",
 );
 
 // API servers. What is told to a client, its application asks again.
@@ -365,6 +367,7 @@ pub const ERRORS: &[Entry] = &[
     Entry::new("ivm::AdvanceError", "a query must be run anew", Passes, Passes, "nothing: it is run anew"),
     Entry::new("ivm::RehydrateReason", "a query must be run anew", Passes, Passes, "nothing: it is run anew"),
     Entry::new("ivm::SourceError", "the replica cannot be read", Passes, Passes, "see the disk"),
+    CVR_AWAY,
     VIEWS_UNSTARTED,
     Entry::new("views::Failure", "a query cannot be served", OneThing, OneThing, QUERY),
     Entry::new("views::Unsupported", "a query uses what is not known here", OneThing, OneThing, QUERY),

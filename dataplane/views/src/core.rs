@@ -31,7 +31,7 @@ use crate::mutations::Internal;
 use crate::outgoing::{Dropped, Mark, Outgoing, now_us};
 use crate::rules::Rules;
 use crate::spool::Spool;
-use crate::store::{self, Connector, Copy, Flush, Question, Request, Store};
+use crate::store::{self, Connector, Copy, Flush, Question, Request, Store, Unopened};
 use crate::transform::Answer;
 use crate::turns::Turns;
 use crate::unflushed::Unflushed;
@@ -119,7 +119,7 @@ pub struct Started {
 }
 
 /// Prepares the CVR database and starts the thread.
-pub async fn start(options: Options) -> Result<Started, String> {
+pub async fn start(options: Options) -> Result<Started, Unopened> {
     let mut limits = options.memory_bytes.map_or_else(Limits::default, Limits::for_memory);
     if options.is_alone {
         limits.node_live = Duration::ZERO;
@@ -128,7 +128,7 @@ pub async fn start(options: Options) -> Result<Started, String> {
 }
 
 /// Like [`start`], with other limits.
-pub async fn start_within(options: Options, limits: Limits) -> Result<Started, String> {
+pub async fn start_within(options: Options, limits: Limits) -> Result<Started, Unopened> {
     let settings = store::Settings {
         connector: Arc::clone(&options.cvr),
         schema: options.cvr_schema.clone(),
@@ -167,9 +167,9 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
                 let _ = events.send(Event::Hydrated(Box::new(outcome)));
             },
         )
-        .map_err(|e| format!("start the hydration threads: {e}"))?
+        .map_err(|e| unstarted(format!("start the hydration threads: {e}")))?
     };
-    let reader = (options.open_reader)().map_err(|e| e.to_string())?;
+    let reader = (options.open_reader)().map_err(|e| unstarted(e.to_string()))?;
     let (commands, mut command_receiver) = tokio::sync::mpsc::unbounded_channel();
     {
         let events = Lifeline(events.clone());
@@ -199,8 +199,12 @@ pub async fn start_within(options: Options, limits: Limits) -> Result<Started, S
             let ending = core.run(&receiver, &seen);
             let _ = ended_sender.send(ending);
         })
-        .map_err(|e| format!("start the views' thread: {e}"))?;
+        .map_err(|e| unstarted(format!("start the views' thread: {e}")))?;
     Ok(Started { handle: Handle { commands }, batches, ended, unflushed_since, turns })
+}
+
+fn unstarted(message: String) -> Unopened {
+    Unopened { message, entry: &fault::path::VIEWS_UNSTARTED }
 }
 
 /// What the thread talks to.

@@ -19,11 +19,15 @@ use views::api::{
 };
 use views::limits::Limits;
 use views::metrics::Metrics;
-use views::store::Copy;
+use views::store::{Copy, Unopened};
 use views::{Ending, Options, Started};
 
 use crate::client::{Client, Store, key_text};
 use crate::data::{self, Ask, CLIENTS, Keys, MUTATIONS, PERMISSIONS, cells, client_schema};
+
+fn unopened(error: impl std::fmt::Display) -> Unopened {
+    Unopened { message: format!("{error:#}"), entry: &fault::path::CVR_AWAY }
+}
 
 /// How the API server answers for one query name.
 #[derive(Clone, Debug)]
@@ -244,7 +248,7 @@ impl World {
             cvr: Arc::new(move || {
                 let url = url.clone();
                 assert!(!no_connections.load(Ordering::Relaxed), "as the test wants it");
-                Box::pin(async move { postgres::connect(&url).await.map_err(|e| format!("{e:#}")) })
+                Box::pin(async move { postgres::connect(&url).await.map_err(unopened) })
             }),
             cvr_connections_max: self.cvr_connections_max,
             copy: self.copy.clone(),

@@ -15,10 +15,10 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Transaction};
 use tracing::warn;
 
-use super::fault::Fault;
+use super::fault::{Fault, Unopened};
 
-/// Opens a connection to the CVR database; the error is for a log line and has no secrets.
-pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, String>> + Send>> + Send + Sync>;
+/// Opens a connection to the CVR database.
+pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, Unopened>> + Send>> + Send + Sync>;
 
 /// A value for a statement, with its type: asking the server for the type would take a prepared statement.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -116,19 +116,19 @@ impl Connection {
     }
 
     /// Opens the connection, or says why that fails.
-    async fn connect(&self) -> Result<Open, String> {
+    async fn connect(&self) -> Result<Open, Unopened> {
         let connecting = async {
             let client = (self.connector)().await?;
-            Open::new(client).await.map_err(|fault| fault.describe())
+            Open::new(client).await.map_err(Unopened::from)
         };
         match tokio::time::timeout(self.answer, connecting).await {
             Ok(opened) => opened,
-            Err(_) => Err(Fault::Silent(self.answer).describe()),
+            Err(_) => Err(Fault::Silent(self.answer).into()),
         }
     }
 
     /// Opens the connection now or not at all.
-    pub(super) async fn try_open(&mut self) -> Result<(), String> {
+    pub(super) async fn try_open(&mut self) -> Result<(), Unopened> {
         let opened = self.connect().await?;
         *self.open.lock().await = Some(opened);
         Ok(())
@@ -142,7 +142,7 @@ impl Connection {
             match self.connect().await {
                 Ok(opened) => *open = Some(opened),
                 Err(error) => {
-                    let pause = self.retry.pause();
+                    let (pause, error) = (self.retry.pause(), error.message);
                     warn!(error, retry_ms = pause.as_millis() as u64, "CVR database: cannot connect, will retry");
                     tokio::time::sleep(pause).await;
                 }

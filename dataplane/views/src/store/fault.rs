@@ -3,8 +3,37 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use fault::{Entry, Statement, sqlstate, statement};
+use fault::{Entry, Statement, path, sqlstate, statement};
 use tokio_postgres::Error;
+
+/// Why the store, or what works with it, cannot begin.
+#[derive(Clone, Debug)]
+pub struct Unopened {
+    /// For a log line; without secrets.
+    pub message: String,
+    /// What is known of it, and so what to do.
+    pub entry: &'static Entry,
+}
+
+impl Unopened {
+    pub(super) fn while_doing(self, doing: &str) -> Unopened {
+        Unopened { message: format!("{doing}: {}", self.message), ..self }
+    }
+}
+
+impl std::fmt::Display for Unopened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Unopened {}
+
+impl From<Fault> for Unopened {
+    fn from(fault: Fault) -> Unopened {
+        Unopened { message: fault.describe(), entry: fault.entry().unwrap_or(&path::CVR_AWAY) }
+    }
+}
 
 #[derive(Debug)]
 pub(super) enum Fault {

@@ -46,6 +46,7 @@ use crate::row_id::RowId;
 use connection::Connection;
 
 pub use connection::Connector;
+pub use fault::Unopened;
 pub use reference::{Inherit, Remembered, RememberedDesire, RememberedQuery};
 pub use write::Metrics;
 
@@ -295,11 +296,13 @@ pub struct Settings {
 }
 
 /// Creates what is missing, forgets what is too old and registers this process.
-pub async fn register(settings: &Settings) -> Result<NodeId, String> {
+pub async fn register(settings: &Settings) -> Result<NodeId, Unopened> {
     let mut connection = Connection::new(Arc::clone(&settings.connector), settings.limits.answer);
     // It is tried once: whoever starts the process says what to do about it.
     connection.try_open().await?;
-    registered(&mut connection, settings).await.map_err(|fault| format!("prepare the CVR tables: {}", fault.describe()))
+    registered(&mut connection, settings)
+        .await
+        .map_err(|fault| Unopened::from(fault).while_doing("prepare the CVR tables"))
 }
 
 async fn registered(connection: &mut Connection, settings: &Settings) -> Result<NodeId, fault::Fault> {
