@@ -11,7 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::api::{ConnectionId, Frame};
 use crate::body::{Body, BodyError};
 use crate::catch_up::Missed;
-use crate::connection::Phase;
+use crate::connection::{Connection, Phase};
 use crate::core::Core;
 use crate::group::record::Holding;
 use crate::group::{GroupId, Left, Pending, QueryRun};
@@ -44,25 +44,23 @@ pub struct Bodies {
 }
 
 impl Core {
-    /// Pokes the group's active connections with everything that is pending, and stores what changed of its record.
+    /// Pokes the group's active connections with everything that is pending, and stores what changed of its record. Only after
+    /// that may anybody join, as what is told then must be stored. False: it is to wait.
     pub(crate) fn deliver(
         &mut self,
         group_id: GroupId,
         mark: Option<Mark>,
         bodies: &mut Bodies,
         pokes: &mut Vec<Poke>,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let version = self.version;
         self.hold_back(group_id);
-        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(false) };
         // Nothing of a client is stored or told before anybody's credentials were found good.
-        if !group.is_served() || !group.is_admitted {
-            return Ok(());
+        if !group.is_served() || !group.is_admitted || self.is_about_to_join(group_id) {
+            return Ok(false);
         }
-        if self.is_about_to_join(group_id) {
-            return Ok(());
-        }
-        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(false) };
         let active: Vec<ConnectionId> = group
             .connections
             .iter()
@@ -71,7 +69,7 @@ impl Core {
             .collect();
         let arrived = std::mem::take(&mut group.pending.arrived);
         let (arrived, waiting) = self.split_arrived(group_id, arrived, !active.is_empty());
-        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(false) };
         let mut pending = std::mem::take(&mut group.pending);
         group.pending.arrived = waiting;
         group.retain_held(&mut pending.affected);
@@ -79,7 +77,7 @@ impl Core {
             pending.nobody_is_told();
         }
         if pending.is_empty() && arrived.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let visible = pending.is_visible() || !arrived.is_empty();
         if visible {
@@ -87,7 +85,7 @@ impl Core {
         }
         let cookie = group.cookie;
         let fresh = self.take_arrived(group_id, &arrived, cookie, &mut pending);
-        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&group_id) else { return Ok(false) };
         for left in &pending.left {
             group.record.remember_removed(&left.hash, left.holding.clone(), cookie, now_ms());
         }
@@ -119,11 +117,12 @@ impl Core {
         for id in pending.left.iter().filter_map(|l| l.held) {
             self.release(group_id, id, now);
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Whether there is nobody to tell anything yet, and somebody who joins waits for new queries for a moment: what it changed is
-    /// stored together with what it will be told, in one flush.
+    /// Whether there is nobody to tell anything yet, and all who join wait for new queries for a moment: what they changed is
+    /// stored together with what they will be told, in one flush. As soon as one has waited long enough, nobody waits, so those
+    /// who come later keep nobody waiting.
     fn is_about_to_join(&mut self, group_id: GroupId) -> bool {
         let Some(group) = self.groups.get_mut(&group_id) else { return false };
         let is_awaited = |run: &QueryRun| {
@@ -135,9 +134,9 @@ impl Core {
         }
         let now = Instant::now();
         let connections = || group.connections.iter().filter_map(|id| self.connections.get(id));
-        let is_waiting = connections()
-            .any(|c| c.phase == Phase::Joining && c.patience.is_some_and(|until| until > now))
-            && connections().all(|c| c.phase != Phase::Active);
+        let is_patient = |c: &Connection| c.patience.is_some_and(|until| until > now);
+        let is_waiting = connections().any(|c| c.phase == Phase::Joining)
+            && connections().all(|c| c.phase == Phase::New || (c.phase == Phase::Joining && is_patient(c)));
         if is_waiting {
             group.pending.nobody_is_told();
         }

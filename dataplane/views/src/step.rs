@@ -211,8 +211,9 @@ impl Core {
             }
             dirty.sort_unstable();
             for group in dirty {
-                self.deliver(group, mark, &mut bodies, &mut pokes)?;
-                self.join_waiting(group, &mut bodies, &mut pokes)?;
+                if self.deliver(group, mark, &mut bodies, &mut pokes)? {
+                    self.join_waiting(group, &mut bodies, &mut pokes)?;
+                }
             }
         }
         self.want_step |= !self.dirty.is_empty();

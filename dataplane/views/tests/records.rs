@@ -26,6 +26,32 @@ async fn client_of(world: &World, group: &str, query: &str) -> Client {
     c
 }
 
+/// Another node may take the group right after it: what is told and not stored is lost.
+#[tokio::test]
+async fn what_a_client_is_told_is_stored_whoever_joins_meanwhile() {
+    let world = World::new().await;
+    for query in ["q", "r"] {
+        world.api.ask(query, all("issue").by("owner", query));
+    }
+    world.api.0.lock().unwrap().delay = Duration::from_millis(15);
+    let database = world.cvr().await;
+    let text = format!("SELECT coalesce((SELECT record FROM \"{}\".groups WHERE id = $1), '')", world.cvr_schema);
+    let recorded = database.prepare(&text).await.unwrap();
+    for n in 0..10 {
+        let group = format!("g{n}");
+        // It waits for its query for a moment, and the one that comes a little later for a moment longer.
+        let mut first = world.connect(&group, "c1", Store::default(), init(&[put("q", 60_000)]));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let mut second = world.connect(&group, "c2", Store::default(), init(&[put("r", 60_000)]));
+        first.poke().await;
+        let record: String = database.query_one(&recorded, &[&group]).await.unwrap().get(0);
+        assert!(record.contains("\"q\""), "its desire: {record}");
+        for (client, query) in [(&mut first, "q"), (&mut second, "r")] {
+            client.until("its query", |s| s.got.contains(query)).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_record_that_the_database_refuses_concerns_its_group_only() {
     let mut world = World::new().await;

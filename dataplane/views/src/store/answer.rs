@@ -10,24 +10,28 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Transaction};
 use tracing::{error, info, warn};
 
+use super::asked::Asked;
 use super::connection::{Connection, Parameter};
 use super::fault::Fault;
 use super::history::{Delta, History, as_i64, as_version};
-use super::reference::{self, Inherit, Outcome};
+use super::reference::{self, Inherit};
 use super::write::as_ms;
-use super::{Claim, Event, LineageId, Metrics, NodeId, Question, Request, Tenure, Touched, Verdict, sql};
+use super::{Claim, Event, LineageId, Metrics, NodeId, Question, Request, Touched, sql};
 use crate::limits::Limits;
 
-/// Questions that one read of a history answers.
+/// Requests that are looked at for those that go together.
 const BATCH_MAX: usize = 256;
 /// What a history may have, for the time that reading it may take.
 const HISTORY_BYTES: usize = 64 << 20;
 /// A question that got no answer after so many attempts takes too long to answer.
-const SILENCES_MAX: u32 = 3;
-/// What Rocicorp's server is about to write is there after so long, or a little later.
-const NOT_YET: Duration = Duration::from_millis(200);
+pub(super) const SILENCES_MAX: u32 = 3;
 /// A node that was found unseen is gone if none of so many heartbeats came after that.
 const SUSPECTED_HEARTBEATS: u32 = 5;
+
+/// Whether the same again may bring the same again.
+fn is_lasting(fault: &Fault) -> bool {
+    fault.class() == Statement::Refused || matches!(fault, Fault::Silent(_))
+}
 
 /// Ticks for the first time after one period.
 fn interval_after(period: Duration) -> Interval {
@@ -62,7 +66,8 @@ impl<E: Fn(Event)> Answerer<E> {
                 if self.durable.wait_for(|durable| *durable >= after).await.is_err() {
                     return;
                 }
-                self.take(request, &mut queued, &mut requests).await;
+                let asked = self.gather(request, &mut queued, &mut requests);
+                self.answer(asked).await;
                 continue;
             }
             tokio::select! {
@@ -81,162 +86,86 @@ impl<E: Fn(Event)> Answerer<E> {
         }
     }
 
-    /// Answers a request, and with it others about the same history.
-    async fn take(
-        &mut self,
-        request: Request,
+    /// A request, and with it those of its kind that one answer may serve.
+    fn gather(
+        &self,
+        first: Request,
         queued: &mut VecDeque<(u64, Request)>,
         requests: &mut mpsc::UnboundedReceiver<(u64, Request)>,
-    ) {
-        let mut questions = Vec::new();
-        if let Request::Touched(question) = &request {
-            while queued.len() < BATCH_MAX
-                && let Ok(more) = requests.try_recv()
-            {
-                queued.push_back(more);
-            }
-            let durable = *self.durable.borrow();
-            let (present, lineage) = (question.present, question.lineage);
-            questions.push(question.clone());
-            queued.retain(|(after, other)| match other {
-                Request::Touched(other)
-                    if (other.present, other.lineage) == (present, lineage) && *after <= durable =>
-                {
-                    questions.push(other.clone());
-                    false
-                }
-                _ => true,
-            });
+    ) -> Asked {
+        let mut asked = match first {
+            Request::Claim(claim) => Asked::Claims(vec![claim]),
+            Request::Touched(question) => Asked::Touched(vec![question]),
+            Request::RowSet { .. } | Request::Purge { .. } => return Asked::One(first),
+        };
+        while queued.len() < BATCH_MAX
+            && let Ok(more) = requests.try_recv()
+        {
+            queued.push_back(more);
         }
+        let durable = *self.durable.borrow();
+        for (after, other) in std::mem::take(queued) {
+            let left = if after <= durable { asked.join(other) } else { Some(other) };
+            queued.extend(left.map(|other| (after, other)));
+        }
+        asked
+    }
+
+    /// Tries until there is an answer, or it is known that there is none.
+    async fn answer(&mut self, asked: Asked) {
+        let mut parts = VecDeque::from([asked]);
         let mut silences = 0;
-        loop {
-            let result = match &request {
-                Request::Touched(_) => self.touched(&questions).await,
-                other => self.answer(other).await,
-            };
-            match result {
-                Ok(event) => {
-                    (self.events)(event);
-                    break;
+        while let Some(asked) = parts.pop_front() {
+            match self.attempt(&asked).await {
+                Ok(events) => {
+                    silences = 0;
+                    events.into_iter().for_each(&*self.events);
+                }
+                // Perhaps that of one of them.
+                Err(fault) if asked.is_many_claims() && is_lasting(&fault) => {
+                    if let Fault::Silent(_) = fault {
+                        self.connection.broken("read", &fault).await;
+                    }
+                    parts = asked.apart();
                 }
                 Err(fault) if fault.class() == Statement::Refused || silences >= SILENCES_MAX => {
                     let error = fault.describe();
                     error!(error, "CVR database: cannot answer a question; whoever waits for it starts over");
-                    (self.events)(given_up(request, questions));
-                    break;
+                    asked.given_up().into_iter().for_each(&*self.events);
                 }
-                // The writer makes them anew.
-                Err(fault) if fault.class() == Statement::Missing => self.connection.pause().await,
                 Err(fault) => {
-                    // To own a group is worth any number of attempts.
-                    let may_end = !matches!(request, Request::Claim(_));
-                    silences += u32::from(may_end && matches!(fault, Fault::Silent(_)));
-                    self.connection.broken("read", &fault).await;
+                    if fault.class() == Statement::Missing {
+                        // The writer makes them anew.
+                        self.connection.pause().await;
+                    } else {
+                        // To own a group is worth any number of attempts.
+                        let may_end = !matches!(asked, Asked::Claims(_));
+                        silences += u32::from(may_end && matches!(fault, Fault::Silent(_)));
+                        self.connection.broken("read", &fault).await;
+                    }
+                    parts.push_front(asked);
                 }
             }
         }
         self.connection.succeeded();
     }
 
-    async fn answer(&mut self, request: &Request) -> Result<Event, Fault> {
-        Ok(match request {
-            Request::Claim(claim) => Event::Claimed { id: claim.group.clone(), verdict: self.claim(claim).await? },
-            Request::RowSet { lineage } => {
+    async fn attempt(&mut self, asked: &Asked) -> Result<Vec<Event>, Fault> {
+        let event = match asked {
+            Asked::Claims(claims) => {
+                let verdicts = self.claim(claims).await?;
+                let claimed = |(claim, verdict): (&Claim, _)| Event::Claimed { id: claim.group.clone(), verdict };
+                return Ok(claims.iter().zip(verdicts).map(claimed).collect());
+            }
+            Asked::Touched(questions) => self.touched(questions).await?,
+            Asked::One(Request::RowSet { lineage }) => {
                 let rows = self.history(*lineage).await?.and_then(|history| history.latest(*lineage));
                 Event::RowSet { lineage: *lineage, rows }
             }
-            Request::Touched(_) => unreachable!("answered in batches"),
-            Request::Purge { lineages } => Event::Purged { lineages: self.purge(lineages).await? },
-        })
-    }
-
-    async fn claim(&mut self, claim: &Claim) -> Result<Verdict, Fault> {
-        let text = sql::claim(&self.schema);
-        let (node, version) = (self.node, as_i64(claim.version));
-        let (live, keep) = (as_ms(self.limits.node_live), as_ms(self.limits.contested_max));
-        loop {
-            let age = as_ms(claim.connected_at.elapsed());
-            let parameters: [Parameter<'_>; 6] = [
-                (&claim.group, Type::TEXT),
-                (&node, Type::INT8),
-                (&version, Type::INT8),
-                (&age, Type::INT8),
-                (&live, Type::INT8),
-                (&keep, Type::INT8),
-            ];
-            let rows = self.connection.query(&text, &parameters, 0).await?;
-            // A function answers with one row.
-            let Some(row) = rows.first() else { continue };
-            let tenure = || Tenure { group: claim.group.clone(), epoch: row.get(2) };
-            // Rocicorp's server may know of it, too.
-            self.is_beside = row.get(6);
-            return Ok(match row.get(0) {
-                // The owner changed in between.
-                "again" => continue,
-                "unknown" if self.is_beside => match self.inherit(claim).await? {
-                    Some(verdict) => verdict,
-                    None => continue,
-                },
-                "owned" if self.is_beside && self.is_void(claim, row.get(2)).await? => {
-                    Verdict::Reset { tenure: tenure() }
-                }
-                "owned" => Verdict::Owned {
-                    tenure: tenure(),
-                    record: row.get(1),
-                    bound: as_version(row.get(3)),
-                    is_taken_over: row.get::<_, Option<i64>>(4).is_some(),
-                },
-                "reset" => Verdict::Reset { tenure: tenure() },
-                "elsewhere" => {
-                    Verdict::Elsewhere { wait: Duration::from_millis(u64::try_from(row.get::<_, i64>(5)).unwrap_or(0)) }
-                }
-                "older" => Verdict::NewerCopy,
-                "unknown" => Verdict::Unknown,
-                _ => Verdict::Gone,
-            });
-        }
-    }
-
-    /// Takes over what Rocicorp's server remembers of a group. `None`: another node was faster.
-    async fn inherit(&mut self, claim: &Claim) -> Result<Option<Verdict>, Fault> {
-        let (node, within) = (self.node, self.limits.answer);
-        let mut attempts = 1;
-        let outcome = loop {
-            match reference::take(&mut self.connection, &self.schema, node, claim, &self.inherit, within).await {
-                Err(Fault::Silent(_)) if attempts >= SILENCES_MAX => {
-                    warn!(
-                        "reading what Rocicorp's server remembers of a client group takes too long: its clients start over"
-                    );
-                    break Outcome::Unusable;
-                }
-                Err(Fault::Silent(_)) => attempts += 1,
-                outcome => break outcome?,
-            }
+            Asked::One(Request::Purge { lineages }) => Event::Purged { lineages: self.purge(lineages).await? },
+            Asked::One(Request::Claim(_) | Request::Touched(_)) => unreachable!("gathered"),
         };
-        let counted = |outcome| self.metrics.inherited.with_label_values(&[outcome]).inc();
-        Ok(match outcome {
-            Outcome::Again => None,
-            Outcome::Nothing => Some(Verdict::Unknown),
-            Outcome::NotYet => Some(Verdict::Elsewhere { wait: NOT_YET }),
-            Outcome::Unusable => {
-                counted("started_over");
-                Some(Verdict::Unknown)
-            }
-            Outcome::Taken { record, bound } => {
-                counted("continued");
-                let tenure = Tenure { group: claim.group.clone(), epoch: super::FIRST_EPOCH };
-                Some(Verdict::Owned { tenure, record: Some(record), bound, is_taken_over: false })
-            }
-        })
-    }
-
-    /// Whether Rocicorp's server has served a group since that is this node's now.
-    async fn is_void(&mut self, claim: &Claim, epoch: i64) -> Result<bool, Fault> {
-        let is_void = reference::void(&mut self.connection, &self.schema, self.node, &claim.group, epoch).await?;
-        if is_void {
-            self.metrics.inherited.with_label_values(&["started_over"]).inc();
-        }
-        Ok(is_void)
+        Ok(vec![event])
     }
 
     async fn touched(&mut self, questions: &[Question]) -> Result<Event, Fault> {
@@ -350,19 +279,6 @@ async fn load(
 ) -> Result<Option<History>, Fault> {
     let parameters: [Parameter<'_>; 2] = [(&lineage, Type::INT8), (&hours, Type::INT4)];
     Ok(history_of(transaction.query_typed(&sql::load_history(schema), &parameters).await?))
-}
-
-/// The answer to what can never be answered: that nothing is known.
-fn given_up(request: Request, questions: Vec<Question>) -> Event {
-    match request {
-        Request::Claim(claim) => Event::Refused(Tenure { group: claim.group, epoch: 0 }),
-        Request::RowSet { lineage } => Event::RowSet { lineage, rows: None },
-        Request::Touched(Question { present, .. }) => {
-            let answers = questions.into_iter().map(|question| (question, None)).collect();
-            Event::Touched(Touched { present, answers, latest: None })
-        }
-        Request::Purge { .. } => Event::Purged { lineages: Vec::new() },
-    }
 }
 
 fn history_of(rows: Vec<Row>) -> Option<History> {

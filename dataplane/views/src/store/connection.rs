@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fault::Backoff;
+use futures_util::future::try_join_all;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Transaction};
@@ -165,6 +166,29 @@ impl Connection {
             Ok(answer) => {
                 self.silences = 0;
                 answer
+            }
+            Err(_) => {
+                *open = None;
+                self.silences += 1;
+                Err(Fault::Silent(within))
+            }
+        }
+    }
+
+    /// The same statement several times, each in a transaction of its own, without waiting for one's answer before the next.
+    pub(super) async fn query_each<'a, P: AsRef<[Parameter<'a>]>>(
+        &mut self,
+        text: &str,
+        parameters: &[P],
+    ) -> Result<Vec<Vec<Row>>, Fault> {
+        let within = self.patience(0);
+        let mut open = self.opened().await;
+        let opened = open.as_ref().expect("opened above");
+        let all = try_join_all(parameters.iter().map(|parameters| opened.query(text, parameters.as_ref())));
+        match tokio::time::timeout(within, all).await {
+            Ok(answers) => {
+                self.silences = 0;
+                answers
             }
             Err(_) => {
                 *open = None;

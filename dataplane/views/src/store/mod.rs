@@ -21,6 +21,8 @@
 //! * No flush is stored after a group was taken from the node before that was reported by [`Event::Lost`].
 
 mod answer;
+mod asked;
+mod claims;
 mod connection;
 mod fault;
 mod history;

@@ -12,6 +12,7 @@
 //! a row there which is no tombstone was served there since: nobody can say which of the two gave out a cookie, so its
 //! clients start over.
 
+mod held;
 mod sql;
 mod text;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use protocol::schema::ClientSchema;
 use rows::{Cookie, Version};
+use rustc_hash::FxHashMap;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Transaction};
 use tracing::{debug, warn};
@@ -29,8 +31,7 @@ use super::fault::Fault;
 use super::history::as_i64;
 use super::write::as_ms;
 use super::{Claim, LineageId, NodeId};
-use crate::convert::KeyChoice;
-use crate::row_id::{Encoder, Presence};
+use held::Bases;
 
 /// The reference writes large changes of rows a moment after what else it remembers. What is not there by then never comes.
 const ROWS_LATE_MAX: Duration = Duration::from_secs(10);
@@ -41,9 +42,6 @@ const TEXT_BYTES_MAX: i64 = 8 << 20;
 const CLIENTS_MAX: i64 = 10_000;
 const QUERIES_MAX: i64 = 20_000;
 const DESIRES_MAX: i64 = 100_000;
-/// Rows of one group as they are stored here; about a million.
-const ROWS_BYTES_MAX: usize = 32 << 20;
-
 /// Groups whose rows are removed in one statement: others wait for it.
 const CLEARED_AT_ONCE: i64 = 10;
 
@@ -105,40 +103,57 @@ pub(super) enum Outcome {
     Taken { record: String, bound: Version },
     /// It can be taken in a moment.
     NotYet,
-    /// Another node was faster.
+    /// Another node was faster, or others of the same transaction have so many rows that it comes after them.
     Again,
     /// What is remembered cannot be used.
     Unusable,
 }
 
-/// Why nothing was taken.
+/// Why a group was not taken.
 enum Refusal {
     Nothing,
     NotYet,
+    AfterOthers,
     Unusable(String),
-    Fault(Fault),
 }
 
-impl From<tokio_postgres::Error> for Refusal {
-    fn from(error: tokio_postgres::Error) -> Refusal {
-        let fault = Fault::Database(error);
-        if fault.is_final() { Refusal::Unusable(fault.describe()) } else { Refusal::Fault(fault) }
+impl Refusal {
+    fn unusable(reason: &str) -> Refusal {
+        Refusal::Unusable(reason.to_owned())
     }
 }
 
-/// Takes a group over that this store does not know.
+/// What is stored of a group.
+struct Found {
+    record: String,
+    /// The rows that its clients may hold.
+    base: Vec<u8>,
+    /// How far they were told.
+    bound: Version,
+}
+
+/// Takes groups over that this store does not know, in one transaction; the outcomes are in the order of the claims. An error
+/// leaves each as it was. One that comes again may be that of a single group: the caller then asks for each alone.
 pub(super) async fn take(
     connection: &mut Connection,
     schema: &str,
     node: NodeId,
-    claim: &Claim,
+    claims: &[&Claim],
     inherit: &Inherit,
     within: Duration,
-) -> Result<Outcome, Fault> {
+) -> Result<Vec<Outcome>, Fault> {
     let mut guard = connection.opened().await;
     let open = guard.as_mut().expect("opened above");
-    match tokio::time::timeout(within, try_take(open, schema, node, claim, inherit)).await {
-        Ok(outcome) => outcome,
+    let taking = async {
+        let taken = try_take(open, schema, node, claims, inherit).await;
+        match (taken, claims) {
+            // Tables that are not understood are left as they are.
+            (Err(fault), [claim]) if fault.is_final() => Ok(vec![bury(open, schema, claim, &fault.describe()).await?]),
+            (taken, _) => taken,
+        }
+    };
+    match tokio::time::timeout(within, taking).await {
+        Ok(outcomes) => outcomes,
         Err(_) => {
             *guard = None;
             Err(Fault::Silent(within))
@@ -150,57 +165,101 @@ async fn try_take(
     open: &mut Open,
     schema: &str,
     node: NodeId,
-    claim: &Claim,
+    claims: &[&Claim],
     inherit: &Inherit,
-) -> Result<Outcome, Fault> {
+) -> Result<Vec<Outcome>, Fault> {
     let transaction = open.begin().await?;
-    let (record, base, bound) = match read(&transaction, schema, claim, inherit).await {
-        Ok(read) => read,
-        Err(Refusal::Nothing) => {
-            // Maybe because another node takes it, which was waited for.
-            let taken = transaction.query_typed(&sql::is_taken(schema), &[(&claim.group, Type::TEXT)]).await?;
-            let is_taken = taken.first().is_some_and(|row| row.get(0));
-            return Ok(if is_taken { Outcome::Again } else { Outcome::Nothing });
+    let found = read(&transaction, schema, claims, inherit).await?;
+    let mut taking = Taking::default();
+    for (claim, found) in claims.iter().zip(&found) {
+        if let Ok(found) = found {
+            taking.add(claim, found);
         }
-        Err(Refusal::NotYet) => return Ok(Outcome::NotYet),
-        Err(Refusal::Fault(fault)) => return Err(fault),
-        Err(Refusal::Unusable(reason)) => {
-            warn!(reason, "what Rocicorp's server remembers of a client group cannot be used: its clients start over");
-            drop(transaction);
-            return match open.query(&sql::bury(schema), &[(&claim.group, Type::TEXT)]).await {
-                Err(fault) if !fault.is_final() => Err(fault),
-                // Tables that are not understood are left as they are.
-                _ => Ok(Outcome::Unusable),
-            };
-        }
-    };
-    let (bound_number, age) = (as_i64(bound), as_ms(claim.connected_at.elapsed()));
-    let parameters: [Parameter<'_>; 7] = [
-        (&node, Type::INT8),
-        (&claim.group, Type::TEXT),
-        (&bound_number, Type::INT8),
-        (&record, Type::TEXT),
-        (&claim.lineage, Type::INT8),
-        (&base, Type::BYTEA),
-        (&age, Type::INT8),
-    ];
-    let taken = transaction.query_typed(&sql::take(schema), &parameters).await?;
-    if !taken.first().is_some_and(|row| row.get(0)) {
-        return Ok(Outcome::Again);
     }
+    let taken = if taking.groups.is_empty() { Vec::new() } else { taking.store(&transaction, schema, node).await? };
+    let unknown: Vec<&str> = claims.iter().zip(&found).filter_map(|(claim, found)| unknown(claim, found)).collect();
+    let known = match unknown.as_slice() {
+        [] => Vec::new(),
+        // Maybe because another node takes it, which was waited for.
+        unknown => transaction.query_typed(&sql::taken(schema), &[(&unknown, Type::TEXT_ARRAY)]).await?,
+    };
     transaction.commit().await?;
-    debug!(bytes = base.len(), "a client group goes on from what Rocicorp's server remembers");
-    Ok(Outcome::Taken { record, bound })
+    let has = |rows: &[Row], group: &str| rows.iter().any(|row| row.get::<_, &str>(0) == group);
+    let mut outcomes = Vec::with_capacity(claims.len());
+    for (claim, found) in claims.iter().zip(found) {
+        outcomes.push(match found {
+            Ok(Found { record, base, bound }) if has(&taken, &claim.group) => {
+                debug!(bytes = base.len(), "a client group goes on from what Rocicorp's server remembers");
+                Outcome::Taken { record, bound }
+            }
+            Ok(_) | Err(Refusal::AfterOthers) => Outcome::Again,
+            Err(Refusal::Nothing) if has(&known, &claim.group) => Outcome::Again,
+            Err(Refusal::Nothing) => Outcome::Nothing,
+            Err(Refusal::NotYet) => Outcome::NotYet,
+            Err(Refusal::Unusable(reason)) => bury(open, schema, claim, &reason).await?,
+        });
+    }
+    Ok(outcomes)
 }
 
-/// The group's record, the rows that its clients may hold, and how far they were told.
+fn unknown<'a>(claim: &&'a Claim, found: &Result<Found, Refusal>) -> Option<&'a str> {
+    matches!(found, Err(Refusal::Nothing)).then_some(claim.group.as_str())
+}
+
+/// Makes the reference forget a group whose clients start over.
+async fn bury(open: &Open, schema: &str, claim: &Claim, reason: &str) -> Result<Outcome, Fault> {
+    warn!(reason, "what Rocicorp's server remembers of a client group cannot be used: its clients start over");
+    match open.query(&sql::bury(schema), &[(&claim.group, Type::TEXT)]).await {
+        Err(fault) if !fault.is_final() => Err(fault),
+        _ => Ok(Outcome::Unusable),
+    }
+}
+
+/// The columns of what is stored of several groups.
+#[derive(Default)]
+struct Taking<'a> {
+    groups: Vec<&'a str>,
+    bounds: Vec<i64>,
+    records: Vec<&'a str>,
+    lineages: Vec<LineageId>,
+    bases: Vec<&'a [u8]>,
+    ages: Vec<i64>,
+}
+
+impl<'a> Taking<'a> {
+    fn add(&mut self, claim: &'a Claim, found: &'a Found) {
+        self.groups.push(&claim.group);
+        self.bounds.push(as_i64(found.bound));
+        self.records.push(&found.record);
+        self.lineages.push(claim.lineage);
+        self.bases.push(&found.base);
+        self.ages.push(as_ms(claim.connected_at.elapsed()));
+    }
+
+    /// A row for each of which no other node was faster.
+    async fn store(&self, transaction: &Transaction<'_>, schema: &str, node: NodeId) -> Result<Vec<Row>, Fault> {
+        let parameters: [Parameter<'_>; 7] = [
+            (&node, Type::INT8),
+            (&self.groups, Type::TEXT_ARRAY),
+            (&self.bounds, Type::INT8_ARRAY),
+            (&self.records, Type::TEXT_ARRAY),
+            (&self.lineages, Type::INT8_ARRAY),
+            (&self.bases, Type::BYTEA_ARRAY),
+            (&self.ages, Type::INT8_ARRAY),
+        ];
+        Ok(transaction.query_typed(&sql::take(schema), &parameters).await?)
+    }
+}
+
+/// What is remembered of each group.
 async fn read(
     transaction: &Transaction<'_>,
     schema: &str,
-    claim: &Claim,
+    claims: &[&Claim],
     inherit: &Inherit,
-) -> Result<(String, Vec<u8>, Version), Refusal> {
-    let group: Parameter<'_> = (&claim.group, Type::TEXT);
+) -> Result<Vec<Result<Found, Refusal>>, Fault> {
+    let names: Vec<&str> = claims.iter().map(|claim| claim.group.as_str()).collect();
+    let groups: Parameter<'_> = (&names, Type::TEXT_ARRAY);
     let limit = |most| (most, Type::INT8);
     let (text, clients, queries, desires) = (
         limit(&TEXT_BYTES_MAX as &(dyn tokio_postgres::types::ToSql + Sync)),
@@ -208,72 +267,94 @@ async fn read(
         limit(&QUERIES_MAX),
         limit(&DESIRES_MAX),
     );
-    let (instance, of_queries) = ([group.clone(), text.clone()], [group.clone(), text, queries]);
-    let (of_clients, of_desires) = ([group.clone(), clients], [group.clone(), desires]);
-    let texts = [
-        sql::shape(schema),
-        sql::instance(schema),
-        sql::clients(schema),
-        sql::queries(schema),
-        sql::desires(schema),
-        sql::rows(schema),
-    ];
-    let [shape, instances, clients, queries, desires, rows] = &texts;
-    // All at once. The second locks the group, so the others see one state of it.
+    let (of_instances, of_queries) = ([groups.clone(), text.clone()], [groups.clone(), text, queries]);
+    let (of_clients, of_desires) = ([groups.clone(), clients], [groups.clone(), desires]);
+    let texts =
+        [sql::shape(schema), sql::instance(schema), sql::clients(schema), sql::queries(schema), sql::desires(schema)];
+    let [shape, instances, clients, queries, desires] = &texts;
+    // All at once. The second locks the groups, so the others see one state of each.
     let (shape, instances, clients, queries, desires) = tokio::join!(
         transaction.query_typed(shape, &[]),
-        transaction.query_typed(instances, &instance),
+        transaction.query_typed(instances, &of_instances),
         transaction.query_typed(clients, &of_clients),
         transaction.query_typed(queries, &of_queries),
         transaction.query_typed(desires, &of_desires),
     );
-    check_shape(shape?.first())?;
-    let (instances, clients, queries, desires) = (instances?, clients?, queries?, desires?);
-    let instance = instances.first().ok_or(Refusal::Nothing)?;
-    let unusable = |reason: &str| Refusal::Unusable(reason.to_owned());
+    let shape = shape?;
+    let (instances, clients, queries, desires) =
+        (by_group(instances?), by_group(clients?), by_group(queries?), by_group(desires?));
+    let mut found = Vec::with_capacity(claims.len());
+    for claim in claims {
+        let instance = of(&instances, claim).first().ok_or(Refusal::Nothing);
+        found.push(check_shape(shape.first()).and(instance).and_then(|instance| {
+            let (clients, queries, desires) = (of(&clients, claim), of(&queries, claim), of(&desires, claim));
+            remembered(claim, instance, clients, queries, desires)
+        }));
+    }
+    let mut bases = Bases::new(claims, &found, inherit);
+    let text = sql::rows(schema);
+    let stream = transaction.query_typed_raw(&text, [(&bases.wanted(), Type::TEXT_ARRAY)]).await?;
+    let mut stream = std::pin::pin!(stream);
+    while let Some(row) = stream.try_next().await?
+        && bases.add(row.get(2), row.get(0), row.get(1))
+    {}
+    let bases = bases.finish();
+    let complete = |(remembered, base): (Result<Remembered, Refusal>, Result<Vec<u8>, Refusal>)| {
+        let (remembered, base) = (remembered?, base?);
+        let bound = remembered.cookie.version;
+        let record = (inherit.record)(remembered).map_err(Refusal::Unusable)?;
+        Ok(Found { record, base, bound })
+    };
+    Ok(found.into_iter().zip(bases).map(complete).collect())
+}
+
+fn of<'a>(rows: &'a FxHashMap<String, Vec<Row>>, claim: &Claim) -> &'a [Row] {
+    rows.get(&claim.group).map_or(&[][..], Vec::as_slice)
+}
+
+/// Rows by their last column.
+fn by_group(rows: Vec<Row>) -> FxHashMap<String, Vec<Row>> {
+    let mut groups: FxHashMap<String, Vec<Row>> = FxHashMap::default();
+    for row in rows {
+        groups.entry(row.get(row.len() - 1)).or_default().push(row);
+    }
+    groups
+}
+
+fn remembered(
+    claim: &Claim,
+    instance: &Row,
+    clients: &[Row],
+    queries: &[Row],
+    desires: &[Row],
+) -> Result<Remembered, Refusal> {
     let cookie = text::cookie(instance.get(0)).map_err(Refusal::Unusable)?;
     let age = Duration::try_from_secs_f64(instance.get::<_, Option<f64>>(5).unwrap_or(0.0)).unwrap_or_default();
     if instance.get::<_, &str>(0) != instance.get::<_, &str>(1) {
-        let never = unusable("its rows were not written to the end");
+        let never = Refusal::unusable("its rows were not written to the end");
         return Err(if age < ROWS_LATE_MAX { Refusal::NotYet } else { never });
     }
     if cookie.version > claim.version {
-        let never = unusable("it was told of more than this server's copy of the database has");
+        let never = Refusal::unusable("it was told of more than this server's copy of the database has");
         return Err(if age < AHEAD_MAX { Refusal::NotYet } else { never });
     }
     let is_cut = |rows: &[Row], most: i64| rows.len() as u64 >= most.unsigned_abs();
-    if is_cut(&clients, CLIENTS_MAX) || is_cut(&queries, QUERIES_MAX) || is_cut(&desires, DESIRES_MAX) {
-        return Err(unusable("it has too many clients or queries"));
+    if is_cut(clients, CLIENTS_MAX) || is_cut(queries, QUERIES_MAX) || is_cut(desires, DESIRES_MAX) {
+        return Err(Refusal::unusable("it has too many clients or queries"));
     }
-    let client_schema: &str = instance.get::<_, Option<&str>>(3).ok_or_else(|| unusable("it has no client schema"))?;
-    let client_schema: ClientSchema =
-        serde_json::from_str(client_schema).map_err(|e| Refusal::Unusable(e.to_string()))?;
-    let choice = KeyChoice::of(&client_schema);
-    let remembered = Remembered {
+    let client_schema: &str =
+        instance.get::<_, Option<&str>>(3).ok_or_else(|| Refusal::unusable("it has no client schema"))?;
+    Ok(Remembered {
         cookie,
         version: claim.version,
         lineage: claim.lineage,
         ttl_clock_ms: instance.get(2),
-        client_schema,
+        client_schema: serde_json::from_str(client_schema).map_err(|e| Refusal::Unusable(e.to_string()))?,
         profile_id: instance.get(4),
         clients: clients.iter().map(|row| row.get(0)).collect(),
         queries: queries.iter().map(query).collect::<Result<_, String>>().map_err(Refusal::Unusable)?,
         desires: desires.iter().map(desire).collect::<Result<_, String>>().map_err(Refusal::Unusable)?,
-    };
-    let record = (inherit.record)(remembered).map_err(Refusal::Unusable)?;
-    let mut keys = text::Keys::new(&claim.schema, choice, &inherit.own_tables);
-    let mut base = Encoder::default();
-    let stream = transaction.query_typed_raw(rows, [(claim.group.as_str(), Type::TEXT)]).await?;
-    let mut stream = std::pin::pin!(stream);
-    while let Some(row) = stream.try_next().await? {
-        if let Some(id) = keys.row_id(row.get(0), row.get(1)).map_err(Refusal::Unusable)? {
-            base.push(&id, Presence::Present(Version::ZERO));
-        }
-        if base.size() > ROWS_BYTES_MAX {
-            return Err(unusable("it holds too many rows"));
-        }
-    }
-    Ok((record, base.finish(), cookie.version))
+    })
 }
 
 fn check_shape(versions: Option<&Row>) -> Result<(), Refusal> {
@@ -314,19 +395,21 @@ pub(super) async fn clear(connection: &mut Connection, schema: &str) -> Result<(
     }
 }
 
-/// Voids what is known of a group that this node owns, if the reference has served it since. True if so.
+/// Voids what is known of groups that this node owns, by name and epoch, if the reference has served them since. True if so.
 pub(super) async fn void(
     connection: &mut Connection,
     schema: &str,
     node: NodeId,
-    group: &str,
-    epoch: i64,
-) -> Result<bool, Fault> {
-    let parameters: [Parameter<'_>; 3] = [(&group, Type::TEXT), (&node, Type::INT8), (&epoch, Type::INT8)];
-    match connection.query(&sql::void(schema), &parameters, 0).await {
-        Ok(rows) => Ok(!rows.is_empty()),
+    groups: &[(&str, i64)],
+) -> Result<Vec<bool>, Fault> {
+    let parameters = groups.iter().map(|(group, epoch)| -> [Parameter<'_>; 3] {
+        [(group, Type::TEXT), (&node, Type::INT8), (epoch, Type::INT8)]
+    });
+    let parameters: Vec<_> = parameters.collect();
+    match connection.query_each(&sql::void(schema), &parameters).await {
+        Ok(answers) => Ok(answers.iter().map(|rows| !rows.is_empty()).collect()),
         // Tables that are not understood say nothing.
-        Err(fault) if fault.is_foreign() => Ok(false),
+        Err(fault) if fault.is_foreign() => Ok(vec![false; groups.len()]),
         Err(fault) => Err(fault),
     }
 }
